@@ -1,0 +1,50 @@
+"""What a workload runs on: the official library, or this project. Both have the same API."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import xarray as xr
+
+ENGINES = ("official", "ours")
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """One implementation, and the way its users write and open xarray datasets with it."""
+
+    name: str
+    ic: ModuleType
+    to_icechunk: Callable[..., None]
+    open_dataset: Callable[[str, Any], xr.Dataset]
+    """Opens (path, repository); each engine uses what it needs."""
+
+
+def load(name: str) -> Engine:
+    """Import an engine, and nothing of the other one."""
+    if name == "official":
+        writer = importlib.import_module("icechunk.xarray")
+        return Engine(name, importlib.import_module("icechunk"), writer.to_icechunk, _open_through_store)
+    if name == "ours":
+        writer = importlib.import_module("xarray_icechunk")
+        return Engine(name, importlib.import_module("icechunk_engine"), writer.to_icechunk, _open_through_engine)
+    raise ValueError(f"no engine named {name!r}: choose one of {ENGINES}")
+
+
+def _open_through_store(path: str, repository: Any) -> xr.Dataset:
+    store = repository.readonly_session("main").store
+    return xr.open_dataset(store, engine="zarr", chunks=None, consolidated=False, zarr_format=3)
+
+
+def _open_through_engine(path: str, repository: Any) -> xr.Dataset:
+    return xr.open_dataset(path, engine="icechunk", chunks=None)
+
+
+def bytes_on_disk(path: Path) -> int:
+    """Sum of the sizes of all files below a folder."""
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

@@ -1,0 +1,305 @@
+"""The workloads. Each takes an engine, a folder and a size, and checks its own result.
+
+``prepare`` runs in a process of its own and is not measured. ``run`` is measured by the phases that it names. Both use
+only the API that the two libraries share, as users would write it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+import zarr
+from numpy.typing import NDArray
+
+from .engines import Engine
+from .measure import Phases
+
+PREFIX = "file:///data/model-run/"
+REFS_PER_FILE = 1000
+CHUNK_BYTES = 7000
+FORKS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """One workload: ``size`` counts what its title names, ``tiny`` is the size that the tests use."""
+
+    name: str
+    title: str
+    size: int
+    tiny: int
+    run: Callable[[Engine, Path, int, Phases], None]
+    prepare: Callable[[Engine, Path, int], None] | None = None
+
+
+# ---- helpers ------------------------------------------------------------------------------------------------------
+
+
+def create(engine: Engine, path: Path, *, virtual: bool = False) -> Any:
+    """A new repository in a local folder, with a container for virtual chunks if asked for."""
+    ic = engine.ic
+    config = ic.RepositoryConfig.default()
+    if virtual:
+        config.set_virtual_chunk_container(
+            ic.VirtualChunkContainer(PREFIX, ic.ObjectStoreConfig.LocalFileSystem("/data/model-run"))
+        )
+    return ic.Repository.create(ic.local_filesystem_storage(str(path)), config=config)
+
+
+def open_(engine: Engine, path: Path) -> Any:
+    return engine.ic.Repository.open(engine.ic.local_filesystem_storage(str(path)))
+
+
+def create_array(store: Any, name: str, shape: tuple[int, ...], chunks: tuple[int, ...], dtype: str = "f4") -> Any:
+    """An uncompressed array: the library is measured, not the codecs."""
+    return zarr.create_array(store, name=name, shape=shape, chunks=chunks, dtype=dtype, compressors=None, filters=None)
+
+
+def grid(count: int) -> tuple[int, int]:
+    """A chunk grid of ``count`` chunks: (files, chunks in one file)."""
+    per_file = min(REFS_PER_FILE, count)
+    if count % per_file:
+        raise ValueError(f"choose a multiple of {per_file} references, not {count}")
+    return count // per_file, per_file
+
+
+def references(
+    shape: tuple[int, int], first_file: int = 0
+) -> tuple[list[str], NDArray[np.uint64], NDArray[np.uint64]]:
+    """Locations, offsets and lengths as a scan of NetCDF files gives them: many chunks of varying length in a file."""
+    files, per_file = shape
+    rng = np.random.default_rng(first_file)
+    lengths = rng.integers(CHUNK_BYTES // 2, CHUNK_BYTES, (files, per_file)).astype(np.uint64)
+    offsets = np.zeros_like(lengths)
+    np.cumsum(lengths[:, :-1], axis=1, out=offsets[:, 1:])
+    offsets += np.uint64(20_000)
+    names = [f"{PREFIX}t2m_{first_file + number:06d}.nc" for number in range(files)]
+    locations = [name for name in names for _ in range(per_file)]
+    return locations, offsets.ravel(), lengths.ravel()
+
+
+def commit_references(engine: Engine, path: Path, count: int) -> None:
+    """A repository with one array of ``count`` virtual references."""
+    virtual_refs_set(engine, path, count, Phases())
+
+
+# ---- virtual references -------------------------------------------------------------------------------------------
+
+
+def virtual_refs_set(engine: Engine, path: Path, count: int, phases: Phases) -> None:
+    shape = grid(count)
+    locations, offsets, lengths = references(shape)
+    repository = create(engine, path, virtual=True)
+    session = repository.writable_session("main")
+    store = session.store
+    create_array(store, "t2m", (shape[0], shape[1] * 10), (1, 10))
+    with phases.phase("set"):
+        failed = store.set_virtual_refs_arr("t2m", shape, locations, offsets, lengths)
+    with phases.phase("commit"):
+        session.commit("virtual references")
+    assert failed is None
+    assert (
+        repository.readonly_session("main").chunk_type("/t2m", (shape[0] - 1, shape[1] - 1))
+        == engine.ic.ChunkType.virtual
+    )
+
+
+def virtual_refs_change(engine: Engine, path: Path, count: int, phases: Phases) -> None:
+    shape = grid(count)
+    locations, offsets, lengths = references((1, 1), first_file=shape[0])
+    with phases.phase("open"):
+        repository = open_(engine, path)
+        session = repository.writable_session("main")
+    with phases.phase("set"):
+        session.store.set_virtual_ref(
+            f"t2m/c/{shape[0] // 2}/{shape[1] // 2}", locations[0], offset=int(offsets[0]), length=int(lengths[0])
+        )
+    with phases.phase("commit"):
+        session.commit("one change")
+    reopened = open_(engine, path).readonly_session("main")
+    assert locations[0] in reopened.all_virtual_chunk_locations()
+
+
+def coordinates_listed(engine: Engine, path: Path, count: int, phases: Phases) -> None:
+    session = open_(engine, path).readonly_session("main")
+
+    async def count_coordinates() -> int:
+        seen = 0
+        async for _ in session.chunk_coordinates("/t2m"):
+            seen += 1
+        return seen
+
+    async def count_columns() -> int:
+        seen = 0
+        async for coordinates, *_ in session.store.array_chunk_iterator("/t2m"):
+            seen += len(coordinates)
+        return seen
+
+    with phases.phase("chunk_coordinates"):
+        seen = asyncio.run(count_coordinates())
+    assert seen == count
+    session = open_(engine, path).readonly_session("main")
+    with phases.phase("array_chunk_iterator"):
+        seen = asyncio.run(count_columns())
+    assert seen == count
+
+
+# ---- chunks that zarr writes --------------------------------------------------------------------------------------
+
+
+def _small_chunks(engine: Engine, path: Path, count: int, phases: Phases) -> None:
+    elements = 1024  # 4 KiB a chunk: above the inline threshold, so that each chunk is an object
+    values = np.random.default_rng(0).standard_normal(count * elements).astype("f4")
+    repository = create(engine, path)
+    session = repository.writable_session("main")
+    array = create_array(session.store, "a", values.shape, (elements,))
+    with phases.phase("write"):
+        array[:] = values
+    with phases.phase("commit"):
+        session.commit("small chunks")
+    with phases.phase("read"):
+        read = zarr.open_array(open_(engine, path).readonly_session("main").store, path="a", mode="r")[:]
+    np.testing.assert_array_equal(read, values)
+
+
+def small_chunks(engine: Engine, path: Path, count: int, phases: Phases) -> None:
+    _small_chunks(engine, path, count, phases)
+
+
+def small_chunks_fused(engine: Engine, path: Path, count: int, phases: Phases) -> None:
+    fused = "zarr.core.codec_pipeline.FusedCodecPipeline"
+    with zarr.config.set({"codec_pipeline.path": fused}):
+        _small_chunks(engine, path, count, phases)
+
+
+def large_chunks(engine: Engine, path: Path, count: int, phases: Phases) -> None:
+    elements = 1024 * 1024  # 4 MiB a chunk
+    values = np.random.default_rng(0).integers(0, 2**32, count * elements, dtype="u4")
+    repository = create(engine, path)
+    session = repository.writable_session("main")
+    array = create_array(session.store, "a", values.shape, (elements,), "u4")
+    with phases.phase("write"):
+        array[:] = values
+    with phases.phase("commit"):
+        session.commit("large chunks")
+    with phases.phase("read"):
+        read = zarr.open_array(open_(engine, path).readonly_session("main").store, path="a", mode="r")[:]
+    assert np.array_equal(read, values)
+
+
+# ---- xarray -------------------------------------------------------------------------------------------------------
+
+
+def many_variables(engine: Engine, path: Path, count: int, phases: Phases) -> None:
+    rng = np.random.default_rng(0)
+    dataset = xr.Dataset(
+        {
+            f"variable_{number:03d}": (
+                ("y", "x"),
+                rng.standard_normal((20, 30)),
+                {"units": "K", "long_name": f"quantity {number}"},
+            )
+            for number in range(count)
+        },
+        coords={"y": np.arange(20.0), "x": np.arange(30.0)},
+    )
+    with phases.phase("create"):
+        repository = create(engine, path)
+        session = repository.writable_session("main")
+        engine.to_icechunk(dataset, session)
+        session.commit("many variables")
+    with phases.phase("open"), engine.open_dataset(str(path), open_(engine, path)) as opened:
+        pass
+    with phases.phase("load"):
+        opened.load()
+    xr.testing.assert_identical(opened.drop_encoding(), dataset)
+
+
+# ---- forks and commits --------------------------------------------------------------------------------------------
+
+
+def forks_merged(engine: Engine, path: Path, count: int, phases: Phases) -> None:
+    files, per_file = grid(count)
+    parts = [references((files, per_file), first_file=number * files) for number in range(FORKS)]
+    repository = create(engine, path, virtual=True)
+    session = repository.writable_session("main")
+    create_array(session.store, "t2m", (FORKS * files, per_file * 10), (1, 10))
+    session.commit("empty array")
+    session = repository.writable_session("main")
+
+    results = []
+    for number, (locations, offsets, lengths) in enumerate(parts):
+        with phases.phase("fork, send"):
+            fork = pickle.loads(pickle.dumps(session.fork()))
+        with phases.phase("set"):
+            failed = fork.store.set_virtual_refs_arr(
+                "t2m", (files, per_file), locations, offsets, lengths, arr_offset=(number * files, 0)
+            )
+        assert failed is None
+        with phases.phase("send back"):
+            results.append(pickle.loads(pickle.dumps(fork)))
+    with phases.phase("merge"):
+        session.merge(*results)
+    with phases.phase("commit"):
+        session.commit("merged forks")
+    last = repository.readonly_session("main").chunk_type("/t2m", (FORKS * files - 1, per_file - 1))
+    assert last == engine.ic.ChunkType.virtual
+
+
+def small_commits(engine: Engine, path: Path, count: int, phases: Phases) -> None:
+    repository = create(engine, path)
+    session = repository.writable_session("main")
+    create_array(session.store, "a", (count * 10,), (10,))
+    session.commit("empty array")
+    with phases.phase("commit"):
+        for number in range(count):
+            session = repository.writable_session("main")
+            array = zarr.open_array(session.store, path="a", mode="r+")
+            array[number * 10 : (number + 1) * 10] = number + 1
+            session.commit(f"step {number}")
+    with phases.phase("ancestry"):
+        history = list(repository.ancestry(branch="main"))
+    assert len(history) == count + 2
+    read = zarr.open_array(repository.readonly_session("main").store, path="a", mode="r")[:]
+    np.testing.assert_array_equal(read, np.repeat(np.arange(count) + 1, 10))
+
+
+WORKLOADS = (
+    Workload("virtual_refs_set", "virtual references set and committed", 1_000_000, 40, virtual_refs_set),
+    Workload(
+        "virtual_refs_change",
+        "virtual references committed before, one changed",
+        1_000_000,
+        40,
+        virtual_refs_change,
+        commit_references,
+    ),
+    Workload(
+        "coordinates_listed",
+        "chunk coordinates listed",
+        1_000_000,
+        40,
+        coordinates_listed,
+        commit_references,
+    ),
+    Workload("small_chunks", "chunks of 4 KiB, zarr's default pipeline", 10_000, 12, small_chunks),
+    Workload("small_chunks_fused", "chunks of 4 KiB, zarr's fused pipeline", 10_000, 12, small_chunks_fused),
+    Workload("large_chunks", "chunks of 4 MiB", 128, 2, large_chunks),
+    Workload("many_variables", "variables in one xarray dataset", 300, 3, many_variables),
+    Workload("forks_merged", f"references in each of {FORKS} forks, pickled and merged", 50_000, 20, forks_merged),
+    Workload("small_commits", "small commits", 300, 3, small_commits),
+)
+
+
+def by_name(name: str) -> Workload:
+    for workload in WORKLOADS:
+        if workload.name == name:
+            return workload
+    raise ValueError(f"no workload named {name!r}: choose one of {', '.join(w.name for w in WORKLOADS)}")

@@ -1,0 +1,101 @@
+"""The one bridge between callers and I/O that waits.
+
+The engine's logic is synchronous. A storage that waits for a network gets its calls made on one bounded pool of
+threads, many at a time; everything else is called in place, because a hop to a thread or an event loop costs more
+than a small local read. Asynchronous callers get each operation on a thread of its own (:func:`async_twin`), so no
+event loop is ever blocked by a network and no lock belongs to a loop.
+
+Pool threads run single storage calls only, never whole operations: a pool task never waits for another one, so the
+pool cannot deadlock. The pool does not survive a fork; the child makes its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import threading
+from collections.abc import Callable, Coroutine, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+POOL_SIZE = 64
+"""Requests in flight in one process: enough to hide 50 ms of latency, few enough for small machines."""
+
+
+class Waiting(Protocol):
+    """What this module asks of a storage."""
+
+    waits: bool
+
+
+class _Pool:
+    """A lazily made executor that a forked child forgets."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._executor: ThreadPoolExecutor | None = None
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._forget)
+
+    def _forget(self) -> None:
+        self._lock = threading.Lock()
+        self._executor = None
+
+    def get(self) -> ThreadPoolExecutor:
+        executor = self._executor
+        if executor is None:
+            with self._lock:
+                if self._executor is None:
+                    self._executor = ThreadPoolExecutor(POOL_SIZE, thread_name_prefix="icechunk-io")
+                executor = self._executor
+        return executor
+
+
+_POOL = _Pool()
+
+
+def map_requests[T, R](storage: Waiting, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """``[function(item) for item in items]``, concurrently where the storage waits.
+
+    ``function`` makes storage calls and must not call this again. The first error is raised after all calls ended, so
+    that none is still running when the caller cleans up.
+    """
+    items = list(items)
+    if not storage.waits or len(items) < 2:
+        return [function(item) for item in items]
+    futures = [_POOL.get().submit(function, item) for item in items]
+    errors = [error for future in futures if (error := future.exception()) is not None]
+    if errors:
+        raise errors[0]
+    return [future.result() for future in futures]
+
+
+async def request[**P, R](function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """One storage call on the pool, awaited."""
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(_POOL.get(), functools.partial(function, *args, **kwargs))
+
+
+async def in_thread[**P, R](function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """A whole operation on a thread of its own, awaited."""
+    return await asyncio.to_thread(function, *args, **kwargs)
+
+
+def async_twin[**P, R](method: Callable[P, R]) -> Callable[P, Coroutine[Any, Any, R]]:
+    """The asynchronous twin of a synchronous function: same parameters, same result, run in a thread.
+
+    >>> import asyncio
+    >>> add_async = async_twin(lambda a, b: a + b)
+    >>> asyncio.run(add_async(1, 2))
+    3
+    """
+
+    @functools.wraps(method)
+    async def twin(*args: P.args, **kwargs: P.kwargs) -> R:
+        return await asyncio.to_thread(method, *args, **kwargs)
+
+    twin.__name__ = f"{method.__name__}_async"
+    twin.__qualname__ = f"{method.__qualname__}_async"
+    twin.__doc__ = f"Asynchronous twin of :meth:`{method.__name__}`: same parameters, result and errors."
+    return twin

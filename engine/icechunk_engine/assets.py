@@ -1,0 +1,266 @@
+"""AssetManager: the typed, immutable files of a repository, seen through a cache weighed in bytes.
+
+Snapshots, manifests and transaction logs never change once written, so every session, fork and unpickled copy in a
+process that looks at the same place shares one decoded copy. ``repo`` is the one mutable object: it is read each time
+and decoded anew only when its version changed.
+
+Requests: one GET for a snapshot, manifest or transaction log that is not cached; one GET for ``repo``; one PUT a file
+written.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from icechunk_engine._sync import map_requests
+from icechunk_engine.chunk_finder import ChunkFinder
+from icechunk_engine.chunk_refs import ChunkRefs
+from icechunk_engine.config import ResolvedConfig
+from icechunk_engine.errors import (
+    ErrorKind,
+    FormatError,
+    ObjectNotFoundError,
+    RepositoryNotFoundError,
+    SnapshotNotFoundError,
+    StorageError,
+)
+from icechunk_engine.format import layout
+from icechunk_engine.format.manifest import Manifest, decode_manifest
+from icechunk_engine.format.repo_info import RepoInfo, decode_repo_info
+from icechunk_engine.format.snapshot import Snapshot, decode_snapshot
+from icechunk_engine.format.transaction_log import TransactionLog, decode_transaction_log
+from icechunk_engine.ids import ManifestId, NodeId, SnapshotId
+from icechunk_engine.storage.base import Storage, Version
+
+BYTES_PER_CHUNK_REF = 48
+"""Weight of one decoded reference, to turn ``CachingConfig.num_chunk_refs`` into bytes."""
+BYTES_PER_SNAPSHOT_NODE = 512
+BYTES_PER_TRANSACTION_CHANGE = 24
+
+
+class LoadedManifest:
+    """A decoded manifest with lookups that are prepared once."""
+
+    __slots__ = ("_finders", "manifest")
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.manifest = manifest
+        self._finders: dict[NodeId, tuple[ChunkRefs, ChunkFinder]] = {}
+
+    def finder(self, node_id: NodeId) -> tuple[ChunkRefs, ChunkFinder]:
+        """References of one array and their finder. Raises FormatError when the manifest does not hold the array."""
+        found = self._finders.get(node_id)
+        if found is None:
+            refs = self.manifest.get(node_id)
+            if refs is None:
+                raise FormatError(
+                    f"manifest {self.manifest.manifest_id} holds no chunks of node {node_id} although its snapshot "
+                    f"says so; the repository is damaged, restore the file from a copy",
+                    ErrorKind.INCONSISTENT_MANIFESTS,
+                )
+            found = self._finders[node_id] = refs, ChunkFinder(refs)
+        return found
+
+
+class _WeighedCache:
+    """Least recently used entries go when the weights exceed the limit. Thread-safe."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self._lock = threading.Lock()
+        self._entries: OrderedDict[Any, tuple[Any, int]] = OrderedDict()
+        self._weight = 0
+
+    def get(self, key: Any) -> Any:
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is None:
+                return None
+            self._entries.move_to_end(key)
+            return entry[0]
+
+    def put(self, key: Any, value: Any, weight: int) -> None:
+        with self._lock:
+            previous = self._entries.pop(key, None)
+            if previous is not None:
+                self._weight -= previous[1]
+            self._entries[key] = value, weight
+            self._weight += weight
+            while self._weight > self.limit_bytes and len(self._entries) > 1:
+                _, (_, dropped) = self._entries.popitem(last=False)
+                self._weight -= dropped
+
+
+class _SharedCaches:
+    """The caches of one storage place in this process."""
+
+    def __init__(self, config: ResolvedConfig) -> None:
+        caching = config.caching
+        self.snapshots = _WeighedCache(caching.num_snapshot_nodes * BYTES_PER_SNAPSHOT_NODE)
+        self.manifests = _WeighedCache(caching.num_chunk_refs * BYTES_PER_CHUNK_REF)
+        self.logs = _WeighedCache(caching.num_transaction_changes * BYTES_PER_TRANSACTION_CHANGE)
+        self.repo_info: tuple[Version, RepoInfo] | None = None
+        self._lock = threading.Lock()
+        self._in_flight: dict[Any, threading.Lock] = {}
+
+    def single_flight[T](self, cache: _WeighedCache, key: Any, load: Callable[[], tuple[T, int]]) -> T:
+        """The cached value, or the loaded one; concurrent callers of one key load it once."""
+        value: T | None = cache.get(key)
+        if value is not None:
+            return value
+        with self._lock:
+            lock = self._in_flight.setdefault(key, threading.Lock())
+        try:
+            with lock:
+                value = cache.get(key)
+                if value is None:
+                    value, weight = load()
+                    cache.put(key, value, weight)
+        finally:
+            self._in_flight.pop(key, None)
+        return value
+
+
+_CACHES: weakref.WeakValueDictionary[str, _SharedCaches] = weakref.WeakValueDictionary()
+_CACHES_LOCK = threading.Lock()
+
+
+def _shared_caches(storage: Storage, config: ResolvedConfig) -> _SharedCaches:
+    with _CACHES_LOCK:
+        caches = _CACHES.get(storage.identity)
+        if caches is None:
+            caches = _CACHES[storage.identity] = _SharedCaches(config)
+        return caches
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenManifest:
+    """What a snapshot needs to know of a manifest file."""
+
+    manifest_id: ManifestId
+    size_bytes: int
+    num_refs: int
+
+
+class AssetManager:
+    """Typed fetches and writes of one repository's files.
+
+    Parameters
+    ----------
+    storage
+        Where the repository is.
+    config
+        Effective configuration.
+    """
+
+    def __init__(self, storage: Storage, config: ResolvedConfig) -> None:
+        self.storage = storage
+        self.config = config
+        self._caches = _shared_caches(storage, config)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.storage, self.config)
+
+    def repo_info(self) -> tuple[RepoInfo, Version]:
+        """The present repo info and its version.
+
+        Raises
+        ------
+        RepositoryNotFoundError
+            No ``repo`` object.
+        FormatError
+            It is damaged or of another format.
+        """
+        try:
+            data, version = self.storage.get_versioned(layout.REPO)
+        except ObjectNotFoundError:
+            raise RepositoryNotFoundError(
+                f"no Icechunk repository at {self.storage.identity} (there is no object 'repo'). "
+                f"Check the location, or make one with Repository.create(storage)"
+            ) from None
+        known = self._caches.repo_info
+        if known is not None and known[0] == version:
+            return known[1], version
+        info = decode_repo_info(data)
+        self._caches.repo_info = version, info
+        return info, version
+
+    def remember_repo_info(self, info: RepoInfo, version: Version) -> None:
+        """Keep what was just written, so that the next read need not decode it."""
+        self._caches.repo_info = version, info
+
+    def snapshot(self, snapshot_id: SnapshotId) -> Snapshot:
+        """A snapshot file. Raises SnapshotNotFoundError, FormatError."""
+
+        def load() -> tuple[Snapshot, int]:
+            key = layout.snapshot_key(snapshot_id)
+            try:
+                snapshot = decode_snapshot(self.storage.get(key))
+            except ObjectNotFoundError:
+                raise SnapshotNotFoundError(
+                    f"the file of snapshot {snapshot_id} ({key}) is not there: it never existed, or was removed by "
+                    f"garbage collection. Open a snapshot that repo.ancestry lists"
+                ) from None
+            _require_same(key, snapshot.snapshot_id, snapshot_id)
+            return snapshot, snapshot.nbytes
+
+        return self._caches.single_flight(self._caches.snapshots, snapshot_id, load)
+
+    def remember_snapshot(self, snapshot: Snapshot) -> None:
+        """Put a snapshot that was just written into the cache."""
+        self._caches.snapshots.put(snapshot.snapshot_id, snapshot, snapshot.nbytes)
+
+    def manifest(self, manifest_id: ManifestId) -> LoadedManifest:
+        """A manifest file. Raises FormatError when it is missing (a snapshot refers to it) or damaged."""
+
+        def load() -> tuple[LoadedManifest, int]:
+            key = layout.manifest_key(manifest_id)
+            try:
+                manifest = decode_manifest(self.storage.get(key))
+            except ObjectNotFoundError:
+                raise StorageError(
+                    f"manifest {key} is missing although a snapshot refers to it; the repository is damaged or was "
+                    f"copied incompletely. Restore the file from a copy",
+                    ErrorKind.OBJECT_NOT_FOUND,
+                ) from None
+            _require_same(key, manifest.manifest_id, manifest_id)
+            return LoadedManifest(manifest), manifest.nbytes
+
+        return self._caches.single_flight(self._caches.manifests, manifest_id, load)
+
+    def remember_manifest(self, manifest: Manifest) -> None:
+        """Put a manifest that was just encoded into the cache."""
+        self._caches.manifests.put(manifest.manifest_id, LoadedManifest(manifest), manifest.nbytes)
+
+    def manifests(self, manifest_ids: list[ManifestId]) -> list[LoadedManifest]:
+        """Several manifests, fetched concurrently where the storage waits."""
+        return map_requests(self.storage, self.manifest, manifest_ids)
+
+    def transaction_log(self, snapshot_id: SnapshotId) -> TransactionLog | None:
+        """What a commit changed; None where there is no log (first snapshots of migrated repositories)."""
+
+        def load() -> tuple[TransactionLog, int]:
+            log = decode_transaction_log(self.storage.get(layout.transaction_log_key(snapshot_id)))
+            return log, 1024 + sum(indices.nbytes for indices in log.updated_chunks.values())
+
+        try:
+            return self._caches.single_flight(self._caches.logs, snapshot_id, load)
+        except ObjectNotFoundError:
+            return None
+
+    def write(self, files: dict[str, bytes]) -> None:
+        """Write new immutable files, concurrently where the storage waits."""
+        map_requests(self.storage, lambda item: self.storage.put(*item), files.items())
+
+
+def _require_same(key: str, found: object, wanted: object) -> None:
+    if found != wanted:
+        raise FormatError(
+            f"{key} holds the file of {found}: files were renamed or mixed up. Restore it from a copy",
+            ErrorKind.INVALID_FILE_FORMAT,
+        )

@@ -1,0 +1,266 @@
+"""Numpy columns that the whole engine speaks: tables of byte strings, ragged gathers, lexicographic order.
+
+Nothing here knows Icechunk. No function loops over rows in Python.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+U8 = NDArray[np.uint8]
+U32 = NDArray[np.uint32]
+I64 = NDArray[np.int64]
+U64 = NDArray[np.uint64]
+
+_MIN_SLICE = 64
+"""Mean length from which copying slices beats gathering items (measured)."""
+
+
+def as_u8(data: Any) -> U8:
+    """Zero-copy ``uint8`` view of any contiguous buffer."""
+    return data if isinstance(data, np.ndarray) and data.dtype == np.uint8 else np.frombuffer(data, np.uint8)
+
+
+def ragged_positions(starts: NDArray[Any], lengths: NDArray[Any]) -> I64:
+    """Flat element positions of the ranges ``starts[i] : starts[i] + lengths[i]``, range after range."""
+    lengths = lengths.astype(np.int64, copy=False)
+    total = int(lengths.sum())
+    if total == 0:
+        return np.empty(0, np.int64)
+    ends = np.cumsum(lengths)
+    shifts = starts.astype(np.int64, copy=False) - (ends - lengths)
+    return np.repeat(shifts, lengths) + np.arange(total, dtype=np.int64)
+
+
+def starts_of(lengths: NDArray[Any]) -> I64:
+    """Prefix sums with the total at the end: ``starts`` of shape ``(n + 1,)``."""
+    starts = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=starts[1:])
+    return starts
+
+
+def gather_ranges(items: NDArray[Any], starts: NDArray[Any], lengths: NDArray[Any]) -> NDArray[Any]:
+    """Copy of the ranges ``starts[i] : starts[i] + lengths[i]``, range after range.
+
+    Adjacent ranges are copied as one. Few or long ranges are copied slice by slice, which beats one index an item.
+    """
+    if len(starts) == 0:
+        return items[:0]
+    starts, lengths = starts.astype(np.int64, copy=False), lengths.astype(np.int64, copy=False)
+    stops = starts + lengths
+    heads = np.flatnonzero(np.concatenate([[True], starts[1:] != stops[:-1]]))
+    if int(lengths.sum()) < _MIN_SLICE * len(heads):
+        return items[ragged_positions(starts, lengths)]
+    tails = np.append(heads[1:] - 1, len(starts) - 1)
+    bounds = zip(starts[heads].tolist(), stops[tails].tolist(), strict=True)
+    return np.concatenate([items[start:stop] for start, stop in bounds])
+
+
+def scatter_ranges(out: NDArray[Any], starts: NDArray[Any], lengths: NDArray[Any], items: NDArray[Any]) -> None:
+    """Inverse of :func:`gather_ranges`: put consecutive items into the ranges of ``out``."""
+    if len(items) < _MIN_SLICE * len(starts):
+        out[ragged_positions(starts, lengths)] = items
+        return
+    stops = np.cumsum(lengths)
+    bounds = zip(starts.tolist(), (stops - lengths).tolist(), stops.tolist(), strict=True)
+    for place, start, stop in bounds:
+        out[place : place + stop - start] = items[start:stop]
+
+
+def take_ragged(items: NDArray[Any], starts: NDArray[Any], rows: NDArray[Any]) -> tuple[NDArray[Any], I64]:
+    """The lists at ``rows`` of a ragged column and their starts; list ``i`` is ``items[starts[i]:starts[i + 1]]``."""
+    lengths = np.diff(starts)[rows]
+    return gather_ranges(items, starts[:-1][rows], lengths), starts_of(lengths)
+
+
+class BytesTable:
+    """Column of ``n`` byte strings: one data buffer and ``n + 1`` starts. Text is UTF-8.
+
+    Attributes
+    ----------
+    data
+        ``uint8``, all strings one after another.
+    starts
+        ``int64`` of shape ``(n + 1,)``; string ``i`` is ``data[starts[i]:starts[i + 1]]``.
+    """
+
+    __slots__ = ("data", "starts")
+
+    def __init__(self, data: U8, starts: I64) -> None:
+        self.data = data
+        self.starts = starts
+
+    @classmethod
+    def empty(cls) -> Self:
+        """A table of no strings."""
+        return cls(np.empty(0, np.uint8), np.zeros(1, np.int64))
+
+    @classmethod
+    def of(cls, items: Iterable[bytes | str]) -> Self:
+        """Table of Python strings or bytes."""
+        encoded = [item.encode() if isinstance(item, str) else item for item in items]
+        lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
+        return cls(np.frombuffer(b"".join(encoded), np.uint8), starts_of(lengths))
+
+    @classmethod
+    def gather(cls, buffer: U8, starts: NDArray[Any], lengths: NDArray[Any]) -> Self:
+        """Copy ``n`` ranges out of ``buffer``."""
+        if len(starts) and bool((lengths == lengths[0]).all()) and int(lengths[0]) > 0:
+            width = int(lengths[0])
+            windows = np.lib.stride_tricks.sliding_window_view(buffer, width)
+            return cls(windows[starts.astype(np.int64)].reshape(-1), starts_of(np.full(len(starts), width)))
+        return cls(gather_ranges(buffer, starts, lengths), starts_of(lengths))
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    @property
+    def lengths(self) -> I64:
+        """Length in bytes of each string, shape ``(n,)``."""
+        lengths: I64 = np.diff(self.starts)
+        return lengths
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held."""
+        return int(self.data.nbytes + self.starts.nbytes)
+
+    def raw(self, i: int) -> bytes:
+        """String ``i`` as bytes."""
+        return self.data[self.starts[i] : self.starts[i + 1]].tobytes()
+
+    def text(self, i: int) -> str:
+        """String ``i`` decoded."""
+        return self.raw(i).decode()
+
+    def texts(self) -> list[str]:
+        """All strings decoded; one Python object each, so only for tables of few."""
+        data, starts = self.data.tobytes(), self.starts.tolist()
+        return [data[start:stop].decode() for start, stop in pairwise(starts)]
+
+    def raws(self) -> list[bytes]:
+        """All strings as bytes; one Python object each, so only for tables of few."""
+        data, starts = self.data.tobytes(), self.starts.tolist()
+        return [data[start:stop] for start, stop in pairwise(starts)]
+
+    def take(self, rows: NDArray[Any]) -> BytesTable:
+        """The strings at ``rows``, in that order."""
+        return BytesTable.gather(self.data, self.starts[:-1][rows], self.lengths[rows])
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, BytesTable)
+            and np.array_equal(self.lengths, other.lengths)
+            and np.array_equal(
+                self.data[self.starts[0] : self.starts[-1]], other.data[other.starts[0] : other.starts[-1]]
+            )
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (np.ascontiguousarray(self.data), self.starts)
+
+
+def concat_tables(tables: Sequence[BytesTable]) -> BytesTable:
+    """All strings of several tables, table after table."""
+    if len(tables) == 1:
+        return tables[0]
+    if not tables:
+        return BytesTable.empty()
+    data = [table.data[table.starts[0] : table.starts[-1]] for table in tables]
+    lengths = np.concatenate([table.lengths for table in tables])
+    return BytesTable(np.concatenate(data), starts_of(lengths))
+
+
+def is_sorted(table: BytesTable) -> bool:
+    """True when no string is greater than the next one, bytewise. Eight bytes of all pairs are compared at a time."""
+    starts, lengths = table.starts[:-1], table.lengths
+    padded = np.concatenate([table.data, np.zeros(8, np.uint8)])
+    words = np.ndarray((len(padded) - 7,), ">u8", padded, strides=(1,))
+
+    def word(rows: I64, offset: int) -> U64:
+        missing = np.clip(offset + 8 - lengths[rows], 0, 8)
+        values = words[np.where(missing < 8, starts[rows] + offset, 0)].astype(np.uint64)
+        shifts = np.minimum(missing * 8, 63).astype(np.uint64)
+        return np.where(missing < 8, values >> shifts << shifts, np.uint64(0))
+
+    rows, offset = np.arange(len(table) - 1, dtype=np.int64), 0
+    while len(rows):
+        left, right = word(rows, offset), word(rows + 1, offset)
+        if bool((left > right).any()):
+            return False
+        offset += 8
+        rows = rows[left == right]
+        ended = np.maximum(lengths[rows], lengths[rows + 1]) <= offset
+        if bool((lengths[rows] > lengths[rows + 1])[ended].any()):
+            return False
+        rows = rows[~ended]
+    return True
+
+
+def row_keys(rows: U8) -> NDArray[np.bytes_]:
+    """View of ``uint8 (n, width)`` rows as one comparable, sortable key each, in bytewise order."""
+    width = rows.shape[1]
+    return np.ascontiguousarray(rows).view(f"S{width}").reshape(len(rows))
+
+
+def factorize(strings: Sequence[str]) -> tuple[BytesTable, NDArray[np.int32]]:
+    """Distinct strings in order of first appearance, and the code of each input string.
+
+    Hashing happens in C (``dict.fromkeys``, ``map``), about 0.1 µs a string.
+    """
+    codes: dict[str, int] = dict.fromkeys(strings, 0)
+    distinct = list(codes)
+    codes.update(zip(distinct, range(len(distinct)), strict=True))
+    return BytesTable.of(distinct), np.fromiter(map(codes.__getitem__, strings), np.int32, len(strings))
+
+
+def broadcast_column(value: ArrayLike, n: int, dtype: Any) -> NDArray[Any]:
+    """Read-only column that holds one value ``n`` times and takes no memory."""
+    scalar = np.asarray(value, dtype)
+    return np.broadcast_to(scalar, (n, *scalar.shape))
+
+
+def lex_order(rows: NDArray[Any]) -> I64:
+    """Stable order that sorts a 2-d array's rows lexicographically as unsigned vectors."""
+    if rows.shape[1] == 0 or len(rows) < 2:
+        return np.arange(len(rows), dtype=np.int64)
+    keys = linear_keys(rows)
+    if keys is not None:
+        return np.argsort(keys, kind="stable").astype(np.int64, copy=False)
+    return np.lexsort(rows.T[::-1]).astype(np.int64, copy=False)
+
+
+def linear_keys(rows: NDArray[Any]) -> U64 | None:
+    """One ``uint64`` a row that sorts and compares as the row does; None when the bounding box exceeds 2**63."""
+    if rows.shape[1] == 0 or len(rows) == 0:
+        return np.zeros(len(rows), np.uint64)
+    spans = [int(top) + 1 for top in rows.max(axis=0)]
+    strides = row_strides(spans)
+    if strides is None:
+        return None
+    keys = np.zeros(len(rows), np.uint64)
+    for axis, stride in enumerate(strides):
+        keys += rows[:, axis].astype(np.uint64) * np.uint64(stride)
+    return keys
+
+
+def row_strides(spans: Sequence[int]) -> list[int] | None:
+    """C-order strides of a box with those edge lengths; None when it has 2**63 cells or more."""
+    strides, total = [], 1
+    for span in reversed(spans):
+        strides.append(total)
+        total *= span
+    return strides[::-1] if total < 2**63 else None
+
+
+def rows_differ(rows: NDArray[Any]) -> NDArray[np.bool_]:
+    """For sorted rows: True where row ``i`` differs from row ``i + 1``, shape ``(n - 1,)``."""
+    differ: NDArray[np.bool_] = (rows[1:] != rows[:-1]).any(axis=1)
+    return differ

@@ -1,0 +1,154 @@
+"""The configuration of a repository."""
+
+# ruff: noqa: RUF009 (setting() makes a dataclass field)
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Self
+
+from icechunk_engine.config.base import U8, U16, U64, Choice, Kind, Part, Settings, Text, setting
+from icechunk_engine.config.containers import VirtualChunkContainer, validate_container
+from icechunk_engine.config.manifest import ManifestConfig
+from icechunk_engine.config.storage import StorageRetriesSettings, StorageSettings
+
+
+class CompressionAlgorithm(Enum):
+    """How files other than chunks are compressed."""
+
+    Zstd = 0
+
+    @staticmethod
+    def default() -> CompressionAlgorithm:
+        """The only one there is."""
+        return CompressionAlgorithm.Zstd
+
+
+@dataclass(slots=True, repr=False)
+class CompressionConfig(Settings):
+    """Compression of snapshots, manifests, transaction logs and repo info."""
+
+    algorithm: CompressionAlgorithm | None = setting(
+        Choice(CompressionAlgorithm, {CompressionAlgorithm.Zstd: "zstd"}), effective=CompressionAlgorithm.Zstd
+    )
+    level: int | None = setting(U8, effective=3)
+
+    @staticmethod
+    def default() -> CompressionConfig:
+        """Nothing set."""
+        return CompressionConfig()
+
+
+@dataclass(slots=True, repr=False)
+class CachingConfig(Settings):
+    """How much a process keeps in memory, counted in what the things hold."""
+
+    num_snapshot_nodes: int | None = setting(U64, effective=500_000)
+    num_chunk_refs: int | None = setting(U64, effective=15_000_000)
+    num_transaction_changes: int | None = setting(U64, effective=0)
+    num_bytes_attributes: int | None = setting(U64, effective=0)
+    num_bytes_chunks: int | None = setting(U64, effective=0)
+
+    @staticmethod
+    def default() -> CachingConfig:
+        """Nothing set."""
+        return CachingConfig()
+
+
+@dataclass(slots=True, repr=False)
+class RepoUpdateRetryConfig(Settings):
+    """How often an update of the repository starts anew after another writer was faster."""
+
+    default: StorageRetriesSettings | None = setting(
+        Part(StorageRetriesSettings), effective=StorageRetriesSettings(100, 50, 30_000)
+    )
+
+
+class _ContainersKind(Kind):
+    __slots__ = ()
+
+    def check(self, value: Any) -> dict[str, VirtualChunkContainer]:
+        if not isinstance(value, Mapping) or not all(
+            isinstance(prefix, str) and isinstance(container, VirtualChunkContainer)
+            for prefix, container in value.items()
+        ):
+            raise ValueError("must map URL prefixes to VirtualChunkContainers")
+        return dict(value)
+
+    def to_plain(self, value: Any) -> Any:
+        return {prefix: value[prefix].to_plain() for prefix in sorted(value)}
+
+    def from_plain(self, plain: Any) -> Any:
+        if not isinstance(plain, Mapping):
+            raise ValueError("must map URL prefixes to containers")
+        return {prefix: VirtualChunkContainer.from_plain(container) for prefix, container in plain.items()}
+
+
+@dataclass(slots=True, repr=False)
+class RepositoryConfig(Settings):
+    """Configuration of a repository.
+
+    What is not set here holds as stored in the repository, or else by default. :func:`icechunk_engine.config.resolve`
+    gives the effective values.
+    """
+
+    inline_chunk_threshold_bytes: int | None = setting(U16, effective=512)
+    get_partial_values_concurrency: int | None = setting(U16, effective=10)
+    compression: CompressionConfig | None = setting(Part(CompressionConfig))
+    max_concurrent_requests: int | None = setting(U16, effective=256)
+    caching: CachingConfig | None = setting(Part(CachingConfig))
+    storage: StorageSettings | None = setting(Part(StorageSettings))
+    virtual_chunk_containers: dict[str, VirtualChunkContainer] | None = setting(_ContainersKind())
+    manifest: ManifestConfig | None = setting(Part(ManifestConfig))
+    repo_update_retries: RepoUpdateRetryConfig | None = setting(Part(RepoUpdateRetryConfig))
+    num_updates_per_repo_info_file: int | None = setting(U16, effective=1000)
+    max_concurrent_decodes: int | None = setting(U16, effective=os.cpu_count() or 1)
+    previous_file: str | None = setting(Text(), kw_only=True)
+
+    @staticmethod
+    def default() -> RepositoryConfig:
+        """Nothing set."""
+        return RepositoryConfig()
+
+    def get_virtual_chunk_container(self, name: str) -> VirtualChunkContainer | None:
+        """The container with that URL prefix."""
+        return (self.virtual_chunk_containers or {}).get(name)
+
+    def set_virtual_chunk_container(self, cont: VirtualChunkContainer) -> None:
+        """Add a container. It takes the place of those with the same URL prefix or the same name.
+
+        Raises
+        ------
+        InvalidInputError
+            ``invalid-config``: no chunk could be read through that container.
+        """
+        validate_container(cont)
+        others = {
+            prefix: other
+            for prefix, other in (self.virtual_chunk_containers or {}).items()
+            if cont.name is None or other.name != cont.name
+        }
+        self.virtual_chunk_containers = others | {cont.url_prefix: cont}
+
+    def clear_virtual_chunk_containers(self) -> None:
+        """Remove all containers, also the stored ones when this configuration is merged with them."""
+        self.virtual_chunk_containers = {}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Persisted form: every key, None for what is not set (spec, *Configuration*)."""
+        plain: dict[str, Any] = self.to_plain()
+        return plain
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any] | None) -> Self:
+        """Inverse of :meth:`to_dict`; partial maps and unknown keys are fine, None is the empty configuration.
+
+        Raises
+        ------
+        FormatError
+            ``config-deserialization``.
+        """
+        return cls.from_plain(data if data is not None else {})

@@ -1,0 +1,362 @@
+"""Credentials for object stores, as data. Nothing here reads the environment or waits.
+
+Each provider has a small tree: how credentials come about (``FromEnv``, ``Anonymous``, ``Static``, ``Refreshable``)
+and, for static ones, what they are. They are never stored in a repository, compare by value, and show no secret in
+``repr``. A refreshable credential carries a pickled function that workers call for themselves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, ClassVar
+
+
+def _secret(**options: Any) -> Any:
+    return field(repr=False, **options)
+
+
+# S3
+
+
+@dataclass(frozen=True, slots=True)
+class S3StaticCredentials:
+    """A key pair, maybe with a session token."""
+
+    access_key_id: str
+    secret_access_key: str = _secret()
+    session_token: str | None = _secret(default=None)
+    expires_after: datetime | None = None
+
+
+class S3Credentials:
+    """How to authenticate to S3 and compatible stores."""
+
+    __slots__ = ()
+
+    FromEnv: ClassVar[type[S3FromEnv]]
+    Anonymous: ClassVar[type[S3Anonymous]]
+    Static: ClassVar[type[S3Static]]
+    Refreshable: ClassVar[type[S3Refreshable]]
+
+
+@dataclass(frozen=True, slots=True)
+class S3FromEnv(S3Credentials):
+    """Whatever the process finds: environment, profile, instance metadata."""
+
+
+@dataclass(frozen=True, slots=True)
+class S3Anonymous(S3Credentials):
+    """Unsigned requests."""
+
+
+@dataclass(frozen=True, slots=True)
+class S3Static(S3Credentials):
+    """These keys."""
+
+    credentials: S3StaticCredentials
+
+
+@dataclass(frozen=True, slots=True)
+class S3Refreshable(S3Credentials):
+    """Keys from a pickled function without arguments, called again when they expire."""
+
+    pickled_function: bytes = _secret()
+    current: S3StaticCredentials | None = None
+
+
+S3Credentials.FromEnv = S3FromEnv
+S3Credentials.Anonymous = S3Anonymous
+S3Credentials.Static = S3Static
+S3Credentials.Refreshable = S3Refreshable
+
+AnyS3Credential = S3Static | S3Anonymous | S3FromEnv | S3Refreshable
+
+
+# Google Cloud Storage
+
+
+@dataclass(frozen=True, slots=True)
+class GcsBearerCredential:
+    """A bearer token, as refreshable credentials return it."""
+
+    bearer: str = _secret()
+    expires_after: datetime | None = field(default=None, kw_only=True)
+
+
+class GcsStaticCredentials:
+    """A service account, application credentials or a token."""
+
+    __slots__ = ()
+
+    ServiceAccount: ClassVar[type[GcsServiceAccount]]
+    ServiceAccountKey: ClassVar[type[GcsServiceAccountKey]]
+    ApplicationCredentials: ClassVar[type[GcsApplicationCredentials]]
+    BearerToken: ClassVar[type[GcsBearerToken]]
+
+
+@dataclass(frozen=True, slots=True)
+class GcsServiceAccount(GcsStaticCredentials):
+    """Path of a service account file."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class GcsServiceAccountKey(GcsStaticCredentials):
+    """Content of a service account file."""
+
+    key: str = _secret()
+
+
+@dataclass(frozen=True, slots=True)
+class GcsApplicationCredentials(GcsStaticCredentials):
+    """Path of an application credentials file."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class GcsBearerToken(GcsStaticCredentials):
+    """A bearer token."""
+
+    token: str = _secret()
+
+
+GcsStaticCredentials.ServiceAccount = GcsServiceAccount
+GcsStaticCredentials.ServiceAccountKey = GcsServiceAccountKey
+GcsStaticCredentials.ApplicationCredentials = GcsApplicationCredentials
+GcsStaticCredentials.BearerToken = GcsBearerToken
+
+AnyGcsStaticCredential = GcsServiceAccount | GcsServiceAccountKey | GcsApplicationCredentials | GcsBearerToken
+
+
+class GcsCredentials:
+    """How to authenticate to Google Cloud Storage."""
+
+    __slots__ = ()
+
+    Anonymous: ClassVar[type[GcsAnonymous]]
+    FromEnv: ClassVar[type[GcsFromEnv]]
+    Static: ClassVar[type[GcsStatic]]
+    Refreshable: ClassVar[type[GcsRefreshable]]
+
+
+@dataclass(frozen=True, slots=True)
+class GcsAnonymous(GcsCredentials):
+    """Unsigned requests."""
+
+
+@dataclass(frozen=True, slots=True)
+class GcsFromEnv(GcsCredentials):
+    """Whatever the process finds."""
+
+
+@dataclass(frozen=True, slots=True)
+class GcsStatic(GcsCredentials):
+    """These credentials."""
+
+    credentials: AnyGcsStaticCredential
+
+
+@dataclass(frozen=True, slots=True)
+class GcsRefreshable(GcsCredentials):
+    """Tokens from a pickled function without arguments, called again when they expire."""
+
+    pickled_function: bytes = _secret()
+    current: GcsBearerCredential | None = None
+
+
+GcsCredentials.Anonymous = GcsAnonymous
+GcsCredentials.FromEnv = GcsFromEnv
+GcsCredentials.Static = GcsStatic
+GcsCredentials.Refreshable = GcsRefreshable
+
+AnyGcsCredential = GcsAnonymous | GcsFromEnv | GcsStatic | GcsRefreshable
+
+
+# Azure Blob Storage
+
+
+class AzureRefreshableCredential:
+    """What refreshable credentials return."""
+
+    __slots__ = ()
+
+    AccessKey: ClassVar[type[AzureRefreshableAccessKey]]
+    SasToken: ClassVar[type[AzureRefreshableSasToken]]
+    BearerToken: ClassVar[type[AzureRefreshableBearerToken]]
+
+
+@dataclass(frozen=True, slots=True)
+class AzureRefreshableAccessKey(AzureRefreshableCredential):
+    """An account key."""
+
+    key: str = _secret()
+    expires_after: datetime | None = field(default=None, kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
+class AzureRefreshableSasToken(AzureRefreshableCredential):
+    """A shared access signature."""
+
+    token: str = _secret()
+    expires_after: datetime | None = field(default=None, kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
+class AzureRefreshableBearerToken(AzureRefreshableCredential):
+    """A bearer token."""
+
+    bearer: str = _secret()
+    expires_after: datetime | None = field(default=None, kw_only=True)
+
+
+AzureRefreshableCredential.AccessKey = AzureRefreshableAccessKey
+AzureRefreshableCredential.SasToken = AzureRefreshableSasToken
+AzureRefreshableCredential.BearerToken = AzureRefreshableBearerToken
+
+AnyAzureRefreshableCredential = AzureRefreshableAccessKey | AzureRefreshableSasToken | AzureRefreshableBearerToken
+
+
+class AzureStaticCredentials:
+    """An account key, a shared access signature or a token."""
+
+    __slots__ = ()
+
+    AccessKey: ClassVar[type[AzureAccessKey]]
+    SasToken: ClassVar[type[AzureSasToken]]
+    BearerToken: ClassVar[type[AzureBearerToken]]
+
+
+@dataclass(frozen=True, slots=True)
+class AzureAccessKey(AzureStaticCredentials):
+    """An account key."""
+
+    key: str = _secret()
+
+
+@dataclass(frozen=True, slots=True)
+class AzureSasToken(AzureStaticCredentials):
+    """A shared access signature."""
+
+    token: str = _secret()
+
+
+@dataclass(frozen=True, slots=True)
+class AzureBearerToken(AzureStaticCredentials):
+    """A bearer token."""
+
+    token: str = _secret()
+
+
+AzureStaticCredentials.AccessKey = AzureAccessKey
+AzureStaticCredentials.SasToken = AzureSasToken
+AzureStaticCredentials.BearerToken = AzureBearerToken
+
+AnyAzureStaticCredential = AzureAccessKey | AzureSasToken | AzureBearerToken
+
+
+class AzureCredentials:
+    """How to authenticate to Azure Blob Storage."""
+
+    __slots__ = ()
+
+    Anonymous: ClassVar[type[AzureAnonymous]]
+    FromEnv: ClassVar[type[AzureFromEnv]]
+    Static: ClassVar[type[AzureStatic]]
+    Refreshable: ClassVar[type[AzureRefreshable]]
+
+
+@dataclass(frozen=True, slots=True)
+class AzureAnonymous(AzureCredentials):
+    """Unsigned requests."""
+
+
+@dataclass(frozen=True, slots=True)
+class AzureFromEnv(AzureCredentials):
+    """Whatever the process finds."""
+
+
+@dataclass(frozen=True, slots=True)
+class AzureStatic(AzureCredentials):
+    """These credentials."""
+
+    credentials: AnyAzureStaticCredential
+
+
+@dataclass(frozen=True, slots=True)
+class AzureRefreshable(AzureCredentials):
+    """Credentials from a pickled function without arguments, called again when they expire."""
+
+    pickled_function: bytes = _secret()
+    current: AnyAzureRefreshableCredential | None = None
+
+
+AzureCredentials.Anonymous = AzureAnonymous
+AzureCredentials.FromEnv = AzureFromEnv
+AzureCredentials.Static = AzureStatic
+AzureCredentials.Refreshable = AzureRefreshable
+
+AnyAzureCredential = AzureAnonymous | AzureFromEnv | AzureStatic | AzureRefreshable
+
+
+# Authorisation of virtual chunk containers
+
+
+class Credentials:
+    """What a virtual chunk container is authorised with."""
+
+    __slots__ = ()
+
+    S3: ClassVar[type[S3Access]]
+    Gcs: ClassVar[type[GcsAccess]]
+    Azure: ClassVar[type[AzureAccess]]
+    LocalFileSystemAccess: ClassVar[type[_LocalFileSystemAccess]]
+    HttpAccess: ClassVar[type[_HttpAccess]]
+
+
+@dataclass(frozen=True, slots=True)
+class S3Access(Credentials):
+    """Read S3 with these credentials."""
+
+    credentials: AnyS3Credential
+
+
+@dataclass(frozen=True, slots=True)
+class GcsAccess(Credentials):
+    """Read Google Cloud Storage with these credentials."""
+
+    credentials: AnyGcsCredential
+
+
+@dataclass(frozen=True, slots=True)
+class AzureAccess(Credentials):
+    """Read Azure Blob Storage with these credentials."""
+
+    credentials: AnyAzureCredential
+
+
+@dataclass(frozen=True, slots=True)
+class _LocalFileSystemAccess(Credentials):
+    """Read local files."""
+
+
+@dataclass(frozen=True, slots=True)
+class _HttpAccess(Credentials):
+    """Read from a web server."""
+
+
+Credentials.S3 = S3Access
+Credentials.Gcs = GcsAccess
+Credentials.Azure = AzureAccess
+Credentials.LocalFileSystemAccess = _LocalFileSystemAccess
+Credentials.HttpAccess = _HttpAccess
+
+AnyCredential = S3Access | GcsAccess | AzureAccess | _LocalFileSystemAccess | _HttpAccess
+
+LocalFileSystemAccess = _LocalFileSystemAccess()
+"""Authorises a ``file://`` container."""
+
+HttpAccess = _HttpAccess()
+"""Authorises an ``http(s)://`` container."""

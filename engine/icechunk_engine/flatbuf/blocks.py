@@ -1,0 +1,344 @@
+"""Very many tables of one type, laid out so that general compressors see their columns.
+
+A flatbuffer fixes what a table is, not where its fields lie: the vtable may name any place within 64 KiB behind the
+table's start. So tables come in blocks of some hundred, and a block is a small column store::
+
+    soffsets       4 bytes a table; a table *is* just this, tables are 4 bytes apart
+    lanes          one contiguous column for each number, struct or offset field
+    row vectors    one vector a table, all of one length, beside each other
+    vtables        one a table (fields of 8 bytes move by 8 where tables move by 4), or one for all
+    copies         the strings that this block's tables point to
+
+Three things follow. A vector of offsets to the tables has the same distance between item and table all through a
+block, so its items are equal and vanish in compression (tables of any other stride cost 3 bytes an item). What holds
+no information (soffsets, vtables, offsets to row vectors, copies of strings) has the same bytes in every block, so
+that a compressor finds it one block back. And columns of numbers are contiguous, which is where the information is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from icechunk_engine.columns import I64, U8, BytesTable, ragged_positions, starts_of
+from icechunk_engine.flatbuf.distinct import sorted_distinct
+from icechunk_engine.flatbuf.writer import Arena, forward
+
+MIN_BLOCK_ROWS = 32
+MAX_BLOCK_ROWS = 1024
+_SLAB_BYTES = 2**21
+"""Blocks are made at once up to this size: many enough for numpy, few enough to stay in cache."""
+_MAX_REACH = 2**16 - 1
+"""A vtable entry is 16 bits wide."""
+_COPIED_BYTES_PER_ROW = 8
+"""Copies of shared strings may take so many bytes a table; else there is one copy for the whole file."""
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class _Lane:
+    slot: int
+    width: int
+    values: NDArray[Any] | None  # (n,) numbers or (n, width) bytes; None for offsets, which follow from the places
+    present: Mask | None
+
+
+@dataclass(frozen=True, slots=True)
+class _RowVectors:
+    slot: int
+    matrix: NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    slot: int
+    table: BytesTable
+    lengths: I64
+    codes: NDArray[np.int32]
+    terminated: bool
+
+    def sizes(self, codes: NDArray[Any] | slice) -> I64:
+        """Bytes that entries take with prefix, terminator and padding."""
+        return (self.lengths[codes] + (8 if self.terminated else 7)) // 4 * 4
+
+
+@dataclass(frozen=True, slots=True)
+class _Copies:
+    """Which entries of a shared table each block has its own copy of.
+
+    ``of_block[b] : of_block[b + 1]`` are the copies of block ``b``, sorted by code; ``starts`` count from its start.
+    """
+
+    of_block: I64
+    codes: I64
+    starts: I64
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """Where things lie in a block of ``rows`` tables, in bytes from its start."""
+
+    rows: int
+    lanes: Mapping[int, int]
+    vectors: Mapping[int, int]
+    vtables: int
+    end: int
+    own_vtables: bool
+    templates: NDArray[np.uint16]  # (patterns, rows if own_vtables else 1, entries)
+
+
+class BlockTables:
+    """``n`` tables being planned: describe the fields, then :meth:`place` them in an arena.
+
+    Parameters
+    ----------
+    n
+        Number of tables.
+    """
+
+    def __init__(self, n: int) -> None:
+        self._n = n
+        self._lanes: list[_Lane] = []
+        self._vectors: list[_RowVectors] = []
+        self._shared: list[_Shared] = []
+
+    def numbers(self, slot: int, values: NDArray[Any], present: Mask | None = None) -> None:
+        """A field of 4 or 8 byte numbers, ``(n,)``; ``present`` says which tables have it (all by default)."""
+        self._lanes.append(_Lane(slot, values.itemsize, values, _partial(present)))
+
+    def structs(self, slot: int, rows: U8, present: Mask | None = None) -> None:
+        """A struct field of bytes, ``uint8 (n, width)``."""
+        self._lanes.append(_Lane(slot, int(rows.shape[1]), rows, _partial(present)))
+
+    def row_vectors(self, slot: int, matrix: NDArray[Any]) -> None:
+        """A field of vectors of 4-byte numbers, one row of ``(n, width)`` each."""
+        self._lanes.append(_Lane(slot, 4, None, None))
+        self._vectors.append(_RowVectors(slot, matrix))
+
+    def shared(self, slot: int, table: BytesTable, codes: NDArray[np.int32], *, terminated: bool) -> None:
+        """A string (``terminated``) or ``[u8]`` field: rows of ``table`` named by ``codes (n,)``, -1 for absent."""
+        self._lanes.append(_Lane(slot, 4, None, _partial(codes >= 0)))
+        self._shared.append(_Shared(slot, table, table.lengths, codes, terminated))
+
+    def place(self, arena: Arena) -> I64:
+        """Reserve the tables and all that they point to; returns the tables' positions, ``int64 (n,)``."""
+        if self._n == 0:
+            return np.empty(0, np.int64)
+        # Wide lanes first, so that 8-byte numbers are aligned without padding.
+        lanes = sorted(self._lanes, key=lambda lane: (lane.width != 8, lane.slot))
+        return _Blocks(self._n, lanes, self._vectors, self._shared).place(arena)
+
+
+def _partial(present: Mask | None) -> Mask | None:
+    return None if present is None or bool(present.all()) else present
+
+
+class _Blocks:
+    """The plan of one :class:`BlockTables`, and its bytes."""
+
+    def __init__(self, n: int, lanes: list[_Lane], vectors: list[_RowVectors], shared: list[_Shared]) -> None:
+        self.n = n
+        self.lanes = lanes
+        self.vectors = vectors
+        self.shared = shared
+        reach_per_row = 4 + sum(lane.width for lane in lanes)
+        # The first block's regular parts are paid in full, later ones hardly; about the square root serves both.
+        rows = min(max(1 << n.bit_length() // 2, MIN_BLOCK_ROWS), MAX_BLOCK_ROWS)
+        self.rows = min(rows, (_MAX_REACH - 8) // reach_per_row, n)
+        self.row_starts = np.append(np.arange(0, n, self.rows, dtype=np.int64), n)
+        self.n_blocks = len(self.row_starts) - 1
+        self.slots_of_pattern, self.patterns = _patterns(lanes, n)
+        self.full = self._layout(self.rows)
+        self.last = self._layout(n - int(self.row_starts[-2]))
+        self.copies: dict[int, _Copies] = {}
+        self.targets: dict[int, I64] = {}
+        self.bases = np.empty(0, np.int64)
+
+    def _layout(self, rows: int) -> _Layout:
+        end = -(-4 * rows // 8) * 8
+        lanes, vectors = {}, {}
+        for lane in self.lanes:
+            lanes[lane.slot] = end
+            end += lane.width * rows
+        reach = end
+        for vector in self.vectors:
+            vectors[vector.slot] = end
+            end += 4 * (1 + vector.matrix.shape[1]) * rows
+        # A lane of 4-byte fields keeps its distance from the tables; others need a vtable for each table.
+        own = any(lane.width != 4 for lane in self.lanes)
+        table = np.arange(rows if own else 1)
+        n_slots = max((lane.slot for lane in self.lanes), default=-1) + 1
+        templates = np.zeros((len(self.slots_of_pattern), len(table), 2 + n_slots), "<u2")
+        templates[:, :, 0] = 4 + 2 * n_slots
+        templates[:, :, 1] = reach - 4 * table
+        for pattern, slots in enumerate(self.slots_of_pattern):
+            for lane in self.lanes:
+                if lane.slot in slots:
+                    templates[pattern, :, 2 + lane.slot] = lanes[lane.slot] + (lane.width - 4) * table
+        n_vtables = rows if own else len(self.slots_of_pattern)
+        vtables, end = end, end + n_vtables * (4 + 2 * n_slots)
+        return _Layout(rows, lanes, vectors, vtables, -(-end // 8) * 8, own, templates)
+
+    def place(self, arena: Arena) -> I64:
+        ends = np.full(self.n_blocks, self.full.end, np.int64)
+        ends[-1] = self.last.end
+        for shared in self.shared:
+            ends += self._plan_copies(shared, ends)
+        starts = starts_of(-(-ends // 8) * 8)
+        base = arena.reserve(int(starts[-1]), 8)
+        arena.put(base, self.pieces)
+        self.bases = base + starts
+        for shared in self.shared:
+            if shared.slot not in self.copies:
+                place = arena.strings if shared.terminated else arena.byte_vectors
+                self.targets[shared.slot] = place(shared.table)
+        shifts = np.repeat(self.bases[:-1] - 4 * self.row_starts[:-1], np.diff(self.row_starts))
+        positions: I64 = shifts + 4 * np.arange(self.n, dtype=np.int64)
+        return positions
+
+    def _plan_copies(self, shared: _Shared, ends: I64) -> I64:
+        """Give each block copies of the entries it uses, unless they recur in too many; returns what they take."""
+        runs = np.ones(self.n, np.bool_)
+        np.not_equal(shared.codes[1:], shared.codes[:-1], out=runs[1:])
+        runs[self.row_starts[:-1]] = True
+        runs &= shared.codes >= 0
+        heads = np.flatnonzero(runs)
+        n_codes = max(len(shared.table), 1)
+        used = sorted_distinct(heads // self.rows * n_codes + shared.codes[heads])
+        blocks, codes = used // n_codes, used % n_codes
+        sizes = shared.sizes(codes)
+        once = int(shared.sizes(slice(None)).sum())
+        if int(sizes.sum()) > max(_COPIED_BYTES_PER_ROW * self.n, 2 * once):
+            return np.zeros(self.n_blocks, np.int64)
+        of_block = np.searchsorted(blocks, np.arange(self.n_blocks + 1)).astype(np.int64)
+        starts = starts_of(sizes)
+        before = starts[of_block]
+        self.copies[shared.slot] = _Copies(of_block, codes, starts[:-1] - before[blocks] + ends[blocks])
+        return np.diff(before)
+
+    def pieces(self) -> Iterator[Any]:
+        """The bytes of all blocks."""
+        first, n_full = 0, self.n_blocks - 1
+        while first < n_full:
+            within = int(np.searchsorted(self.bases, self.bases[first] + _SLAB_BYTES, "right")) - 1
+            stop = min(max(within, first + 1), n_full)
+            yield from self._slab(self.full, first, stop)
+            first = stop
+        yield from self._slab(self.last, n_full, self.n_blocks)
+
+    def _slab(self, layout: _Layout, first: int, stop: int) -> Iterator[Any]:
+        """Blocks ``first`` to ``stop``, which share a layout: what all have as one array, then their copies."""
+        n_blocks, rows = stop - first, layout.rows
+        out = np.zeros((n_blocks, layout.end), np.uint8)
+        part = slice(int(self.row_starts[first]), int(self.row_starts[stop]))
+        table = np.arange(rows, dtype=np.int64)
+        self._write_vtables(out, layout, part)
+        for lane in self.lanes:
+            if lane.values is not None:
+                start = layout.lanes[lane.slot]
+                values = lane.values[part]
+                stored = values.astype(values.dtype.newbyteorder("<"), copy=False).reshape(n_blocks, -1)
+                out[:, start : start + lane.width * rows].view(stored.dtype)[:] = stored
+        for vector in self.vectors:
+            width = vector.matrix.shape[1]
+            at = layout.vectors[vector.slot]
+            stride = 4 * (1 + width)
+            words = np.ndarray((n_blocks, rows, 1 + width), "<u4", out, at, (layout.end, stride, 4))
+            words[:, :, 0] = width
+            words[:, :, 1:] = vector.matrix[part].reshape(n_blocks, rows, width)
+            lane_start = layout.lanes[vector.slot]
+            _words(out, lane_start, rows)[:] = forward(lane_start + 4 * table, at + stride * table)
+        for shared in self.shared:
+            self._write_offsets(out, layout, shared, first, stop)
+        tails = self._tails(layout, first, stop)
+        if tails is None:
+            yield out.reshape(-1)
+            return
+        tail, starts = tails
+        for block in range(n_blocks):
+            yield out[block]
+            yield tail[starts[block] : starts[block + 1]]
+
+    def _write_vtables(self, out: U8, layout: _Layout, part: slice) -> None:
+        n_blocks, rows = len(out), layout.rows
+        vtable_size = 2 * layout.templates.shape[2]
+        patterns = None if self.patterns is None else self.patterns[part].reshape(n_blocks, rows)
+        # (blocks or 1, vtables, entries), and which of its block's vtables each table has.
+        if layout.own_vtables:
+            own = np.arange(rows)
+            vtables = layout.templates[:1] if patterns is None else layout.templates[patterns, own]
+            chosen = own.reshape(1, rows)
+        else:
+            vtables = layout.templates[:, 0].reshape(1, -1, vtable_size // 2)
+            chosen = np.zeros((1, rows), np.int64) if patterns is None else patterns.astype(np.int64)
+        raw = np.ascontiguousarray(vtables).view(np.uint8).reshape(len(vtables), -1)
+        out[:, layout.vtables : layout.vtables + raw.shape[1]] = raw
+        soffsets = 4 * np.arange(rows, dtype=np.int64) - (layout.vtables + vtable_size * chosen)
+        _words(out, 0, rows)[:] = soffsets.astype(np.int32).view(np.uint32)
+
+    def _write_offsets(self, out: U8, layout: _Layout, shared: _Shared, first: int, stop: int) -> None:
+        codes = shared.codes[self.row_starts[first] : self.row_starts[stop]]
+        block, table = np.divmod(np.arange(len(codes), dtype=np.int64), layout.rows)
+        lane_start = layout.lanes[shared.slot]
+        fields = self.bases[first:stop][block] + lane_start + 4 * table
+        copies = self.copies.get(shared.slot)
+        if copies is None:
+            targets = self.targets[shared.slot][codes]
+        else:
+            n_codes = len(shared.table)
+            own = slice(int(copies.of_block[first]), int(copies.of_block[stop]))
+            blocks = np.repeat(np.arange(stop - first), np.diff(copies.of_block[first : stop + 1]))
+            row = np.searchsorted(blocks * n_codes + copies.codes[own], block * n_codes + codes)
+            targets = self.bases[first:stop][block] + np.append(copies.starts[own], 0)[row]
+        present = codes >= 0
+        distances = np.zeros(len(codes), np.int64)
+        distances[present] = forward(fields[present], targets[present])
+        _words(out, lane_start, layout.rows)[:] = distances.reshape(out.shape[0], -1)
+
+    def _tails(self, layout: _Layout, first: int, stop: int) -> tuple[U8, list[int]] | None:
+        """What follows the equal parts of these blocks: the copies, and where each block's end."""
+        starts = self.bases[first : stop + 1] - self.bases[first] - layout.end * np.arange(stop - first + 1)
+        if int(starts[-1]) == 0:
+            return None
+        tail = np.zeros(int(starts[-1]), np.uint8)
+        for shared in self.shared:
+            copies = self.copies.get(shared.slot)
+            if copies is None:
+                continue
+            own = slice(int(copies.of_block[first]), int(copies.of_block[stop]))
+            counts = np.diff(copies.of_block[first : stop + 1])
+            at = np.repeat(starts[:-1], counts) + copies.starts[own] - layout.end
+            codes = copies.codes[own]
+            lengths = shared.lengths[codes]
+            tail[at[:, None] + np.arange(4)] = lengths.astype("<u4").view(np.uint8).reshape(-1, 4)
+            tail[ragged_positions(at + 4, lengths)] = shared.table.take(codes).data
+        return tail, starts.tolist()
+
+
+def _patterns(lanes: list[_Lane], n: int) -> tuple[list[list[int]], NDArray[np.uint8] | None]:
+    """The sets of fields that occur, and which of them each table has (None when all have the same)."""
+    always = [lane.slot for lane in lanes if lane.present is None]
+    sometimes = [(lane.slot, lane.present) for lane in lanes if lane.present is not None]
+    if not sometimes:
+        return [always], None
+    bits = np.zeros(n, np.uint8)
+    for bit, (_, present) in enumerate(sometimes):
+        bits |= present.astype(np.uint8) << np.uint8(bit)
+    occurring = np.flatnonzero(np.bincount(bits, minlength=256))
+    renumber = np.zeros(256, np.uint8)
+    renumber[occurring] = np.arange(len(occurring))
+    slots = [
+        always + [slot for bit, (slot, _) in enumerate(sometimes) if pattern >> bit & 1]
+        for pattern in occurring.tolist()
+    ]
+    return slots, renumber[bits]
+
+
+def _words(out: U8, start: int, n: int) -> NDArray[np.uint32]:
+    """Writable view of ``n`` 4-byte words a block."""
+    return out[:, start : start + 4 * n].view("<u4")

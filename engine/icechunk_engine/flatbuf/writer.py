@@ -1,0 +1,424 @@
+"""Writes flatbuffers from numpy columns: places are planned from the root outwards, then columns are scattered.
+
+An :class:`Arena` hands out places, one after another; parents take theirs before their children, because offsets point
+forwards. Contents may follow later, and large ones are made slab by slab while the buffer is written, so that a file
+that is compressed as it is made never exists as a whole.
+
+>>> import numpy as np
+>>> from icechunk_engine.columns import BytesTable
+>>> PERSON = TableLayout.of({0: OFFSET, 1: "<u8"})
+>>> arena = Arena(b"Test")
+>>> root = arena.tables(TableLayout.of({0: OFFSET}), 1)
+>>> arena.set_root(root)
+>>> people = arena.offset_vectors([2])
+>>> root.point(0, people.positions)
+>>> persons = arena.tables(PERSON, 2)
+>>> people.point(persons.positions)
+>>> persons.point(0, arena.strings(BytesTable.of(["Ann", "Bob"])))
+>>> persons.set(1, np.array([41, 0]), present=np.array([True, False]))
+>>> data = arena.tobytes()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from icechunk_engine.columns import I64, U8, BytesTable, as_u8, ragged_positions, scatter_ranges, starts_of
+from icechunk_engine.errors import ErrorKind, FormatError, InternalError
+
+MAX_BUFFER_SIZE = 2**31 - 1
+"""The official library neither writes nor verifies larger flatbuffers."""
+
+OFFSET = "<u4"
+"""Field type of a child table, vector or string."""
+
+_SLAB_ROWS = 2**16
+
+Fill = Callable[[], Iterator[Any]]
+
+
+class Arena:
+    """A flatbuffer being planned.
+
+    Parameters
+    ----------
+    identifier
+        Four bytes of file identifier.
+    """
+
+    __slots__ = ("_contents", "_identifier", "_open_tables", "_reserved", "_root", "size")
+
+    def __init__(self, identifier: bytes) -> None:
+        self.size = 8
+        self._identifier = identifier
+        self._root: int | None = None
+        self._reserved: list[tuple[int, int]] = []
+        self._contents: dict[int, Any] = {}
+        self._open_tables: list[TableWriter] = []
+
+    def reserve(self, n_bytes: int, align: int = 4, lead: int = 0) -> int:
+        """Take a place of ``n_bytes`` whose position is ``lead`` modulo ``align``; :meth:`put` its content later.
+
+        Raises
+        ------
+        FormatError
+            ``serialization`` when the buffer would exceed MAX_BUFFER_SIZE.
+        """
+        position = self.size + (lead - self.size) % align
+        if position + n_bytes > MAX_BUFFER_SIZE:
+            raise FormatError(
+                f"a file's flatbuffer would exceed {MAX_BUFFER_SIZE} bytes, which no reader accepts. Commit less at "
+                f"once, or configure manifest splitting",
+                ErrorKind.SERIALIZATION,
+            )
+        self.size = position + n_bytes
+        if n_bytes:
+            self._reserved.append((position, n_bytes))
+        return position
+
+    def put(self, position: int, content: Any) -> None:
+        """Content of a reserved place: a contiguous buffer, or a function that yields such pieces when asked."""
+        self._contents[position] = content
+
+    def add(self, data: Any, align: int = 1) -> int:
+        """Reserve and put at once."""
+        raw = as_u8(data)
+        position = self.reserve(len(raw), align)
+        if len(raw):
+            self.put(position, raw)
+        return position
+
+    def set_root(self, root: TableWriter) -> None:
+        """Declare the root table."""
+        self._root = int(root.positions[0])
+
+    def tables(self, layout: TableLayout, n: int) -> TableWriter:
+        """Reserve ``n`` tables; set their fields before the buffer is written."""
+        position = self.reserve(n * layout.stride, layout.align, layout.lead)
+        writer = TableWriter(layout, position, n)
+        self._open_tables.append(writer)
+        if n:
+            self.put(position, writer.slabs)
+        return writer
+
+    def vectors(self, values: NDArray[Any], lengths: NDArray[Any] | Sequence[int], align: int | None = None) -> I64:
+        """Vectors of numbers or structs; returns their positions.
+
+        Parameters
+        ----------
+        values
+            All items, vector after vector: numbers ``(total,)``, or structs as ``uint8 (total, size)``.
+        lengths
+            Items in each vector, ``(n,)``.
+        align
+            Alignment of items; by default the item size of numbers and 1 for structs.
+        """
+        item_size = values.itemsize if values.ndim == 1 else int(values.shape[1])
+        stored = values.astype(values.dtype.newbyteorder("<"), copy=False)
+        raw = np.ascontiguousarray(stored).view(np.uint8).reshape(-1)
+        if align is None:
+            align = item_size if values.ndim == 1 else 1
+        return self._ragged(raw, np.asarray(lengths, np.int64), item_size, align, terminated=False)
+
+    def vector(self, values: NDArray[Any], align: int | None = None) -> I64:
+        """One vector; returns its position as an array of one."""
+        return self.vectors(values, [len(values)], align)
+
+    def byte_vectors(self, table: BytesTable) -> I64:
+        """One ``[u8]`` vector for each entry of the table; returns their positions."""
+        raw = table.data[table.starts[0] : table.starts[-1]]
+        return self._ragged(raw, table.lengths, 1, 1, terminated=False)
+
+    def strings(self, table: BytesTable) -> I64:
+        """One string for each entry of the table; returns their positions, which any number of fields may share."""
+        raw = table.data[table.starts[0] : table.starts[-1]]
+        return self._ragged(raw, table.lengths, 1, 1, terminated=True)
+
+    def string(self, text: str | bytes) -> I64:
+        """One string; returns its position as an array of one."""
+        return self.strings(BytesTable.of([text]))
+
+    def offset_vectors(self, lengths: NDArray[Any] | Sequence[int]) -> OffsetVectors:
+        """Reserve vectors of offsets (to tables or strings) with that many items; point them before writing."""
+        counts = np.asarray(lengths, np.int64)
+        sizes = 4 + 4 * counts
+        base = self.reserve(int(sizes.sum()))
+        writer = OffsetVectors(base + starts_of(sizes)[:-1], counts)
+        if len(counts):
+            self.put(base, writer.content)
+        return writer
+
+    def _ragged(self, raw: U8, lengths: I64, item_size: int, align: int, *, terminated: bool) -> I64:
+        align = max(4, align)
+        used = 4 + lengths * item_size + (1 if terminated else 0)
+        sizes = -(-used // align) * align
+        starts = starts_of(sizes)
+        total = int(starts[-1])
+        base = self.reserve(total, align, align - 4)
+        if total:
+            content = np.zeros(total, np.uint8)
+            prefixes = lengths.astype("<u4").view(np.uint8).reshape(-1, 4)
+            content[starts[:-1, None] + np.arange(4)] = prefixes
+            scatter_ranges(content, starts[:-1] + 4, lengths * item_size, raw)
+            self.put(base, content)
+        return base + starts[:-1]
+
+    def blocks(self) -> Iterator[Any]:
+        """The finished buffer in pieces, ``self.size`` bytes in all (call :meth:`seal` first to know the size).
+
+        Raises
+        ------
+        InternalError
+            When a reserved place was never filled.
+        """
+        self.seal()
+        if self._root is None:
+            raise InternalError("a flatbuffer has no root table")
+        yield np.uint32(self._root).astype("<u4").tobytes() + self._identifier
+        position = 8
+        for place, n_bytes in self._reserved:
+            if place > position:
+                yield bytes(place - position)
+            content = self._contents.get(place)
+            if content is None:
+                raise InternalError("a place in a flatbuffer was reserved and never filled")
+            written = 0
+            for piece in content() if callable(content) else (content,):
+                written += memoryview(piece).nbytes
+                yield piece
+            if written != n_bytes:
+                raise InternalError("a place in a flatbuffer was filled with another size than reserved")
+            position = place + n_bytes
+
+    def seal(self) -> int:
+        """Place the vtables of all tables; returns the final size. Nothing may be reserved afterwards."""
+        vtables: dict[bytes, int] = {}
+        for writer in self._open_tables:
+            writer.place_vtables(lambda vtable: vtables.get(vtable) or vtables.setdefault(vtable, self.add(vtable, 2)))
+        self._open_tables.clear()
+        return self.size
+
+    def tobytes(self) -> bytes:
+        """The finished buffer."""
+        self.seal()
+        return b"".join(self.blocks())
+
+
+@dataclass(frozen=True, slots=True)
+class TableLayout:
+    """Where the fields of a table type lie; the same in all tables of one writer, present or not.
+
+    Attributes
+    ----------
+    fields
+        Slot → (offset from the table's start, dtype).
+    n_slots
+        Entries of the vtable.
+    stride
+        Bytes from one table to the next.
+    align, lead
+        Tables begin at positions that are ``lead`` modulo ``align``.
+    """
+
+    fields: Mapping[int, tuple[int, np.dtype[Any]]]
+    n_slots: int
+    size: int
+    stride: int
+    align: int
+    lead: int
+
+    @classmethod
+    def of(cls, slots: Mapping[int, str]) -> Self:
+        """Layout of a table type.
+
+        Parameters
+        ----------
+        slots
+            Slot → numpy dtype: ``"<u8"``, ``"u1"``, …; :data:`OFFSET` for children; ``"V12"`` for structs of bytes.
+        """
+        dtypes = {slot: np.dtype(code) for slot, code in slots.items()}
+        # Large alignments first, so that nothing needs padding; structs of bytes fit anywhere.
+        order = sorted(dtypes, key=lambda slot: (-_alignment(dtypes[slot]), slot))
+        align = max([4, *(_alignment(dtype) for dtype in dtypes.values())])
+        fields: dict[int, tuple[int, np.dtype[Any]]] = {}
+        end = 4
+        for slot in order:
+            fields[slot] = (end, dtypes[slot])
+            end += dtypes[slot].itemsize
+        stride = -(-end // align) * align
+        return cls(
+            fields=fields,
+            n_slots=max(dtypes, default=-1) + 1,
+            size=end,
+            stride=stride,
+            align=align,
+            lead=align - 4,  # the soffset comes first, the fields with the largest alignment behind it
+        )
+
+    def vtable(self, slots: Sequence[int]) -> bytes:
+        """The vtable of tables that have exactly these slots."""
+        n_slots = max(slots, default=-1) + 1
+        entries = [0] * n_slots
+        for slot in slots:
+            entries[slot] = self.fields[slot][0]
+        return np.array([4 + 2 * n_slots, self.size, *entries], "<u2").tobytes()
+
+
+def _alignment(dtype: np.dtype[Any]) -> int:
+    return 1 if dtype.kind == "V" else dtype.itemsize
+
+
+class TableWriter:
+    """``n`` tables of one layout whose fields are set column by column.
+
+    Attributes
+    ----------
+    positions
+        ``int64 (n,)``: where the tables are.
+    """
+
+    __slots__ = ("_columns", "_layout", "_masks", "_soffsets", "positions")
+
+    def __init__(self, layout: TableLayout, position: int, n: int) -> None:
+        self._layout = layout
+        self.positions = position + np.arange(n, dtype=np.int64) * layout.stride
+        self._columns: dict[int, tuple[NDArray[Any], bool]] = {}
+        self._masks: dict[int, NDArray[np.bool_]] = {}
+        self._soffsets: I64 | None = None
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def set(self, slot: int, values: Any, present: NDArray[np.bool_] | None = None) -> None:
+        """Values of a number or struct field.
+
+        Parameters
+        ----------
+        values
+            ``(n,)`` numbers or one number for all; structs as ``uint8 (n, size)`` or ``bytes`` for all.
+        present
+            ``bool (n,)``: tables that have the field; all by default. Values of the others are ignored.
+        """
+        _, dtype = self._layout.fields[slot]
+        if dtype.kind == "V":
+            rows = as_u8(values) if isinstance(values, bytes) else np.asarray(values, np.uint8)
+            column = np.broadcast_to(rows, (len(self), dtype.itemsize))
+        else:
+            column = np.broadcast_to(np.asarray(values), (len(self),))
+        self._columns[slot] = (column, False)
+        self._set_mask(slot, present)
+
+    def point(self, slot: int, children: NDArray[Any], present: NDArray[np.bool_] | None = None) -> None:
+        """Positions of the children of an offset field, ``(n,)`` or one for all; see :meth:`set` for ``present``."""
+        self._columns[slot] = (np.broadcast_to(np.asarray(children, np.int64), (len(self),)), True)
+        self._set_mask(slot, present)
+
+    def _set_mask(self, slot: int, present: NDArray[np.bool_] | None) -> None:
+        self._masks.pop(slot, None)
+        if present is not None and not bool(present.all()):
+            self._masks[slot] = present
+
+    def place_vtables(self, place: Callable[[bytes], int]) -> None:
+        """Choose a vtable for each table, one for each set of fields that occurs; ``place`` gives its position."""
+        always = [slot for slot in self._columns if slot not in self._masks]
+        sometimes = list(self._masks)
+        patterns = np.zeros(len(self), np.int64)
+        for bit, slot in enumerate(sometimes):
+            patterns |= self._masks[slot].astype(np.int64) << bit
+        occurring = np.unique(patterns) if sometimes else np.zeros(min(len(self), 1), np.int64)
+        vtables = np.array(
+            [
+                place(self._layout.vtable(always + [slot for bit, slot in enumerate(sometimes) if pattern >> bit & 1]))
+                for pattern in occurring.tolist()
+            ],
+            np.int64,
+        )
+        codes = np.searchsorted(occurring, patterns)
+        self._soffsets = self.positions - vtables[codes]
+
+    def slabs(self) -> Iterator[U8]:
+        """The tables' bytes, some thousands of tables at once."""
+        if self._soffsets is None:
+            raise InternalError("tables were written before their vtables were placed")
+        for start in range(0, len(self), _SLAB_ROWS):
+            yield self._rows(slice(start, min(start + _SLAB_ROWS, len(self))), self._soffsets)
+
+    def _rows(self, rows: slice, soffsets: I64) -> U8:
+        n = rows.stop - rows.start
+        out = np.zeros((n, self._layout.stride), np.uint8)
+        _column(out, 0, "<i4")[:] = soffsets[rows]
+        for slot, (column, is_offset) in self._columns.items():
+            offset, dtype = self._layout.fields[slot]
+            values = column[rows]
+            mask = self._masks.get(slot)
+            present = slice(None) if mask is None else mask[rows]
+            if is_offset:
+                values = forward(self.positions[rows][present] + offset, values[present])
+            elif mask is not None:
+                values = values[present]
+            if dtype.kind == "V":
+                out[present, offset : offset + dtype.itemsize] = values
+            else:
+                _column(out, offset, dtype)[present] = values
+        return out.reshape(-1)
+
+
+def _column(out: U8, offset: int, dtype: Any) -> NDArray[Any]:
+    """Writable view of one field of rows of bytes."""
+    return np.ndarray((len(out),), dtype, out, offset, (out.strides[0],))
+
+
+def forward(fields: I64, targets: I64) -> I64:
+    """Stored values of offset fields at ``fields`` that point to ``targets``."""
+    values = targets - fields
+    if len(values) and (int(values.min()) <= 0 or int(values.max()) >= 2**32):
+        raise InternalError("an offset in a flatbuffer does not point forwards: reserve parents before children")
+    return values
+
+
+class OffsetVectors:
+    """Reserved vectors of offsets.
+
+    Attributes
+    ----------
+    positions
+        ``int64 (n,)``: where the vectors are.
+    """
+
+    __slots__ = ("_lengths", "_targets", "positions")
+
+    def __init__(self, positions: I64, lengths: I64) -> None:
+        self.positions = positions
+        self._lengths = lengths
+        self._targets: I64 | None = None
+
+    def point(self, targets: NDArray[Any]) -> None:
+        """Positions of all items' targets, vector after vector."""
+        self._targets = np.asarray(targets, np.int64)
+
+    def content(self) -> Iterator[Any]:
+        """The vectors' bytes."""
+        total = int(self._lengths.sum())
+        targets = self._targets if self._targets is not None else np.empty(0, np.int64)
+        if len(targets) != total:
+            raise InternalError("a vector of offsets was not given as many targets as reserved")
+        if len(self._lengths) == 1:
+            yield np.array(total, "<u4").tobytes()
+            first = int(self.positions[0]) + 4
+            for start in range(0, total, _SLAB_ROWS):
+                part = targets[start : start + _SLAB_ROWS]
+                fields = first + 4 * np.arange(start, start + len(part), dtype=np.int64)
+                yield forward(fields, part).astype("<u4")
+            return
+        base = int(self.positions[0])
+        words = np.zeros((total + len(self._lengths)), "<u4")
+        prefixes = (self.positions - base) // 4
+        items = ragged_positions(prefixes + 1, self._lengths)
+        words[prefixes] = self._lengths
+        words[items] = forward(base + 4 * items, targets)
+        yield words

@@ -1,0 +1,232 @@
+"""Chunk references as columns ⇄ the ``ChunkRef`` tables of a manifest (spec, *Manifest*)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from icechunk_engine.chunk_refs import INLINE, NATIVE, NO_CODE, VIRTUAL, ChunkRefs, concat
+from icechunk_engine.columns import I64, U8, BytesTable, broadcast_column, concat_tables, ragged_positions, starts_of
+from icechunk_engine.flatbuf.blocks import BlockTables
+from icechunk_engine.flatbuf.distinct import distinct_ranges
+from icechunk_engine.flatbuf.reader import Buffer, Tables, Vectors, is_utf8
+from icechunk_engine.flatbuf.writer import Arena
+from icechunk_engine.format import locations
+from icechunk_engine.format.schema import MAX_NDIM, OBJECT_ID_SIZE
+from icechunk_engine.format.schema import ChunkRef as Slot
+
+Codes = NDArray[np.int32]
+Mask = NDArray[np.bool_]
+
+_SLAB_ROWS = 2**14
+"""References read at once, so that what is gathered on the way stays in cache."""
+
+
+def place_refs(arena: Arena, refs: ChunkRefs, frames: BytesTable | None) -> I64:
+    """Reserve the tables of references that are sorted by index; returns their positions.
+
+    Parameters
+    ----------
+    frames
+        What to write instead of ``refs.locations``: the same locations, compressed.
+    """
+    inline, native, virtual = (refs.kinds == kind for kind in (INLINE, NATIVE, VIRTUAL))
+    tables = BlockTables(len(refs))
+    tables.row_vectors(Slot.INDEX, refs.indices)
+    if not bool(inline.all()):
+        if bool(refs.offsets[~inline].any()):
+            tables.numbers(Slot.OFFSET, refs.offsets, ~inline)
+        tables.numbers(Slot.LENGTH, refs.lengths, ~inline)
+    if bool(native.any()):
+        tables.structs(Slot.CHUNK_ID, refs.chunk_ids, native)
+    if bool(virtual.any()):
+        codes = _only(refs.location_codes, virtual)
+        if frames is None:
+            tables.shared(Slot.LOCATION, refs.locations, codes, terminated=True)
+        else:
+            tables.shared(Slot.COMPRESSED_LOCATION, frames, codes, terminated=False)
+        etag_codes = _only(refs.etag_codes, virtual)
+        if bool((etag_codes >= 0).any()):
+            tables.shared(Slot.CHECKSUM_ETAG, refs.etags, etag_codes, terminated=True)
+        dated = virtual & (refs.last_modified != 0)
+        if bool(dated.any()):
+            tables.numbers(Slot.CHECKSUM_LAST_MODIFIED, refs.last_modified, dated)
+    if bool(inline.any()):
+        lengths = refs.lengths[inline].astype(np.int64)
+        payloads = BytesTable(_ranges(refs.inline_data, refs.offsets[inline], lengths), starts_of(lengths))
+        codes = np.where(inline, np.cumsum(inline) - 1, NO_CODE).astype(np.int32)
+        tables.shared(Slot.INLINE, payloads, codes, terminated=False)
+    return tables.place(arena)
+
+
+def _only(codes: Codes, mask: Mask) -> Codes:
+    return codes if bool(mask.all()) else np.where(mask, codes, np.int32(NO_CODE))
+
+
+def _ranges(data: U8, starts: NDArray[Any], lengths: I64) -> U8:
+    starts = starts.astype(np.int64)
+    if len(starts) and bool((starts[1:] == starts[:-1] + lengths[:-1]).all()):
+        return data[int(starts[0]) : int(starts[-1] + lengths[-1])]
+    return data[ragged_positions(starts, lengths)]
+
+
+def apparent_sizes(refs: ChunkRefs) -> I64:
+    """Bytes that the official verifier charges for each reference, ``int64 (n,)``, rounded up.
+
+    It charges a shared string at every reach. The sum also bounds the bytes that the references take in a file.
+    """
+    n = len(refs)
+    n_slots, fields = Slot.COMPRESSED_LOCATION + 1, 8 + 8 + OBJECT_ID_SIZE + 4 * 5
+    fixed = 4 + (4 + 2 * n_slots) + 2 * n_slots + fields + (4 + 4 * refs.ndim) + 4
+    sizes = np.full(n, fixed, np.int64)
+    padding = 4 + 1 + 3
+    for codes, table in ((refs.location_codes, refs.locations), (refs.etag_codes, refs.etags)):
+        sizes += np.append(table.lengths + padding, 0)[codes]
+    inline = refs.kinds == INLINE
+    sizes[inline] += refs.lengths[inline].astype(np.int64) + padding
+    return sizes
+
+
+def merge_equal_strings(refs: ChunkRefs) -> ChunkRefs:
+    """Same references with each location and etag once in its table."""
+    locations_, location_codes = _merge_equal(refs.locations, refs.location_codes)
+    etags, etag_codes = _merge_equal(refs.etags, refs.etag_codes)
+    return dataclasses.replace(
+        refs, locations=locations_, location_codes=location_codes, etags=etags, etag_codes=etag_codes
+    )
+
+
+def _merge_equal(table: BytesTable, codes: Codes) -> tuple[BytesTable, Codes]:
+    rows, merged = distinct_ranges(table.data, table.starts[:-1], table.lengths)
+    if len(rows) == len(table):
+        return table, codes
+    return table.take(rows), np.append(merged, np.int32(NO_CODE))[codes]
+
+
+def read_refs(buffer: Buffer, vector: int, n: int, dictionary: bytes | None) -> ChunkRefs:
+    """The references of one array as columns, sorted by index.
+
+    Parameters
+    ----------
+    vector, n
+        Position and number of the items of a vector of offsets to ``ChunkRef`` tables.
+    dictionary
+        For compressed locations; None when the manifest says that it has none.
+
+    Raises
+    ------
+    FormatError
+        When a table is damaged or names no place for its chunk.
+    """
+    if n == 0:
+        return ChunkRefs.empty(0)
+    slabs = []
+    for first in range(0, n, _SLAB_ROWS):
+        items = vector + 4 * np.arange(first, min(first + _SLAB_ROWS, n), dtype=np.int64)
+        slabs.append(_read_slab(buffer.tables(buffer.follow(items)), dictionary))
+        if slabs[-1].ndim != slabs[0].ndim:
+            raise buffer.error("its chunk references differ in rank")
+    refs = merge_equal_strings(concat(slabs)) if len(slabs) > 1 else slabs[0]
+    inline = refs.kinds == INLINE
+    if bool(inline.any()):
+        refs = dataclasses.replace(refs, inline_data=buffer.data)
+        # Where the file is mostly payload, or payloads are shared, its body is kept instead of copied from.
+        if int(refs.lengths[inline].sum()) * 2 <= buffer.size:
+            refs = refs.compact()
+    return refs.latest()
+
+
+def _read_slab(tables: Tables, dictionary: bytes | None) -> ChunkRefs:
+    """Some references as columns; inline ones are offsets into the file's body."""
+    n = len(tables)
+    index = tables.vectors(Slot.INDEX, 4, "the index of a chunk reference")
+    ndim = int(index.lengths[0])
+    if ndim > MAX_NDIM:
+        raise tables.buffer.error(f"its chunk references have {ndim} dimensions")
+    kinds, compressed = _kinds(tables)
+    native, virtual, inline = (kinds == kind for kind in (NATIVE, VIRTUAL, INLINE))
+    location_table, location_codes = _read_locations(tables, virtual, compressed, dictionary)
+    etag_table, etag_codes = _read_texts(tables.vectors(Slot.CHECKSUM_ETAG, 1), virtual)
+    offsets = tables.scalar(Slot.OFFSET, np.uint64)
+    lengths = tables.scalar(Slot.LENGTH, np.uint64)
+    if bool(inline.any()):
+        payloads = tables.vectors(Slot.INLINE, 1)
+        offsets = np.where(inline, payloads.starts.astype(np.uint64), offsets)
+        lengths = np.where(inline, payloads.lengths.astype(np.uint64), lengths)
+    modified = tables.scalar(Slot.CHECKSUM_LAST_MODIFIED, np.uint32)
+    ids, _ = tables.struct(Slot.CHUNK_ID, OBJECT_ID_SIZE)
+    return ChunkRefs(
+        indices=index.matrix(np.uint32, ndim, "the index of chunk references"),
+        kinds=kinds,
+        chunk_ids=ids if bool(native.any()) else broadcast_column(np.zeros(OBJECT_ID_SIZE), n, np.uint8),
+        offsets=offsets,
+        lengths=lengths,
+        location_codes=location_codes,
+        etag_codes=etag_codes,
+        last_modified=modified if bool(virtual.all()) else np.where(virtual, modified, np.uint32(0)),
+        locations=location_table,
+        etags=etag_table,
+        inline_data=np.empty(0, np.uint8),
+    )
+
+
+def _kinds(tables: Tables) -> tuple[U8, Mask]:
+    """Kind of each reference, by the first of its places in the reader's order, and whether that is compressed."""
+    native = tables.present(Slot.CHUNK_ID)
+    compressed = tables.present(Slot.COMPRESSED_LOCATION) & ~native
+    located = tables.present(Slot.LOCATION)
+    inline = tables.present(Slot.INLINE)
+    if bool(native.all()):
+        return broadcast_column(NATIVE, len(tables), np.uint8), compressed
+    kinds = np.select([native, compressed | located, inline], [NATIVE, VIRTUAL, INLINE], 0).astype(np.uint8)
+    if not bool(kinds.all()):
+        raise tables.buffer.error("a chunk reference names no place for its chunk")
+    if bool((kinds == kinds[0]).all()):
+        kinds = broadcast_column(kinds[0], len(tables), np.uint8)
+    return kinds, compressed
+
+
+def _read_locations(
+    tables: Tables, virtual: Mask, compressed: Mask, dictionary: bytes | None
+) -> tuple[BytesTable, Codes]:
+    plain = virtual & ~compressed
+    if not bool(compressed.any()):
+        return _read_texts(tables.vectors(Slot.LOCATION, 1), plain)
+    if dictionary is None:
+        raise tables.buffer.error("it has compressed locations and says that it has none")
+    frames, codes = _read_bytes(tables.vectors(Slot.COMPRESSED_LOCATION, 1), compressed)
+    try:
+        table = locations.decompress(frames, dictionary)
+    except ValueError as error:
+        raise tables.buffer.error(str(error)) from None
+    if not is_utf8(table):
+        raise tables.buffer.error("a location is not UTF-8")
+    if not bool(plain.any()):
+        return table, codes
+    plain_table, plain_codes = _read_texts(tables.vectors(Slot.LOCATION, 1), plain)
+    shifted = np.where(plain, plain_codes + np.int32(len(table)), codes)
+    return concat_tables([table, plain_table]), shifted
+
+
+def _read_texts(vectors: Vectors, wanted: Mask) -> tuple[BytesTable, Codes]:
+    table, codes = _read_bytes(vectors, wanted)
+    if not is_utf8(table):
+        raise vectors.buffer.error("a string is not UTF-8")
+    return table, codes
+
+
+def _read_bytes(vectors: Vectors, wanted: Mask) -> tuple[BytesTable, Codes]:
+    """Distinct contents of the wanted rows' vectors, and the code of each row."""
+    n = len(vectors)
+    if not bool((vectors.present & wanted).any()):
+        return BytesTable.empty(), broadcast_column(NO_CODE, n, np.int32)
+    if not bool(wanted.all()):
+        starts = np.where(wanted, vectors.starts, -1)
+        vectors = Vectors(vectors.buffer, starts, np.where(wanted, vectors.lengths, 0), vectors.item_size)
+    places, codes = vectors.distinct()
+    rows, place_codes = distinct_ranges(vectors.buffer.data, places.starts, places.lengths)
+    table = Vectors(vectors.buffer, places.starts[rows], places.lengths[rows], 1).bytes_table()
+    return table, np.append(place_codes, np.int32(NO_CODE))[codes]

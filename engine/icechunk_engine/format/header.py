@@ -1,0 +1,213 @@
+"""The envelope of every file: 39 bytes of header, then one zstd frame (spec, *File format*).
+
+======== ====================================================================
+bytes    content
+======== ====================================================================
+0 .. 12  magic ``ICE🧊CHUNK``
+12 .. 36 name of the writer, UTF-8, padded with spaces
+36       spec version: 1 or 2
+37       :class:`FileType`
+38       compression: 0 none (no longer written), 1 zstd
+39 ..    body
+======== ====================================================================
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+import zstandard
+
+from icechunk_engine.columns import U8, as_u8
+from icechunk_engine.errors import ErrorKind, FormatError
+
+MAGIC = "ICE🧊CHUNK".encode()
+HEADER_SIZE = 39
+WRITER_NAME = "xi-0.1.0"
+SPEC_VERSIONS = (1, 2)
+COMPRESSION_NONE = 0
+COMPRESSION_ZSTD = 1
+
+MAX_BODY_SIZE = 2**34
+"""No body may declare or reach more bytes than this."""
+_MAX_BLOCK = 2**17
+"""The most that one zstd block decompresses to; a block takes at least 4 bytes of a frame."""
+_STREAM_SLICE = 2**14
+"""Input bytes fed at once where the frame does not say its size, so that a bomb is noticed before memory runs out."""
+
+_MIN_WINDOW_LOG = 23
+"""Level 3 would look back 2 MiB only, and lose what recurs in the blocks of large files. Decoders take 8 MiB
+(RFC 8878 §3.1.1.1.2)."""
+
+_HEADER = struct.Struct("<12s24sBBB")
+
+
+class FileType(IntEnum):
+    """Byte 37 of the header. ATTRIBUTES and CHUNK are reserved, never written."""
+
+    SNAPSHOT = 1
+    MANIFEST = 2
+    ATTRIBUTES = 3
+    TRANSACTION_LOG = 4
+    CHUNK = 5
+    REPO_INFO = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Unpacked:
+    """A file without its envelope.
+
+    Attributes
+    ----------
+    body
+        The flatbuffer, ``uint8``, read-only.
+    spec_version
+        1 or 2.
+    written_by
+        Name of the writer, without padding.
+    """
+
+    body: U8
+    spec_version: int
+    written_by: str
+
+
+def pack(file_type: FileType, spec_version: int, body: Any, level: int = 3) -> bytes:
+    """A whole file from its flatbuffer (any contiguous buffer)."""
+    size = memoryview(body).nbytes
+    return pack_blocks(file_type, spec_version, [body], size, level)
+
+
+def pack_blocks(file_type: FileType, spec_version: int, blocks: Iterable[Any], size: int, level: int = 3) -> bytes:
+    """A whole file from the pieces of its flatbuffer, which are compressed one by one and may be made on demand.
+
+    Parameters
+    ----------
+    blocks
+        Contiguous buffers of ``size`` bytes in all.
+    """
+    header = _HEADER.pack(MAGIC, WRITER_NAME.encode().ljust(24), spec_version, file_type, COMPRESSION_ZSTD)
+    parameters = zstandard.ZstdCompressionParameters.from_level(level, source_size=size)
+    if size > 2**parameters.window_log:
+        parameters = zstandard.ZstdCompressionParameters.from_level(
+            level, source_size=size, window_log=max(parameters.window_log, _MIN_WINDOW_LOG)
+        )
+    compressor = zstandard.ZstdCompressor(compression_params=parameters)
+    stream = compressor.compressobj(size=size)
+    out = [header]
+    out.extend(stream.compress(block) for block in blocks)
+    out.append(stream.flush())
+    return b"".join(out)
+
+
+def unpack(data: Any, expected: FileType, name: str = "") -> Unpacked:
+    """Check a file's header and decompress its body.
+
+    Parameters
+    ----------
+    data
+        The whole object.
+    expected
+        The kind of file that this must be.
+    name
+        Object name for messages.
+
+    Raises
+    ------
+    FormatError
+        ``invalid-file-format`` for anything but an intact header of the expected type, ``unsupported-spec-version``,
+        and ``deserialization`` for a damaged body.
+    """
+    raw = memoryview(data).cast("B")
+    name = name or f"this {expected.name.lower().replace('_', ' ')} file"
+    if len(raw) < HEADER_SIZE:
+        raise FormatError(
+            f"{name} is only {len(raw)} bytes long, less than the {HEADER_SIZE} byte header: it is truncated or no "
+            f"Icechunk file. Restore the object from a backup, or check that the storage points at a repository",
+            ErrorKind.INVALID_FILE_FORMAT,
+        )
+    magic, writer, spec_version, file_type, compression = _HEADER.unpack_from(raw)
+    if magic != MAGIC:
+        raise FormatError(
+            f"{name} does not begin with the Icechunk magic bytes: it is damaged or no Icechunk file. Restore the "
+            f"object from a backup, or check that the storage points at a repository",
+            ErrorKind.INVALID_FILE_FORMAT,
+        )
+    if spec_version not in SPEC_VERSIONS:
+        raise FormatError(
+            f"{name} has Icechunk spec version {spec_version}; this library knows {SPEC_VERSIONS}. Upgrade it to "
+            f"read this repository",
+            ErrorKind.UNSUPPORTED_SPEC_VERSION,
+        )
+    if file_type != expected:
+        raise FormatError(
+            f"{name} has file type {file_type} where {expected.value} ({expected.name.lower()}) belongs: another "
+            f"object was stored under this name. Restore it from a backup",
+            ErrorKind.INVALID_FILE_FORMAT,
+        )
+    frame = raw[HEADER_SIZE:]
+    if compression == COMPRESSION_ZSTD:
+        body = _decompress(frame, name)
+    elif compression == COMPRESSION_NONE:
+        body = as_u8(frame)
+    else:
+        raise FormatError(
+            f"{name} uses compression {compression}, which this library does not know. Upgrade it to read this file",
+            ErrorKind.INVALID_FILE_FORMAT,
+        )
+    written_by = writer.rstrip(b" \0").decode("utf-8", "replace")
+    return Unpacked(body, spec_version, written_by)
+
+
+def _damaged(name: str, reason: str) -> FormatError:
+    return FormatError(
+        f"the compressed body of {name} is damaged ({reason}). Fetch the object again; if it stays so, restore it "
+        f"from a backup or reset the branch to a snapshot that does not need it",
+        ErrorKind.DESERIALIZATION,
+    )
+
+
+def _decompress(frame: memoryview, name: str) -> U8:
+    try:
+        size = zstandard.frame_content_size(frame)
+    except zstandard.ZstdError as error:
+        raise _damaged(name, str(error)) from None
+    try:
+        if size < 0:
+            return _decompress_stream(frame, name)
+        if size > MAX_BODY_SIZE or size > (len(frame) // 4 + 1) * _MAX_BLOCK:
+            raise _damaged(name, f"it claims to hold {size} bytes")
+        if size == 0:
+            raise _damaged(name, "it is empty")
+        body = zstandard.ZstdDecompressor().decompress(frame, allow_extra_data=False)
+    except (zstandard.ZstdError, MemoryError) as error:
+        raise _damaged(name, str(error) or "out of memory") from None
+    if len(body) != size:
+        raise _damaged(name, f"it holds {len(body)} bytes, not the {size} it claims")
+    return as_u8(body)
+
+
+def _decompress_stream(frame: memoryview, name: str) -> U8:
+    """Frames that do not say how much they hold; several in a row are read as one body."""
+    decompressor = zstandard.ZstdDecompressor()
+    parts: list[bytes] = []
+    total, position = 0, 0
+    while position < len(frame):
+        stream = decompressor.decompressobj()
+        while not stream.eof:
+            if position >= len(frame):
+                raise _damaged(name, "it is truncated")
+            piece = frame[position : position + _STREAM_SLICE]
+            part = stream.decompress(piece)
+            position += len(piece)
+            total += len(part)
+            if total > MAX_BODY_SIZE:
+                raise _damaged(name, f"it holds more than {MAX_BODY_SIZE} bytes")
+            parts.append(part)
+        position -= len(stream.unused_data)
+    return np.frombuffer(b"".join(parts), np.uint8)

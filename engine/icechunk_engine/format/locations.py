@@ -1,0 +1,119 @@
+"""Compressed locations of virtual chunks: one zstd frame a location, with a dictionary (spec, *Manifest*).
+
+Our own files share locations instead (see :mod:`icechunk_engine.flatbuf.blocks`), which is smaller and faster; this is
+here to read what others wrote, and to write it when the configuration asks for it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import zstandard
+from numpy.typing import NDArray
+
+from icechunk_engine.columns import I64, U8, BytesTable, starts_of
+
+MAX_COMPRESSIBLE_LOCATION = 1024
+"""The official reader's buffer: one longer compressed location makes a whole manifest unreadable for it."""
+
+_MAX_LOCATION = 2**20
+_MIN_SAMPLE_SIZE = 8
+_FRAME_MAGIC = 0xFD2FB528
+
+
+@dataclass(frozen=True, slots=True)
+class LocationCompression:
+    """When and how manifests compress locations; the defaults are the official ones.
+
+    Attributes
+    ----------
+    min_num_chunks
+        Manifests with fewer virtual references are left alone.
+    max_training_samples
+        Locations that the dictionary is made from.
+    dictionary_max_size_bytes
+        Size limit of the dictionary.
+    level
+        zstd level of the frames.
+    """
+
+    min_num_chunks: int = 1000
+    max_training_samples: int = 100
+    dictionary_max_size_bytes: int = 2048
+    level: int = 3
+
+
+def train_dictionary(samples: list[bytes], max_size: int) -> bytes | None:
+    """A zstd dictionary for locations like ``samples``; None when there is nothing to gain."""
+    if not samples or sum(len(sample) < _MIN_SAMPLE_SIZE for sample in samples) * 2 >= len(samples):
+        return None
+    try:
+        return zstandard.train_dictionary(max_size, list(samples)).as_bytes()
+    except zstandard.ZstdError:  # too few or too uniform samples
+        return None
+
+
+def compress(locations: BytesTable, dictionary: bytes, level: int) -> BytesTable:
+    """One frame for each location."""
+    compressor = zstandard.ZstdCompressor(level=level, dict_data=zstandard.ZstdCompressionDict(dictionary))
+    return BytesTable.of(map(compressor.compress, locations.raws()))
+
+
+def decompress(frames: BytesTable, dictionary: bytes) -> BytesTable:
+    """The locations in frames.
+
+    Raises
+    ------
+    ValueError
+        When a frame is damaged, empty, or holds more than a location can be.
+    """
+    if len(frames) == 0:
+        return frames
+    sizes = content_sizes(frames.data, frames.starts[:-1], frames.lengths)
+    if bool((sizes == 0).any()) or int(sizes.max()) > _MAX_LOCATION:
+        raise ValueError("a compressed location is empty or too long")
+    try:
+        decompressor = zstandard.ZstdDecompressor(dict_data=zstandard.ZstdCompressionDict(dictionary))
+        if bool((sizes < 0).any()):
+            return BytesTable.of(
+                [decompressor.decompress(frame, max_output_size=_MAX_LOCATION) for frame in frames.raws()]
+            )
+        # All frames in one call: a decompressor reads across frames.
+        total = int(sizes.sum())
+        joined = np.ascontiguousarray(frames.data[frames.starts[0] : frames.starts[-1]])
+        text = np.empty(total + 1, np.uint8)
+        stream = decompressor.stream_reader(memoryview(joined), read_across_frames=True)
+        n_read = stream.readinto(memoryview(text))
+    except zstandard.ZstdError as error:
+        raise ValueError(f"a compressed location is damaged ({error})") from None
+    if n_read != total:
+        raise ValueError("compressed locations hold another length than they declare")
+    return BytesTable(text[:total], starts_of(sizes))
+
+
+def content_sizes(data: U8, starts: I64, lengths: I64) -> I64:
+    """Sizes that zstd frames declare (RFC 8878 §3.1.1.1), -1 for frames that declare none.
+
+    Raises
+    ------
+    ValueError
+        When a range does not begin with a frame header.
+    """
+    padded = np.concatenate([data, np.zeros(18, np.uint8)])
+
+    def number(at: I64, n_bytes: int) -> I64:
+        view: NDArray[np.uint64] = np.ndarray((len(padded) - 7,), "<u8", padded, strides=(1,))
+        return (view[at] & np.uint64(2 ** (8 * n_bytes) - 1)).astype(np.int64)
+
+    if bool((lengths < 6).any()) or bool((number(starts, 4) != _FRAME_MAGIC).any()):
+        raise ValueError("a compressed location is no zstd frame")
+    descriptor = padded[starts + 4]
+    single_segment = (descriptor >> 5) & 1
+    dictionary_id_size = np.array([0, 1, 2, 4])[descriptor & 3]
+    at = starts + 5 + (1 - single_segment) + dictionary_id_size
+    flag = descriptor >> 6
+    one_byte = np.where(single_segment == 1, number(at, 1), -1)
+    sizes = np.select([flag == 1, flag == 2, flag == 3], [number(at, 2) + 256, number(at, 4), number(at, 8)], one_byte)
+    # Eight bytes can say more than a signed number holds.
+    return np.where((flag == 3) & (sizes < 0), np.iinfo(np.int64).max, sizes)

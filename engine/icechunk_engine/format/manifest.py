@@ -1,0 +1,199 @@
+"""Manifest files: the chunk references of one or more arrays (spec, *Manifest*)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from icechunk_engine.chunk_refs import VIRTUAL, ChunkRefs
+from icechunk_engine.columns import BytesTable
+from icechunk_engine.errors import ErrorKind, FormatError
+from icechunk_engine.flatbuf.reader import Buffer, Tables
+from icechunk_engine.flatbuf.writer import OFFSET, Arena, TableLayout
+from icechunk_engine.format import header, locations, schema
+from icechunk_engine.format.chunk_ref_tables import apparent_sizes, merge_equal_strings, place_refs, read_refs
+from icechunk_engine.format.header import FileType
+from icechunk_engine.format.locations import LocationCompression
+from icechunk_engine.format.schema import NODE_ID_SIZE, OBJECT_ID_SIZE
+from icechunk_engine.format.schema import ArrayManifest as ArraySlot
+from icechunk_engine.format.schema import Manifest as Slot
+from icechunk_engine.ids import ManifestId, NodeId
+
+MAX_APPARENT_SIZE = 2**30
+"""Apparent size (see :func:`apparent_size`) that a splitter should keep manifests below; a quarter of the limit."""
+
+_READABLE_APPARENT_SIZE = 2**32 - 2**20
+"""The official verifier refuses more than 4 GiB."""
+
+_ROOT = TableLayout.of(
+    {Slot.ID: "V12", Slot.ARRAYS: OFFSET, Slot.LOCATION_DICTIONARY: OFFSET, Slot.COMPRESSION_ALGORITHM: "u1"}
+)
+_ARRAY = TableLayout.of({ArraySlot.NODE_ID: "V8", ArraySlot.REFS: OFFSET})
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The references of some arrays.
+
+    Attributes
+    ----------
+    manifest_id
+        Name of the file.
+    arrays
+        Node id and references of each array, sorted by node id; references are sorted by index.
+    """
+
+    manifest_id: ManifestId
+    arrays: tuple[tuple[NodeId, ChunkRefs], ...]
+
+    @property
+    def num_chunk_refs(self) -> int:
+        """References in all arrays."""
+        return sum(len(refs) for _, refs in self.arrays)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held."""
+        return sum(refs.nbytes for _, refs in self.arrays)
+
+    def get(self, node_id: NodeId) -> ChunkRefs | None:
+        """References of one array; None when it has none here."""
+        return next((refs for other, refs in self.arrays if other == node_id), None)
+
+
+def apparent_size(refs: ChunkRefs) -> int:
+    """What the official verifier charges for these references: see MAX_APPARENT_SIZE.
+
+    A string that many references share counts as often as it is reached.
+    :func:`~icechunk_engine.format.chunk_ref_tables.apparent_sizes` gives the single terms.
+    """
+    return int(apparent_sizes(refs).sum())
+
+
+def encode_manifest(
+    manifest: Manifest,
+    *,
+    level: int = 3,
+    location_compression: LocationCompression | None = None,
+    spec_version: int = 2,
+) -> bytes:
+    """The file of a manifest whose references are sorted by index.
+
+    Parameters
+    ----------
+    level
+        zstd level of the whole file.
+    location_compression
+        Compress each location too, as the official library does by default. Files become larger by that, not
+        smaller; never done in spec 1, and not where a location is longer than the official reader can take.
+
+    Raises
+    ------
+    FormatError
+        ``serialization`` when no official reader could read the file: split the manifest.
+    """
+    total = sum(apparent_size(refs) for _, refs in manifest.arrays)
+    if total > _READABLE_APPARENT_SIZE:
+        raise FormatError(
+            f"a manifest of {manifest.num_chunk_refs} chunk references would be too large to read. Configure "
+            f"manifest splitting, or write fewer references at once",
+            ErrorKind.SERIALIZATION,
+        )
+    arrays = tuple(
+        sorted(
+            ((node_id, merge_equal_strings(refs.compact())) for node_id, refs in manifest.arrays),
+            key=lambda item: item[0],
+        )
+    )
+    dictionary = _dictionary(arrays, location_compression) if spec_version > 1 else None
+    level_of_frames = location_compression.level if location_compression is not None else 0
+
+    arena = Arena(schema.IDENTIFIER)
+    root = arena.tables(_ROOT, 1)
+    arena.set_root(root)
+    root.set(Slot.ID, manifest.manifest_id.raw)
+    items = arena.offset_vectors([len(arrays)])
+    root.point(Slot.ARRAYS, items.positions)
+    if dictionary is None:
+        root.set(Slot.COMPRESSION_ALGORITHM, schema.LocationCompression.NONE)
+    else:
+        root.point(Slot.LOCATION_DICTIONARY, arena.byte_vectors(BytesTable.of([dictionary])))
+    tables = arena.tables(_ARRAY, len(arrays))
+    items.point(tables.positions)
+    tables.set(ArraySlot.NODE_ID, np.array([node_id.to_row() for node_id, _ in arrays]).reshape(-1, NODE_ID_SIZE))
+    vectors = []
+    for _, refs in arrays:
+        frames = None if dictionary is None else locations.compress(refs.locations, dictionary, level_of_frames)
+        vector = arena.offset_vectors([len(refs)])
+        vector.point(place_refs(arena, refs, frames))
+        vectors.append(int(vector.positions[0]))
+    tables.point(ArraySlot.REFS, np.array(vectors, np.int64))
+    size = arena.seal()
+    return header.pack_blocks(FileType.MANIFEST, spec_version, arena.blocks(), size, level)
+
+
+def _dictionary(arrays: tuple[tuple[NodeId, ChunkRefs], ...], compression: LocationCompression | None) -> bytes | None:
+    """Dictionary for the locations, or None where they are not to be compressed."""
+    if compression is None:
+        return None
+    virtual = [(refs, np.flatnonzero(refs.kinds == VIRTUAL)) for _, refs in arrays]
+    total = sum(len(rows) for _, rows in virtual)
+    longest = max((int(refs.locations.lengths.max(initial=0)) for refs, _ in virtual), default=0)
+    if total < max(compression.min_num_chunks, 1) or longest > locations.MAX_COMPRESSIBLE_LOCATION:
+        return None
+    samples: list[bytes] = []
+    for refs, rows in virtual:
+        share = -(-compression.max_training_samples * len(rows) // total)
+        chosen = rows[np.linspace(0, len(rows) - 1, min(share, len(rows))).astype(np.int64)]
+        samples += refs.locations.take(refs.location_codes[chosen]).raws()
+    return locations.train_dictionary(samples, compression.dictionary_max_size_bytes)
+
+
+def decode_manifest(data: Any, name: str = "") -> Manifest:
+    """Read a manifest file.
+
+    Parameters
+    ----------
+    data
+        The whole object, as bytes.
+    name
+        Object name for messages.
+
+    Raises
+    ------
+    FormatError
+        When the bytes are no intact manifest.
+    """
+    body = header.unpack(data, FileType.MANIFEST, name).body
+    buffer = Buffer(body, name or "this manifest file")
+    root = buffer.root()
+    manifest_id = ManifestId.from_row(root.required_struct(Slot.ID, OBJECT_ID_SIZE, "the manifest's id")[0])
+    dictionary = _read_dictionary(root)
+    tables = root.vectors(Slot.ARRAYS, 4, "the list of arrays").tables()
+    node_ids = [NodeId(row.tobytes()) for row in tables.required_struct(ArraySlot.NODE_ID, NODE_ID_SIZE, "a node id")]
+    if len(set(node_ids)) != len(node_ids):
+        raise buffer.error("it lists an array twice")
+    refs = tables.vectors(ArraySlot.REFS, 4, "the list of chunk references")
+    if int(refs.lengths.sum()) * 4 > buffer.size:
+        raise buffer.error("its arrays share their chunk references")
+    starts, lengths = refs.starts.tolist(), refs.lengths.tolist()
+    arrays = []
+    for node_id, start, length in zip(node_ids, starts, lengths, strict=True):
+        arrays.append((node_id, read_refs(buffer, start, length, dictionary)))
+    return Manifest(manifest_id, tuple(sorted(arrays, key=lambda item: item[0])))
+
+
+def _read_dictionary(root: Tables) -> bytes | None:
+    """The dictionary of compressed locations (empty when absent); None when the file says that there are none."""
+    algorithm = int(root.scalar(Slot.COMPRESSION_ALGORITHM, np.uint8, schema.LocationCompression.ZSTD_DICTIONARY)[0])
+    if algorithm == schema.LocationCompression.NONE:
+        return None
+    if algorithm != schema.LocationCompression.ZSTD_DICTIONARY:
+        raise FormatError(
+            f"{root.buffer.name} compresses its locations in a way ({algorithm}) that this library does not know. "
+            f"Upgrade it to read this repository",
+            ErrorKind.DESERIALIZATION,
+        )
+    return root.vectors(Slot.LOCATION_DICTIONARY, 1).scalars(np.uint8).tobytes()

@@ -1,0 +1,297 @@
+"""The list of all snapshots in the repo info, as columns (spec, *Repo info file*).
+
+Every update of the repository reads, changes and writes the whole list. So messages and metadata stay encoded, and
+parents, which are stored as positions in the list, are renumbered in one step when a row comes or goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from icechunk_engine.columns import (
+    I64,
+    U8,
+    U64,
+    BytesTable,
+    concat_tables,
+    row_keys,
+    starts_of,
+    take_ragged,
+)
+from icechunk_engine.errors import ErrorKind, FormatError, InternalError, SnapshotNotFoundError
+from icechunk_engine.flatbuf.reader import Tables
+from icechunk_engine.flatbuf.writer import OFFSET, Arena, TableLayout
+from icechunk_engine.format import schema
+from icechunk_engine.format.metadata import MetadataColumns, encode_text
+from icechunk_engine.ids import SnapshotId
+
+NO_PARENT = -1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotInfo:
+    """What the repo info knows of one snapshot.
+
+    Attributes
+    ----------
+    id, parent_id
+        The snapshot and the one it was based on; None for a root.
+    flushed_at_us
+        Unix microseconds.
+    message, metadata
+        Copies of the snapshot's.
+    pruned
+        Snapshots whose transaction logs, oldest first, come before its own in what changed since the parent: the
+        commits in between have expired.
+    """
+
+    id: SnapshotId
+    parent_id: SnapshotId | None
+    flushed_at_us: int
+    message: str
+    metadata: dict[str, Any]
+    pruned: tuple[SnapshotId, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class SnapshotTable:
+    """Columns of ``n`` snapshots, sorted by id.
+
+    Attributes
+    ----------
+    ids
+        ``uint8 (n, 12)``.
+    parents
+        ``int32 (n,)``: row of the parent, NO_PARENT for a root.
+    flushed_at
+        ``uint64 (n,)``: Unix microseconds.
+    messages
+        One a snapshot.
+    metadata
+        One list a snapshot, values in FlexBuffers.
+    pruned_starts
+        ``int64 (n + 1,)``, for ``pruned_ids`` ``uint8 (k, 12)``: see :class:`SnapshotInfo`.
+    """
+
+    ids: U8
+    parents: NDArray[np.int32]
+    flushed_at: U64
+    messages: BytesTable
+    metadata: MetadataColumns
+    pruned_starts: I64
+    pruned_ids: U8
+
+    @classmethod
+    def of_root(cls, info: SnapshotInfo) -> SnapshotTable:
+        """A table of one snapshot without parent."""
+        return cls(
+            ids=info.id.to_row().reshape(1, -1),
+            parents=np.array([NO_PARENT], np.int32),
+            flushed_at=np.array([info.flushed_at_us], np.uint64),
+            messages=BytesTable.of([encode_text(info.message, "the message")]),
+            metadata=MetadataColumns.of([info.metadata]),
+            pruned_starts=np.array([0, len(info.pruned)], np.int64),
+            pruned_ids=_id_rows(info.pruned),
+        )
+
+    def __len__(self) -> int:
+        return len(self.parents)
+
+    def find(self, snapshot_id: SnapshotId) -> int:
+        """Row of a snapshot, -1 if it is not here."""
+        return int(self.find_rows(snapshot_id.to_row().reshape(1, -1))[0])
+
+    def find_rows(self, ids: U8) -> I64:
+        """Rows of many snapshots given as ``uint8 (k, 12)``, -1 for those that are not here."""
+        if len(self) == 0:
+            return np.full(len(ids), -1, np.int64)
+        keys, wanted = row_keys(self.ids), row_keys(ids)
+        rows = np.minimum(np.searchsorted(keys, wanted), len(self) - 1).astype(np.int64, copy=False)
+        return np.where(keys[rows] == wanted, rows, -1)
+
+    def id(self, row: int) -> SnapshotId:
+        """Id of the snapshot in a row."""
+        return SnapshotId(self.ids[row].tobytes())
+
+    def info(self, row: int) -> SnapshotInfo:
+        """One snapshot as an object. Raises FormatError when its metadata is damaged."""
+        parent = int(self.parents[row])
+        pruned = self.pruned_ids[self.pruned_starts[row] : self.pruned_starts[row + 1]]
+        return SnapshotInfo(
+            id=self.id(row),
+            parent_id=None if parent == NO_PARENT else self.id(parent),
+            flushed_at_us=int(self.flushed_at[row]),
+            message=self.messages.text(row),
+            metadata=self.metadata.decode(row),
+            pruned=tuple([SnapshotId(pruned_id.tobytes()) for pruned_id in pruned]),
+        )
+
+    def ancestry_rows(self, row: int) -> I64:
+        """Rows of a snapshot and all its ancestors, newest first. Raises FormatError when they form a circle."""
+        parents = self.parents.tolist()
+        rows = []
+        while row != NO_PARENT:
+            rows.append(row)
+            if len(rows) > len(parents):
+                raise FormatError(
+                    "the parents of the snapshots listed in 'repo' form a circle. Restore 'repo' from a copy of the "
+                    "repository"
+                )
+            row = parents[row]
+        return np.array(rows, np.int64)
+
+    def insert(self, info: SnapshotInfo) -> SnapshotTable:
+        """With one more snapshot, whose parent must be here.
+
+        Raises
+        ------
+        FormatError
+            ``duplicate-snapshot-id``.
+        SnapshotNotFoundError
+            The parent is unknown.
+        InvalidInputError
+            ``bad-metadata``: message or metadata cannot be stored.
+        """
+        place = int(np.searchsorted(row_keys(self.ids), row_keys(info.id.to_row().reshape(1, -1)))[0])
+        if place < len(self) and self.id(place) == info.id:
+            raise FormatError(
+                f"snapshot {info.id} is in the repository already. Commit again to get another id",
+                ErrorKind.DUPLICATE_SNAPSHOT_ID,
+            )
+        added = SnapshotTable.of_root(info)
+        if info.parent_id is not None:
+            parent = self.find(info.parent_id)
+            if parent < 0:
+                raise SnapshotNotFoundError(
+                    f"snapshot {info.parent_id}, on which this one is based, is no longer in the repository: it "
+                    f"expired and was collected. Redo the change in a new session"
+                )
+            added = replace(added, parents=np.array([parent], np.int32))
+        rows = np.insert(np.arange(len(self)), place, len(self))
+        return _concat(self, added)._take(rows)
+
+    def remove(self, rows: NDArray[Any]) -> SnapshotTable:
+        """Without the snapshots at ``rows``, none of which may be the parent of one that stays."""
+        keep = np.ones(len(self), np.bool_)
+        keep[rows] = False
+        parents = self.parents[keep]
+        if not bool(keep[parents[parents != NO_PARENT]].all()):
+            raise InternalError("a snapshot was to be removed whose children stay; give them other parents first")
+        return self._take(np.flatnonzero(keep))
+
+    def replace_parents(
+        self, rows: NDArray[Any], parents: NDArray[Any], pruned: Sequence[Sequence[SnapshotId]] | None = None
+    ) -> SnapshotTable:
+        """With other parents for the snapshots at ``rows``.
+
+        Parameters
+        ----------
+        rows, parents
+            Distinct rows, and the row of the new parent of each, or NO_PARENT.
+        pruned
+            New pruned lists of the same rows; they keep theirs by default.
+        """
+        changed = self.parents.copy()
+        changed[rows] = parents
+        table = replace(self, parents=changed)
+        if pruned is None:
+            return table
+        sources = np.arange(len(self))
+        sources[rows] = len(self) + np.arange(len(rows))
+        added = [len(ids) for ids in pruned]
+        pool_starts = np.append(self.pruned_starts, self.pruned_starts[-1] + np.cumsum(added, dtype=np.int64))
+        pool = np.concatenate([self.pruned_ids, _id_rows([pruned_id for ids in pruned for pruned_id in ids])])
+        pruned_ids, pruned_starts = take_ragged(pool, pool_starts, sources)
+        return replace(table, pruned_ids=pruned_ids, pruned_starts=pruned_starts)
+
+    def _take(self, rows: NDArray[Any]) -> SnapshotTable:
+        """The snapshots at ``rows`` in that order; parents are renumbered, those that are not taken become -1."""
+        new_rows = np.full(len(self) + 1, NO_PARENT, np.int32)  # the last one is what -1 becomes
+        new_rows[rows] = np.arange(len(rows), dtype=np.int32)
+        pruned_ids, pruned_starts = take_ragged(self.pruned_ids, self.pruned_starts, rows)
+        return SnapshotTable(
+            ids=self.ids[rows],
+            parents=new_rows[self.parents[rows]],
+            flushed_at=self.flushed_at[rows],
+            messages=self.messages.take(rows),
+            metadata=self.metadata.take(rows),
+            pruned_starts=pruned_starts,
+            pruned_ids=pruned_ids,
+        )
+
+
+def _concat(first: SnapshotTable, second: SnapshotTable) -> SnapshotTable:
+    """Rows of both; parents of the second are rows of the first already."""
+    return SnapshotTable(
+        ids=np.concatenate([first.ids, second.ids]),
+        parents=np.concatenate([first.parents, second.parents]),
+        flushed_at=np.concatenate([first.flushed_at, second.flushed_at]),
+        messages=concat_tables([first.messages, second.messages]),
+        metadata=first.metadata.concat(second.metadata),
+        pruned_starts=np.append(first.pruned_starts, second.pruned_starts[1:] + first.pruned_starts[-1]),
+        pruned_ids=np.concatenate([first.pruned_ids, second.pruned_ids]),
+    )
+
+
+def _id_rows(ids: Sequence[SnapshotId]) -> U8:
+    return np.frombuffer(b"".join([one.raw for one in ids]), np.uint8).reshape(-1, SnapshotId.SIZE)
+
+
+def read_snapshots(tables: Tables) -> SnapshotTable:
+    """Columns of the ``SnapshotInfo`` tables. Raises FormatError."""
+    fields = schema.SnapshotInfo
+    parents = tables.scalar(fields.PARENT_OFFSET, np.int32)
+    if len(parents) and (int(parents.min()) < NO_PARENT or int(parents.max()) >= len(tables)):
+        raise tables.buffer.error("a snapshot's parent is not in the list")
+    pruned = tables.vectors(fields.PRUNED_ANCESTOR_TX_LOGS, SnapshotId.SIZE)
+    table = SnapshotTable(
+        ids=tables.required_struct(fields.ID, SnapshotId.SIZE, "a snapshot's id"),
+        parents=parents,
+        flushed_at=tables.scalar(fields.FLUSHED_AT, np.uint64),
+        messages=tables.strings(fields.MESSAGE, "a snapshot's message"),
+        metadata=MetadataColumns.read(tables.vectors(fields.METADATA, 4)),
+        pruned_starts=starts_of(pruned.lengths),
+        pruned_ids=pruned.structs(),
+    )
+    keys = row_keys(table.ids)
+    if bool((keys[1:] > keys[:-1]).all()):
+        return table
+    distinct, first = np.unique(keys, return_index=True)
+    if len(distinct) < len(keys):
+        raise tables.buffer.error("a snapshot is listed twice")
+    return table._take(first)
+
+
+_INFO = TableLayout.of(
+    {
+        schema.SnapshotInfo.ID: f"V{SnapshotId.SIZE}",
+        schema.SnapshotInfo.PARENT_OFFSET: "<i4",
+        schema.SnapshotInfo.FLUSHED_AT: "<u8",
+        schema.SnapshotInfo.MESSAGE: OFFSET,
+        schema.SnapshotInfo.METADATA: OFFSET,
+        schema.SnapshotInfo.PRUNED_ANCESTOR_TX_LOGS: OFFSET,
+    }
+)
+
+
+def write_snapshots(arena: Arena, table: SnapshotTable) -> I64:
+    """Write the ``SnapshotInfo`` tables; returns their positions."""
+    fields = schema.SnapshotInfo
+    tables = arena.tables(_INFO, len(table))
+    tables.set(fields.ID, table.ids)
+    tables.set(fields.PARENT_OFFSET, table.parents)
+    tables.set(fields.FLUSHED_AT, table.flushed_at)
+    tables.point(fields.MESSAGE, arena.strings(table.messages))
+    table.metadata.write(arena, tables, fields.METADATA)
+    lengths = np.diff(table.pruned_starts)
+    has_pruned = lengths > 0
+    if bool(has_pruned.any()):
+        positions = np.zeros(len(table), np.int64)
+        positions[has_pruned] = arena.vectors(table.pruned_ids, lengths[has_pruned])
+        tables.point(fields.PRUNED_ANCESTOR_TX_LOGS, positions, present=has_pruned)
+    return tables.positions

@@ -1,0 +1,222 @@
+"""Columns of chunk references out of the references of a set and what is known of their URLs. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from icechunk_engine.chunk_refs import INLINE as INLINE_KIND
+from icechunk_engine.chunk_refs import VIRTUAL, ChunkRefs
+from icechunk_engine.columns import I64, U32, U64, BytesTable, factorize, ragged_positions
+from icechunk_engine.errors import ErrorKind, InvalidInputError
+from icechunk_engine.importers.chunk_keys import Assignment, assign
+from icechunk_engine.importers.hierarchy import SetArray, SetHierarchy
+from icechunk_engine.importers.reference_set import ReferenceSet
+from icechunk_engine.importers.references import INLINE, RANGE, WHOLE_FILE, References
+
+UNKNOWN_SIZE = -1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ChunkSources:
+    """The chunks of every array of a set, before their URLs are known to be good.
+
+    Attributes
+    ----------
+    arrays
+        By path in the set: chunk indices ``uint32 (k, ndim)`` and references of ``k`` chunks.
+    used_urls
+        Positions in the set's URL list that the references use.
+    num_stray, stray
+        Keys of the set that belong to no array.
+    """
+
+    arrays: dict[str, tuple[U32, References]]
+    used_urls: I64
+    num_stray: int = 0
+    stray: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class UrlTable:
+    """What the URLs of a set turned out to be.
+
+    Attributes
+    ----------
+    locations
+        Distinct locations.
+    codes
+        ``int32``: for each URL of the set its row in ``locations``, -1 for unused ones.
+    sizes
+        ``int64``: length in bytes of each location, -1 where it is not known.
+    last_modified
+        ``uint32``: Unix seconds to store as checksum, 0 for none.
+    """
+
+    locations: BytesTable
+    codes: NDArray[np.int32]
+    sizes: I64
+    last_modified: U32
+
+
+def gather_sources(reference_set: ReferenceSet, hierarchy: SetHierarchy) -> ChunkSources:
+    """Sort the chunk keys of a set by array.
+
+    Raises
+    ------
+    InvalidInputError
+        ``invalid-chunk-index``: a chunk key that does not fit its array.
+    """
+    keyed = reference_set.chunks
+    found: Assignment = assign(
+        keyed,
+        {path[1:]: array.grid for path, array in hierarchy.arrays.items()},
+        [path[1:] for path in hierarchy.skipped],
+    )
+    arrays = {f"/{path}": (indices, keyed.references.take(rows)) for path, (rows, indices) in found.arrays.items()}
+    return ChunkSources(
+        arrays=arrays,
+        used_urls=used_urls(arrays, len(reference_set.urls)),
+        num_stray=found.num_stray,
+        stray=found.stray,
+    )
+
+
+def used_urls(arrays: Mapping[str, tuple[U32, References]], num_urls: int) -> I64:
+    """Which URLs some chunk uses, ascending."""
+    used = np.zeros(num_urls + 1, np.bool_)
+    for _, references in arrays.values():
+        used[references.url_codes] = True  # -1, no URL, marks the extra cell
+    return np.flatnonzero(used[:-1])
+
+
+def url_table(
+    num_urls: int,
+    used: I64,
+    locations: Sequence[str],
+    sizes: Sequence[int],
+    last_modified: Sequence[int],
+) -> UrlTable:
+    """Table of the used URLs, whose facts are given in the order of ``used``; equal locations become one."""
+    table, rows = factorize(locations)
+    codes = np.full(num_urls, -1, np.int32)
+    codes[used] = rows
+    size_column, time_column = np.full(len(table), UNKNOWN_SIZE, np.int64), np.zeros(len(table), np.uint32)
+    size_column[rows] = np.fromiter(sizes, np.int64, len(sizes))
+    time_column[rows] = np.fromiter(last_modified, np.int64, len(last_modified))
+    return UrlTable(locations=table, codes=codes, sizes=size_column, last_modified=time_column)
+
+
+def plan_refs(array: SetArray, indices: U32, references: References, urls: UrlTable) -> ChunkRefs:
+    """Columns of one array's references, sorted by index, one a chunk.
+
+    Raises
+    ------
+    InvalidInputError
+        ``invalid-virtual-ref``: an empty or overlong range, a whole file of unknown length, or a chunk whose length is
+        not that of every chunk of the array. The message names array and chunk.
+    """
+    if len(references) == 0:
+        return ChunkRefs.empty(array.shape.ndim)
+    is_inline = references.kinds == INLINE
+    codes = np.full(len(references), -1, np.int32)
+    outside = np.flatnonzero(~is_inline)
+    codes[outside] = urls.codes[references.url_codes[outside]]
+    offsets, lengths = _ranges(array, indices, references, codes, urls)
+    refs = ChunkRefs.build(
+        indices,
+        np.where(is_inline, INLINE_KIND, VIRTUAL).astype(np.uint8) if bool(is_inline.any()) else VIRTUAL,
+        offsets=offsets,
+        lengths=lengths,
+        location_codes=codes,
+        last_modified=_last_modified(codes, urls),
+        locations=urls.locations,
+        inline_data=references.inline_data,
+    )
+    return _own_inline_data(refs.latest())
+
+
+def _ranges(
+    array: SetArray, indices: U32, references: References, codes: NDArray[np.int32], urls: UrlTable
+) -> tuple[U64, U64]:
+    """Offsets and lengths with whole files resolved, all checked."""
+    kinds, offsets, lengths = references.kinds, references.offsets, references.lengths
+
+    def require(good: NDArray[np.bool_], reason: str) -> None:
+        if not bool(good.all()):
+            raise _bad_chunk(array, indices, references, codes, urls, int(np.argmin(good)), reason)
+
+    sizes = np.where(codes >= 0, urls.sizes[codes], UNKNOWN_SIZE) if len(urls.locations) else None
+    whole = kinds == WHOLE_FILE
+    if bool(whole.any()):
+        assert sizes is not None
+        require(
+            ~whole | (sizes != UNKNOWN_SIZE),
+            "the reference is to a whole file, whose length must be known. Pass file_sizes={location: bytes}",
+        )
+        lengths = np.where(whole, sizes, lengths.view(np.int64)).astype(np.uint64)
+    require(lengths > 0, "it has no bytes. Leave the chunk out if it is to read as the fill value")
+    if sizes is not None:
+        ends = offsets + lengths  # both below 2**63
+        require(
+            (sizes == UNKNOWN_SIZE) | (kinds == INLINE) | (ends <= sizes.astype(np.uint64)),
+            "the range reaches past the end of the file. The file was changed, or the set is wrong",
+        )
+    if array.chunk_bytes is not None:
+        require(
+            lengths == array.chunk_bytes,
+            f"every chunk of this array has {array.chunk_bytes} bytes by its metadata",
+        )
+    return offsets, lengths
+
+
+def _last_modified(codes: NDArray[np.int32], urls: UrlTable) -> NDArray[Any] | int:
+    if not bool(urls.last_modified.any()):
+        return 0
+    return np.where(codes >= 0, urls.last_modified[codes], 0)
+
+
+def _own_inline_data(refs: ChunkRefs) -> ChunkRefs:
+    """Reduce the inline data of the whole set to that of one array; the table of locations stays shared."""
+    inline = np.flatnonzero(refs.kinds == INLINE_KIND)
+    offsets, data = refs.offsets, np.empty(0, np.uint8)
+    if len(inline):
+        lengths = refs.lengths[inline].astype(np.int64)
+        data = refs.inline_data[ragged_positions(offsets[inline], lengths)]
+        offsets = offsets.copy()
+        offsets[inline] = (np.cumsum(lengths) - lengths).astype(np.uint64)
+    return ChunkRefs.build(
+        refs.indices,
+        refs.kinds,
+        offsets=offsets,
+        lengths=refs.lengths,
+        location_codes=refs.location_codes,
+        last_modified=refs.last_modified,
+        locations=refs.locations,
+        inline_data=data,
+    )
+
+
+def _bad_chunk(
+    array: SetArray,
+    indices: U32,
+    references: References,
+    codes: NDArray[np.int32],
+    urls: UrlTable,
+    row: int,
+    reason: str,
+) -> InvalidInputError:
+    kind, offset, length = int(references.kinds[row]), int(references.offsets[row]), int(references.lengths[row])
+    if kind == INLINE:
+        where = f"{length} inline bytes"
+    else:
+        location = urls.locations.text(int(codes[row]))
+        size = int(urls.sizes[codes[row]])
+        where = f"{length} bytes at {offset} of {location}" if kind == RANGE else f"all of {location}"
+        where += f", which has {size} bytes" if size != UNKNOWN_SIZE else ""
+    key = ".".join(map(str, indices[row].tolist())) or "0"
+    return InvalidInputError(f"chunk {key} of array {array.path} ({where}): {reason}", ErrorKind.INVALID_VIRTUAL_REF)

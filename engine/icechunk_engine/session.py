@@ -1,0 +1,434 @@
+"""Sessions: an isolated view of one snapshot, with uncommitted edits when writable.
+
+A read-only session is a snapshot and nothing else. A writable session belongs to a branch and ends with a commit,
+after which it is read-only at the new snapshot. A fork is a picklable child for a worker: it cannot commit, its
+edits go home through :meth:`Session.merge`. Unpickling does no I/O; the snapshot is fetched when first needed, once a
+process.
+"""
+
+from __future__ import annotations
+
+import html
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from icechunk_engine._sync import async_twin
+from icechunk_engine.errors import (
+    ConflictError,
+    ErrorKind,
+    ReadOnlyError,
+    SessionStateError,
+)
+from icechunk_engine.ids import NodeId, SnapshotId
+from icechunk_engine.transaction.change_set import ChangeSet
+from icechunk_engine.transaction.commit import ManifestMemo, NewSnapshot, publish, rebase_changes, write_snapshot
+from icechunk_engine.transaction.conflicts import ConflictSolver
+from icechunk_engine.transaction.diff import Diff, diff_of_changes
+from icechunk_engine.transaction.merge import merge_fork
+from icechunk_engine.transaction.updates import AddCommit, AddDetachedSnapshot
+from icechunk_engine.view import RepositoryContext
+from icechunk_engine.workspace import Workspace
+
+if TYPE_CHECKING:
+    from icechunk_engine.store import IcechunkStore
+
+
+class SessionMode(Enum):
+    """What a session may do."""
+
+    readonly = 0
+    writable = 1
+    rearrange = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForkPoint:
+    """Where a fork left its parent, so that its edits can be merged back.
+
+    Attributes
+    ----------
+    origin_id
+        The committed snapshot that the whole family of forks is based on.
+    revisions
+        Revision of the parent's chunk edits at that moment, by array.
+    """
+
+    origin_id: SnapshotId
+    revisions: Mapping[NodeId, int]
+
+
+class Session(Workspace):
+    """A view of the hierarchy at one snapshot, plus uncommitted edits when writable.
+
+    Made by :meth:`Repository.readonly_session`, :meth:`Repository.writable_session` and friends, never directly.
+    Safe to use from several threads.
+    """
+
+    def __init__(
+        self,
+        context: RepositoryContext,
+        snapshot_id: SnapshotId,
+        *,
+        branch: str | None = None,
+        mode: SessionMode = SessionMode.readonly,
+    ) -> None:
+        super().__init__(context, snapshot_id)
+        self._branch = branch
+        self._mode = mode
+        self._fork_point: ForkPoint | None = None
+        self._uuid = uuid.uuid4().hex
+
+    # --- identity and state ------------------------------------------------------------------------------------
+
+    @property
+    def read_only(self) -> bool:
+        """True when nothing can be written."""
+        return self._mode is SessionMode.readonly
+
+    @property
+    def mode(self) -> SessionMode:
+        """READONLY, WRITABLE or REARRANGE."""
+        return self._mode
+
+    @property
+    def is_fork(self) -> bool:
+        """True for a child made by :meth:`fork`."""
+        return self._fork_point is not None
+
+    @property
+    def branch(self) -> str | None:
+        """Branch that a commit goes to; None for read-only sessions and forks."""
+        return self._branch
+
+    @property
+    def has_uncommitted_changes(self) -> bool:
+        """True when a commit would change something."""
+        return not self._changes.is_empty
+
+    @property
+    def store(self) -> IcechunkStore:
+        """The Zarr store that reads and writes through this session."""
+        return self._context.make_store(self)
+
+    def status(self) -> Diff:
+        """The uncommitted edits."""
+        with self._lock:
+            return diff_of_changes(self._changes, self._base().nodes)
+
+    def discard_changes(self) -> None:
+        """Forget all uncommitted edits. Chunks written meanwhile stay as garbage until collected."""
+        with self._lock:
+            self._require_writable()
+            self._changes = ChangeSet()
+            self._touch_structure()
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Session):
+            return NotImplemented
+        if self.read_only and other.read_only:
+            same_place = self._context.assets.storage == other._context.assets.storage
+            return same_place and self._snapshot_id == other._snapshot_id
+        return self._uuid == other._uuid
+
+    def __hash__(self) -> int:
+        return hash(self._snapshot_id)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {', '.join(f'{name}={value}' for name, value in self._summary())}>"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
+            for name, value in self._summary()
+        )
+        return f"<div><b>icechunk {type(self).__name__}</b><table>{rows}</table></div>"
+
+    def _summary(self) -> Iterator[tuple[str, str]]:
+        yield "mode", self._mode.name
+        if self._branch is not None:
+            yield "branch", repr(self._branch)
+        yield "snapshot", self.snapshot_id
+        if not self.read_only:
+            yield "uncommitted", "yes" if self.has_uncommitted_changes else "no"
+        yield "storage", self._context.assets.storage.identity
+
+    def __dask_tokenize__(self) -> tuple[Any, ...]:
+        place = self._context.assets.storage.identity
+        if self.read_only:
+            return "icechunk-session", place, self.snapshot_id
+        return "icechunk-session", place, self.snapshot_id, self._uuid, self._revision
+
+    # --- pickling ----------------------------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        if not self.read_only and not self.is_fork:
+            raise SessionStateError(
+                "a writable session cannot be pickled, its edits would be lost with the copy. For a parallel write "
+                "use fork = session.fork(), send the fork to the workers and bring their changes back with "
+                "session.merge(*forks); xarray users call xarray_icechunk.to_icechunk(ds, session), which does all "
+                "of that. For reading in workers use repo.readonly_session(...)",
+                ErrorKind.PICKLE,
+            )
+        with self._lock:
+            state = self.__dict__.copy()
+            state["_changes"] = self._changes.copy()  # pickled after the lock is released
+        if self.has_uncommitted_changes:
+            # What a fork wrote in a worker must be durable before the coordinator may commit it.
+            self._context.assets.storage.flush()
+        for name in ("_lock", "_readers"):
+            del state[name]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        revision = state["_revision"]
+        self.__dict__.update(state)
+        self._reset_caches()
+        self._revision = revision
+
+    # --- forks -------------------------------------------------------------------------------------------------
+
+    def fork(self) -> ForkSession:
+        """A picklable child for another process or thread.
+
+        A clean session forks without I/O. A session with edits first stores them as an unpublished snapshot that the
+        fork starts from, so that the fork stays small; the session keeps its edits.
+
+        Raises
+        ------
+        SessionStateError
+            ``cannot-fork-read-only-session``.
+        """
+        with self._lock:
+            if self._mode is SessionMode.readonly:
+                raise SessionStateError(
+                    "a read-only session cannot be forked; it can be pickled as it is, or use repo.writable_session",
+                    ErrorKind.CANNOT_FORK_READ_ONLY_SESSION,
+                )
+            self._require_data_session()
+            base_id = self._snapshot_id if self._changes.is_empty else self._store_unpublished()
+            origin = self._fork_point.origin_id if self._fork_point is not None else self._snapshot_id
+            child = ForkSession(self._context, base_id, mode=SessionMode.writable)
+            child._fork_point = ForkPoint(
+                origin_id=origin,
+                revisions={node_id: edits.revision for node_id, edits in self._changes.chunks.items()},
+            )
+            return child
+
+    def _store_unpublished(self) -> SnapshotId:
+        new = write_snapshot(self._context.assets, self._base(), self._changes, message="fork point", metadata={})
+        return new.snapshot.snapshot_id
+
+    def merge(self, *others: ForkSession) -> None:
+        """Bring the edits of forks of this session home; all of them or none.
+
+        Where two forks wrote the same chunk, the later one in the argument list wins.
+
+        Raises
+        ------
+        SessionStateError
+            ``merge-not-allowed``: not a fork of this session's snapshot. ``merge-failed``: two of them disagree about
+            a node's metadata or existence. The session is unchanged.
+        """
+        with self._lock:
+            self._require_writable()
+            origin = self._fork_point.origin_id if self._fork_point is not None else self._snapshot_id
+            merged = self._changes.copy()
+            base = self._base().nodes
+            for other in others:
+                point = other._fork_point
+                if point is None or point.origin_id != origin:
+                    raise SessionStateError(
+                        f"can only merge forks of this session: {other!r} is no fork based on snapshot {origin}. "
+                        f"Make forks with session.fork() and merge them before the session commits",
+                        ErrorKind.MERGE_NOT_ALLOWED,
+                    )
+                if not other._changes.is_empty:
+                    merge_fork(base, merged, other._base().nodes, other._changes, point.revisions)
+            self._changes = merged
+            self._touch_structure()
+
+    merge_async = async_twin(merge)
+
+    # --- ending ------------------------------------------------------------------------------------------------
+
+    def commit(
+        self,
+        message: str,
+        metadata: dict[str, Any] | None = None,
+        *,
+        rebase_with: ConflictSolver | None = None,
+        rebase_tries: int = 1_000,
+        allow_empty: bool = False,
+    ) -> str:
+        """Publish the edits as a new snapshot at the tip of the branch; afterwards the session is read-only there.
+
+        All or nothing: on an error the repository and the session are as before.
+
+        Parameters
+        ----------
+        message
+            Commit message.
+        metadata
+            JSON-like values kept with the snapshot, on top of the repository's default commit metadata.
+        rebase_with
+            When another commit came first, rebase with this solver and try again.
+        rebase_tries
+            How often at most.
+        allow_empty
+            Commit even if nothing changed.
+
+        Returns
+        -------
+        Id of the new snapshot.
+
+        Raises
+        ------
+        ConflictError
+            Another commit came first.
+        SessionStateError
+            ``no-changes-to-commit``, ``commit-not-allowed``.
+        """
+        with self._lock:
+            branch = self._require_committable()
+            if self._changes.is_empty and not allow_empty:
+                raise SessionStateError(
+                    "nothing to commit: no group, array or chunk was changed. Pass allow_empty=True to commit all the "
+                    "same",
+                    ErrorKind.NO_CHANGES_TO_COMMIT,
+                )
+            return self._commit_with_retries(branch, message, metadata, rebase_with, rebase_tries)
+
+    def _commit_with_retries(
+        self,
+        branch: str,
+        message: str,
+        metadata: dict[str, Any] | None,
+        solver: ConflictSolver | None,
+        tries: int,
+    ) -> str:
+        """Commit; on a lost race rebase a copy of the edits and try again, keeping what need not be written anew."""
+        memo: ManifestMemo = {}
+        base_id, changes, attempts = self._snapshot_id, self._changes, 0
+        while True:
+            full = self._full_metadata(metadata, attempts if solver is not None else None)
+            new = write_snapshot(
+                self._context.assets,
+                self._context.assets.snapshot(base_id),
+                changes,
+                message=message,
+                metadata=full,
+                memo=memo,
+            )
+            try:
+                publish(self._context.assets, AddCommit(branch, new.info))
+            except ConflictError as error:
+                if error.kind is not ErrorKind.COMMIT_CONFLICT:
+                    raise
+                if solver is None or attempts >= tries:
+                    error.add_note(f"while committing {message!r} to branch {branch!r}")
+                    raise
+                attempts += 1
+                base_id, changes = rebase_changes(self._context.assets, branch, base_id, changes, solver)
+                continue
+            self._become_read_only(new)
+            return str(new.info.id)
+
+    commit_async = async_twin(commit)
+
+    def flush(self, message: str, metadata: dict[str, Any] | None = None) -> str:
+        """Store the edits as a detached snapshot that no branch points to; afterwards the session is read-only there.
+
+        Returns
+        -------
+        Id of the snapshot, to read, tag or reset a branch to it.
+        """
+        with self._lock:
+            self._require_committable()
+            if self._changes.is_empty:
+                raise SessionStateError("nothing to flush: nothing was changed", ErrorKind.NO_CHANGES_TO_COMMIT)
+            new = write_snapshot(
+                self._context.assets,
+                self._base(),
+                self._changes,
+                message=message,
+                metadata=self._full_metadata(metadata, None),
+            )
+            publish(self._context.assets, AddDetachedSnapshot(new.info))
+            self._become_read_only(new)
+            return str(new.info.id)
+
+    flush_async = async_twin(flush)
+
+    def rebase(self, solver: ConflictSolver) -> None:
+        """Put the edits on top of the branch's present tip.
+
+        Raises
+        ------
+        RebaseFailedError
+            The solver could not settle every conflict; the session is unchanged.
+        """
+        with self._lock:
+            branch = self._require_committable()
+            self._snapshot_id, self._changes = rebase_changes(
+                self._context.assets, branch, self._snapshot_id, self._changes, solver
+            )
+            self._touch_structure()
+
+    rebase_async = async_twin(rebase)
+
+    def _full_metadata(self, metadata: dict[str, Any] | None, rebase_attempts: int | None) -> dict[str, Any]:
+        full = {**self._context.default_commit_metadata, **(metadata or {})}
+        if rebase_attempts is not None:
+            own = full.get("__icechunk")
+            full["__icechunk"] = {**(own if isinstance(own, dict) else {}), "rebase_attempts": rebase_attempts}
+        return full
+
+    def _become_read_only(self, new: NewSnapshot) -> None:
+        self._snapshot_id = new.info.id
+        self._changes = ChangeSet()
+        self._mode = SessionMode.readonly
+        self._branch = None
+        self._touch_structure()
+
+    # --- preconditions -----------------------------------------------------------------------------------------
+
+    def _require_writable(self) -> None:
+        if self._mode is SessionMode.readonly:
+            raise ReadOnlyError(
+                "this session is read-only. Write through repo.writable_session(branch); after a commit, start a new "
+                "session to go on",
+                ErrorKind.READ_ONLY_SESSION,
+            )
+        self._require_data_session()
+
+    def _require_data_session(self) -> None:
+        if self._mode is SessionMode.rearrange:
+            raise SessionStateError(
+                "a rearrange session only moves nodes; write data through repo.writable_session(branch)",
+                ErrorKind.REARRANGE_SESSION_ONLY,
+            )
+
+    def _require_committable(self) -> str:
+        if self.is_fork:
+            raise SessionStateError(
+                "a fork cannot commit: bring it home with session.merge(fork) and commit that session",
+                ErrorKind.COMMIT_NOT_ALLOWED,
+            )
+        self._require_writable()
+        assert self._branch is not None
+        return self._branch
+
+
+class ForkSession(Session):
+    """A child session for a worker: reads, writes and pickles; its edits go home through :meth:`Session.merge`."""
+
+    @property
+    def mode(self) -> SessionMode:
+        """WRITABLE: forks take edits, though they cannot commit them."""
+        return self._mode
+
+
+__all__ = ["ForkPoint", "ForkSession", "RepositoryContext", "Session", "SessionMode"]

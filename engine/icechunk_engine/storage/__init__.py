@@ -1,0 +1,48 @@
+"""Places that keep a repository's objects: the contract, and one module per kind of place."""
+
+from __future__ import annotations
+
+import os
+
+from icechunk_engine.errors import ErrorKind, InvalidInputError
+from icechunk_engine.storage._local import LocalStorage
+from icechunk_engine.storage._memory import MemoryStorage
+from icechunk_engine.storage.base import ObjectInfo, Storage, Version
+from icechunk_engine.storage.wrappers import PrefixStorage, ReadOnlyStorage
+
+__all__ = [
+    "LocalStorage",
+    "MemoryStorage",
+    "ObjectInfo",
+    "PrefixStorage",
+    "ReadOnlyStorage",
+    "Storage",
+    "Version",
+    "in_memory_storage",
+    "local_filesystem_storage",
+]
+
+
+def in_memory_storage() -> Storage:
+    """A new, empty storage in the memory of this process."""
+    return MemoryStorage()
+
+
+def local_filesystem_storage(path: str | os.PathLike[str]) -> Storage:
+    """A storage in a directory of a local (or locking network) file system; the directory is made on the first write.
+
+    Safe for concurrent commits from any number of threads and processes of this library.
+
+    Raises
+    ------
+    InvalidInputError
+        ``path`` is a URL.
+    """
+    text = os.fspath(path)
+    if "://" in text:
+        raise InvalidInputError(
+            f"{text!r} is a URL, not a path: pass the path of a directory here, or the URL where storages are opened "
+            f"by URL",
+            ErrorKind.CANNOT_PARSE_URL,
+        )
+    return LocalStorage(text)

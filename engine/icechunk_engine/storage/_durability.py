@@ -1,0 +1,160 @@
+"""What was written to a local disk but is not known to have reached it.
+
+An fsync per chunk costs 0.3 ms and more (10 000 chunks: seconds), and nothing refers to a chunk before the commit
+point. So writes are remembered here and flushed before the commit point, all at once. A few files get an fsync each;
+many make one ``syncfs``, which took 90 ms after 10 000 files of 1 kB where fsyncs took 10 s, but which also waits for
+what other programs wrote to that file system.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterable
+
+_FEW = 32
+"""Up to here an fsync per file costs less than waiting for what others wrote."""
+
+_REMEMBERED = 4096
+"""Bound of the list of paths; beyond it only their directories are kept, or the files flushed at once."""
+
+
+class Unflushed:
+    """The files written below one root by this process since the last flush."""
+
+    __slots__ = ("_directories", "_lock", "_paths")
+
+    def __init__(self) -> None:
+        self._paths: deque[str] = deque()
+        self._directories: set[str] = set()
+        self._lock = threading.Lock()
+
+    def add(self, path: str) -> None:
+        """Remember a file, or a directory that was made. Thread-safe without a lock."""
+        self._paths.append(path)
+        if len(self._paths) > _REMEMBERED:
+            with self._lock:
+                self._shorten()
+
+    def flush(self) -> None:
+        """Return when everything added before the call is on the disk. Raises OSError."""
+        # Under the lock, so that nobody returns while another thread still flushes what he wrote.
+        with self._lock:
+            paths = _drain(self._paths)
+            directories, self._directories = self._directories, set()
+            try:
+                if not directories and (len(paths) <= _FEW or not _HAS_SYNCFS):
+                    _sync_files(paths)
+                else:
+                    _sync_file_systems(directories.union(map(os.path.dirname, paths)))
+            except BaseException:
+                self._paths.extendleft(paths)
+                self._directories |= directories
+                raise
+
+    def forget(self) -> None:
+        """In a forked child: what the parent wrote is the parent's to flush."""
+        self._paths.clear()
+        self._directories = set()
+        self._lock = threading.Lock()
+
+    def _shorten(self) -> None:
+        paths = _drain(self._paths)
+        if _HAS_SYNCFS:
+            self._directories.update(map(os.path.dirname, paths))
+        else:
+            _sync_files(paths)
+
+
+def unflushed(root: str) -> Unflushed:
+    """The process-wide record for a root: a commit through one storage covers what its copies wrote."""
+    return _by_root.setdefault(root, Unflushed())
+
+
+def sync_directory(path: str) -> None:
+    """Make creations and renames in a directory durable, where the system lets a directory be synced."""
+    if sys.platform == "win32":
+        return
+    _sync(path)
+
+
+def _sync(path: str) -> None:
+    try:
+        fd = os.open(path, os.O_RDONLY)
+    except (FileNotFoundError, NotADirectoryError):
+        return  # deleted since
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP):  # a file system without this fsync
+            raise
+    finally:
+        os.close(fd)
+
+
+def _sync_files(paths: Iterable[str]) -> None:
+    directories: dict[str, None] = {}
+    for path in paths:
+        _sync(path)
+        directories[os.path.dirname(path)] = None
+    for directory in directories:
+        sync_directory(directory)
+
+
+def _sync_file_systems(directories: Iterable[str]) -> None:
+    devices: set[int] = set()
+    for directory in directories:
+        try:
+            fd = os.open(directory, os.O_RDONLY)
+        except (FileNotFoundError, NotADirectoryError):
+            continue  # deleted since
+        try:
+            device = os.fstat(fd).st_dev
+            if device not in devices:
+                _syncfs(fd)
+                devices.add(device)
+        finally:
+            os.close(fd)
+
+
+def _find_syncfs() -> ctypes._NamedFuncPointer | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        return ctypes.CDLL(None, use_errno=True).syncfs
+    except (OSError, AttributeError):
+        return None
+
+
+_syncfs_of_libc = _find_syncfs()
+_HAS_SYNCFS = _syncfs_of_libc is not None
+
+
+def _syncfs(fd: int) -> None:
+    assert _syncfs_of_libc is not None
+    if _syncfs_of_libc(fd) == 0:
+        return
+    code = ctypes.get_errno()
+    if code != errno.ENOSYS:
+        raise OSError(code, os.strerror(code))
+    os.sync()  # a sandbox without syncfs; on Linux this waits
+
+
+def _drain(queue: deque[str]) -> list[str]:
+    return [queue.popleft() for _ in range(len(queue))]
+
+
+_by_root: dict[str, Unflushed] = {}
+
+
+def _after_fork() -> None:
+    for record in _by_root.values():
+        record.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

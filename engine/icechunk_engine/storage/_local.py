@@ -1,0 +1,482 @@
+"""Objects as files below a directory, with plain system calls.
+
+Every object is written under a temporary name and renamed, so that readers, who take no lock, see a whole version or
+none. Temporary names and the lock file end in ``#`` and digits, the form that official does not list either.
+
+Conditional writes exclude each other by a lock on the directory (:mod:`._file_lock`). A writer that does not take it
+(official, whose local commits are not safe against each other) is noticed up to the moment of the rename only.
+An object's file is never modified in place: official keeps backups as hard links.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import itertools
+import os
+import random
+import re
+import shutil
+import stat
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from functools import cached_property
+
+from icechunk_engine.errors import (
+    ErrorKind,
+    IcechunkError,
+    InvalidInputError,
+    ObjectNotFoundError,
+    StorageError,
+    VersionMismatchError,
+)
+from icechunk_engine.storage import _durability
+from icechunk_engine.storage._file_lock import LOCK_NAME, locked
+from icechunk_engine.storage._ranges import check_range, too_short
+from icechunk_engine.storage.base import ObjectInfo, Storage, Version
+
+_READ = os.O_RDONLY | getattr(os, "O_BINARY", 0)
+_WRITE_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+_IS_TEMPORARY = re.compile(r"#[0-9]+\Z").search
+_STALE_AFTER_S = 3600.0
+_NO_HARD_LINKS = frozenset(
+    {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK, errno.EXDEV, errno.EINVAL}
+)
+
+# Unique among all processes that ever wrote here: 63 random bits to start from, anew in every forked child.
+_serials = itertools.count(random.SystemRandom().getrandbits(63))
+
+
+class LocalStorage(Storage):
+    """A directory of a local or network file system that can lock files.
+
+    Parameters
+    ----------
+    path
+        The directory; made on the first write. Relative paths are resolved now.
+    durable
+        True: what a commit refers to is on the disk before the commit is, and the commit when it returns; a crash of
+        the machine loses nothing that was committed. :meth:`put` alone does not wait for the disk; each process must
+        :meth:`flush` what it put before another one commits it. False: nothing waits for the disk; only the death
+        of processes is survived.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, durable: bool = True) -> None:
+        self._root = os.path.abspath(os.fspath(path))
+        self._durable = durable
+        self._prefix = self._root if self._root.endswith(os.sep) else self._root + os.sep
+        self._unflushed = _durability.unflushed(self._root)
+        self._swept = False
+
+    @property
+    def root(self) -> str:
+        """The directory as an absolute path."""
+        return self._root
+
+    @cached_property
+    def identity(self) -> str:
+        return "file://" + os.path.realpath(self._root).replace(os.sep, "/")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _restore, (type(self), self._root, self._durable)
+
+    # --- reading -----------------------------------------------------------------------------------------------
+
+    def get(self, key: str) -> bytes:
+        path = self._prefix + key if ".." not in key else self._checked(key)
+        try:
+            fd = os.open(path, _READ)
+            try:
+                return _read(fd, os.fstat(fd).st_size)
+            finally:
+                os.close(fd)
+        except (OSError, ValueError) as error:
+            raise self._failure(error, "read", key) from error
+
+    def get_range(self, key: str, start: int, stop: int) -> bytes:
+        check_range(key, start, stop)
+        path = self._prefix + key if ".." not in key else self._checked(key)
+        try:
+            fd = os.open(path, _READ)
+            try:
+                data = _read_at(fd, stop - start, start)
+                if len(data) != stop - start or start == stop:
+                    size_bytes = os.fstat(fd).st_size
+                    if size_bytes < stop:
+                        raise too_short(key, self.identity, size_bytes, stop)
+                return data
+            finally:
+                os.close(fd)
+        except (OSError, ValueError) as error:
+            raise self._failure(error, "read", key) from error
+
+    def get_versioned(self, key: str) -> tuple[bytes, Version]:
+        data = self.get(key)
+        return data, _version_of(data)
+
+    def info(self, key: str) -> ObjectInfo | None:
+        path = self._prefix + key if ".." not in key else self._checked(key)
+        try:
+            found = os.stat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, ValueError) as error:
+            raise self._failure(error, "look at", key) from error
+        return ObjectInfo(key, found.st_size, found.st_mtime_ns // 1000) if stat.S_ISREG(found.st_mode) else None
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        directory, slash, start = prefix.rpartition("/")
+        if prefix.startswith("/") or "//" in prefix:
+            return
+        self._checked(directory)
+        try:
+            yield from _walk(self._prefix + directory, directory + slash, start)
+        except OSError as error:
+            raise self._failure(error, "list", prefix) from error
+
+    # --- writing -----------------------------------------------------------------------------------------------
+
+    def put(self, key: str, data: bytes | memoryview) -> None:
+        path = self._new_path(key)
+        try:
+            _rename(self._write_temporary(path, data, sync=False), path)
+        except OSError as error:
+            raise self._failure(error, "write", key) from error
+        if self._durable:
+            self._unflushed.add(path)
+
+    def create(self, key: str, data: bytes) -> Version:
+        path = self._new_path(key)
+        self.flush()
+        try:
+            if os.path.lexists(path):
+                raise self._exists(key)
+            temporary = self._write_temporary(path, data, sync=self._durable)
+            try:
+                self._link_new(temporary, path, key)
+            finally:
+                with suppress(FileNotFoundError):
+                    os.unlink(temporary)
+            self._sync_parent(path)
+        except OSError as error:
+            raise self._failure(error, "create", key) from error
+        return _version_of(data)
+
+    def replace(self, key: str, data: bytes, version: Version) -> Version:
+        path = self._new_path(key)
+
+        mismatch = VersionMismatchError(
+            f"{key!r} in {self.identity} is not the version that was read: read it again and decide anew"
+        )
+
+        def compare() -> None:
+            if self._version_at(path) != version:
+                raise mismatch
+
+        compare()
+        self.flush()
+        try:
+            with locked(os.path.dirname(path), give_up=compare):
+                compare()
+                temporary = self._write_temporary(path, data, sync=self._durable)
+                # Compared once more: a foreign writer may have come while the disk was waited for.
+                _rename(temporary, path, compare)
+            self._sync_parent(path)
+            self._sweep_once(os.path.dirname(path))
+        except FileNotFoundError:  # the directory has vanished, and the object with it
+            raise mismatch from None
+        except OSError as error:
+            raise self._failure(error, "replace", key) from error
+        return _version_of(data)
+
+    def copy(self, source: str, target: str) -> None:
+        """A hard link where possible: no object is ever modified in place."""
+        old, new = self._checked(source), self._new_path(target)
+        try:
+            os.stat(old)  # or a missing source would pass for a missing directory
+            try:
+                self._with_parents(new, lambda: os.link(old, new))
+            except OSError as error:
+                if error.errno != errno.EEXIST and error.errno not in _NO_HARD_LINKS:
+                    raise
+                temporary = _temporary_for(new)
+                self._with_parents(new, lambda: _rename(temporary, new, lambda: shutil.copyfile(old, temporary)))
+        except OSError as error:
+            raise self._failure(error, "copy", source) from error
+        if self._durable:
+            self._unflushed.add(new)
+
+    def delete(self, keys: Iterable[str]) -> int:
+        n_deleted = 0
+        for key in keys:
+            try:
+                os.unlink(self._checked(key))
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                continue
+            except OSError as error:
+                raise self._failure(error, "delete", key) from error
+            n_deleted += 1
+        return n_deleted
+
+    def flush(self) -> None:
+        """Wait until what this process wrote here is on the disk; free when there is nothing."""
+        if self._durable:
+            try:
+                self._unflushed.flush()
+            except OSError as error:
+                raise self._failure(error, "flush writes to", "") from error
+
+    def sweep_temporaries(self, older_than_s: float = _STALE_AFTER_S) -> int:
+        """Remove what writers that died left behind, in all directories; returns how many files."""
+        return sum(_sweep(directory, older_than_s) for directory, _, _ in os.walk(self._root))
+
+    # --- parts -------------------------------------------------------------------------------------------------
+
+    def _checked(self, key: str) -> str:
+        """Path of a key that may not lead out of the root."""
+        if ".." in key and ".." in key.split("/"):
+            raise _bad_key(key)
+        return self._prefix + key
+
+    def _new_path(self, key: str) -> str:
+        """Path of a key that may be written: one that every listing shows again, and official's too."""
+        if not key.isascii() or "\0" in key or ("#" in key and _IS_TEMPORARY(key)):
+            raise _bad_key(key)
+        for part in key.split("/"):
+            if not part or part[0] == ".":
+                raise _bad_key(key)
+        return self._prefix + key
+
+    def _write_temporary(self, path: str, data: bytes | memoryview, *, sync: bool) -> str:
+        temporary = _temporary_for(path)
+        fd = self._with_parents(path, lambda: os.open(temporary, _WRITE_NEW, 0o666))
+        try:
+            try:
+                _write(fd, data)
+                if sync:
+                    os.fsync(fd)
+            finally:
+                os.close(fd)
+        except BaseException:
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
+            raise
+        return temporary
+
+    def _link_new(self, temporary: str, path: str, key: str) -> None:
+        """Give a finished file its name, if nobody has taken it."""
+        try:
+            os.link(temporary, path)
+        except OSError as error:
+            if os.stat(temporary).st_nlink == 2:
+                return  # a network file system did it and lost the reply
+            if error.errno == errno.EEXIST:
+                raise self._exists(key) from None
+            if error.errno not in _NO_HARD_LINKS:
+                raise
+            self._rename_new(temporary, path, key)
+
+    def _rename_new(self, temporary: str, path: str, key: str) -> None:
+        """:meth:`_link_new` for file systems without hard links: exclusive among those who take the lock."""
+
+        def compare() -> None:
+            if os.path.lexists(path):
+                raise self._exists(key)
+
+        with locked(os.path.dirname(path), give_up=compare):
+            compare()
+            os.replace(temporary, path)
+
+    def _with_parents[R](self, path: str, function: Callable[[], R]) -> R:
+        """Call, and call again with the directories made if they were missing; another process may remove them."""
+        for _ in range(3):
+            try:
+                return function()
+            except FileNotFoundError:
+                self._make_directory(os.path.dirname(path))
+        return function()
+
+    def _make_directory(self, path: str) -> None:
+        try:
+            os.mkdir(path)
+        except FileExistsError:
+            return
+        except FileNotFoundError:
+            self._make_directory(os.path.dirname(path))
+            with suppress(FileExistsError):
+                os.mkdir(path)
+        if self._durable:
+            self._unflushed.add(path)
+
+    def _sync_parent(self, path: str) -> None:
+        if self._durable:
+            _durability.sync_directory(os.path.dirname(path))
+            self.flush()  # directories made on the way
+
+    def _version_at(self, path: str) -> Version | None:
+        try:
+            with open(path, "rb") as file:
+                return _version_of(file.read())
+        except FileNotFoundError:
+            return None
+
+    def _sweep_once(self, directory: str) -> None:
+        """Once in the life of a storage, in the directory of the mutable objects, which is small."""
+        if not self._swept:
+            self._swept = True
+            _sweep(directory, _STALE_AFTER_S)
+
+    def _exists(self, key: str) -> VersionMismatchError:
+        return VersionMismatchError(f"{key!r} exists already in {self.identity}: read it and decide anew")
+
+    def _failure(self, error: OSError | ValueError, action: str, key: str) -> IcechunkError:
+        """What an error of the operating system means here, with the remedy."""
+        if not isinstance(error, OSError):  # a null character or a lone surrogate in the key
+            return _bad_key(key)
+        path = self._prefix + key
+        if isinstance(error, FileNotFoundError | NotADirectoryError):
+            if os.path.lexists(self._root) and not os.path.isdir(self._root):
+                return StorageError(
+                    f"cannot {action} {path}: {self._root} is a file. Give the directory of a repository", ErrorKind.IO
+                )
+            return ObjectNotFoundError(f"no object {key!r} in {self.identity}")
+        if isinstance(error, IsADirectoryError):
+            remedy = "it is a directory, not an object; use the key of an object"
+        elif isinstance(error, PermissionError):
+            remedy = f"check the owner and permissions of {self._root} and what is below it"
+        elif error.errno == errno.EROFS:
+            remedy = "the file system is mounted read-only; open the repository for reading only, or copy it"
+        elif error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+            remedy = "the disk or the quota is full; free some space and try again, nothing was changed"
+        elif error.errno in (errno.EMFILE, errno.ENFILE):
+            remedy = "too many files are open; close some or raise the limit (ulimit -n)"
+        else:
+            remedy = "check the disk or the mount, then try again"
+        return StorageError(f"cannot {action} {path}: {error.strerror or error}; {remedy}", ErrorKind.IO)
+
+
+def _restore(cls: type[LocalStorage], root: str, durable: bool) -> LocalStorage:
+    return cls(root, durable=durable)
+
+
+def _bad_key(key: str) -> InvalidInputError:
+    return InvalidInputError(
+        f"{key!r} is no key of a local storage: keys are ASCII, relative, separated by single '/'; no part is empty "
+        f"or starts with '.', and the last does not end in '#' and digits",
+        ErrorKind.INVALID_KEY,
+    )
+
+
+def _version_of(data: bytes) -> Version:
+    return Version(hashlib.sha256(data).hexdigest())
+
+
+def _temporary_for(path: str) -> str:
+    return f"{path}#{next(_serials)}"
+
+
+def _rename(temporary: str, path: str, before: Callable[[], object] = lambda: None) -> None:
+    """Give a finished file its name, unless ``before`` raises; no file is left over."""
+    try:
+        before()
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+def _read(fd: int, size_bytes: int) -> bytes:
+    """As many bytes, or all up to the end; the system may return fewer at a time (2 GiB on Linux)."""
+    data = os.read(fd, size_bytes)
+    if len(data) == size_bytes:
+        return data
+    parts = [data]
+    missing = size_bytes - len(data)
+    while missing and (data := os.read(fd, missing)):
+        parts.append(data)
+        missing -= len(data)
+    return b"".join(parts)
+
+
+if sys.platform == "win32":
+
+    def _read_at(fd: int, size_bytes: int, offset: int) -> bytes:
+        os.lseek(fd, offset, os.SEEK_SET)
+        return _read(fd, size_bytes)
+
+else:
+
+    def _read_at(fd: int, size_bytes: int, offset: int) -> bytes:
+        data = os.pread(fd, size_bytes, offset)
+        if len(data) == size_bytes or not data:
+            return data
+        os.lseek(fd, offset + len(data), os.SEEK_SET)
+        return data + _read(fd, size_bytes - len(data))
+
+
+def _write(fd: int, data: bytes | memoryview) -> None:
+    written = os.write(fd, data)
+    rest = memoryview(data).cast("B")[written:]
+    while rest:
+        rest = rest[os.write(fd, rest) :]
+
+
+def _walk(directory: str, parent: str, start: str) -> Iterator[ObjectInfo]:
+    """Objects below a directory, whose keys start with ``parent``; ``start`` restricts the first level's names."""
+    pending = [(directory, parent, start)]
+    followed: set[tuple[int, int]] = set()
+    while pending:
+        directory, parent, start = pending.pop()
+        try:
+            entries = os.scandir(directory)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        with entries:
+            for entry in entries:
+                name = entry.name
+                if not name.startswith(start) or name[0] == ".":
+                    continue
+                try:
+                    if entry.is_dir():
+                        if not entry.is_symlink() or _is_new(entry.path, followed):
+                            pending.append((entry.path, f"{parent}{name}/", ""))
+                    elif entry.is_file() and not ("#" in name and _IS_TEMPORARY(name)):
+                        found = entry.stat()
+                        yield ObjectInfo(parent + name, found.st_size, found.st_mtime_ns // 1000)
+                except FileNotFoundError:
+                    continue  # deleted while we looked
+
+
+def _is_new(link: str, followed: set[tuple[int, int]]) -> bool:
+    """Follow each linked directory once, so that a loop of links ends."""
+    found = os.stat(link)
+    place = found.st_dev, found.st_ino
+    if place in followed:
+        return False
+    followed.add(place)
+    return True
+
+
+def _sweep(directory: str, older_than_s: float) -> int:
+    n_removed = 0
+    before = time.time() - older_than_s
+    with suppress(OSError), os.scandir(directory) as entries:
+        for entry in entries:
+            if _IS_TEMPORARY(entry.name) and entry.name != LOCK_NAME:
+                with suppress(OSError):
+                    if entry.is_file(follow_symlinks=False) and entry.stat(follow_symlinks=False).st_mtime < before:
+                        os.unlink(entry.path)
+                        n_removed += 1
+    return n_removed
+
+
+def _after_fork() -> None:
+    global _serials
+    _serials = itertools.count(random.SystemRandom().getrandbits(63))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

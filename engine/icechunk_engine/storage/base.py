@@ -1,0 +1,118 @@
+"""The storage contract: what the engine needs of a place that keeps objects.
+
+Every backend promises, and :mod:`icechunk_engine.testing.storage_suite` checks:
+
+1. *Whole objects.* A reader sees an object complete in one of its versions, or not at all; never a part.
+2. *Read after write.* When a write has returned, every later read and listing, from any process, sees it.
+3. *Exactly one winner.* Of any number of concurrent :meth:`Storage.create` calls for one key, or
+   :meth:`Storage.replace` calls on one version, from any number of processes, exactly one returns; the others raise
+   :class:`~icechunk_engine.errors.VersionMismatchError` and change nothing.
+4. *Durable.* What a returned write stored survives the death of the process. It also survives a crash of the
+   machine, as far as the file system honours fsync, once the writing process has called :meth:`Storage.flush`; this
+   holds at once for :meth:`Storage.create` and :meth:`Storage.replace`, which flush before they write.
+5. *Versions never repeat.* The version of an object whose content was written anew differs from those before,
+   or stands for byte-identical content.
+
+Calls are synchronous and thread-safe. A storage whose calls wait for a network says so (``waits``), and the engine
+then runs them on its bounded pool of threads (:mod:`icechunk_engine._sync`); calls of the others are made in place.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple, NewType
+
+Version = NewType("Version", str)
+"""Opaque name of one version of one object (an etag, a generation, a content hash)."""
+
+
+class ObjectInfo(NamedTuple):
+    """One row of a listing."""
+
+    key: str
+    size_bytes: int
+    last_modified_us: int
+    """Unix microseconds by the storage's clock."""
+
+
+class Storage(ABC):
+    """Keys to objects under one prefix. Keys are relative, ``/``-separated, and hold ASCII only.
+
+    Subclasses are picklable (a memory storage within its process) and compare equal when they are the same place.
+    """
+
+    waits: bool = False
+    """True when calls wait for a network."""
+
+    read_only: bool = False
+    """True when every write raises ReadOnlyError (``read-only-storage``)."""
+
+    @property
+    @abstractmethod
+    def identity(self) -> str:
+        """Names the place, equal for two storages at one place; holds no secret. Keys shared caches and tokens."""
+
+    @abstractmethod
+    def get(self, key: str) -> bytes:
+        """The whole object. Raises ObjectNotFoundError."""
+
+    @abstractmethod
+    def get_range(self, key: str, start: int, stop: int) -> bytes:
+        """Bytes ``start:stop``, exactly ``stop - start`` of them.
+
+        Raises
+        ------
+        ObjectNotFoundError
+            No such object.
+        StorageError
+            ``invalid-object-size``: the object ends before ``stop``.
+        """
+
+    @abstractmethod
+    def get_versioned(self, key: str) -> tuple[bytes, Version]:
+        """The whole object and the version that it is. Raises ObjectNotFoundError."""
+
+    @abstractmethod
+    def put(self, key: str, data: bytes | memoryview) -> None:
+        """Write an object under a key nobody else uses (unique ids), or overwrite it."""
+
+    @abstractmethod
+    def create(self, key: str, data: bytes) -> Version:
+        """Write only if there is no such object. Raises VersionMismatchError."""
+
+    @abstractmethod
+    def replace(self, key: str, data: bytes, version: Version) -> Version:
+        """Write only over exactly that version (compare and swap). Raises VersionMismatchError."""
+
+    @abstractmethod
+    def copy(self, source: str, target: str) -> None:
+        """Copy an object inside this storage. Raises ObjectNotFoundError."""
+
+    @abstractmethod
+    def delete(self, keys: Iterable[str]) -> int:
+        """Remove objects, those that are there; returns how many were removed."""
+
+    @abstractmethod
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """All objects whose key starts with ``prefix`` (text, not a directory), in no particular order."""
+
+    @abstractmethod
+    def info(self, key: str) -> ObjectInfo | None:
+        """Size and time of one object, None if it is not there."""
+
+    def flush(self) -> None:  # noqa: B027 - most storages have nothing to do
+        """Wait until all that this process has written is durable.
+
+        A process that hands over what it wrote, for another process to commit, calls this before. Free when there is
+        nothing to flush.
+        """
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Storage) and self.identity == other.identity
+
+    def __hash__(self) -> int:
+        return hash(self.identity)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.identity}>"

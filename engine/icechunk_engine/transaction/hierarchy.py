@@ -1,0 +1,91 @@
+"""The tree of nodes as a session sees it: base snapshot ⊕ change set. Pure lookups."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from icechunk_engine import paths
+from icechunk_engine.errors import ErrorKind, InvalidInputError, NodeNotFoundError
+from icechunk_engine.format.nodes import Node, NodeTable
+from icechunk_engine.transaction.change_set import ChangeSet
+
+
+def find_node(base: NodeTable, changes: ChangeSet, path: str) -> Node | None:
+    """The node at a canonical path, in its present form; None if there is none."""
+    node = changes.new_nodes.get(path)
+    if node is not None:
+        return node
+    row = base.find(path)
+    return None if row < 0 else _present(base, changes, row)
+
+
+def _present(base: NodeTable, changes: ChangeSet, row: int) -> Node | None:
+    node = base.node(row)
+    if node.node_id in changes.deleted_nodes:
+        return None
+    return changes.updated_nodes.get(node.node_id, node)
+
+
+def get_array(base: NodeTable, changes: ChangeSet, path: str) -> Node:
+    """The array at a path.
+
+    Raises
+    ------
+    NodeNotFoundError
+        ``node-not-found``.
+    InvalidInputError
+        ``not-an-array``: there is a group.
+    """
+    node = find_node(base, changes, path)
+    if node is None:
+        raise NodeNotFoundError(
+            f"no array at {path!r}. Create it first, or list what is there with session.store.list_dir",
+            ErrorKind.NODE_NOT_FOUND,
+        )
+    if not node.is_array:
+        raise InvalidInputError(f"{path!r} is a group, not an array", ErrorKind.NOT_AN_ARRAY)
+    return node
+
+
+def children(base: NodeTable, changes: ChangeSet, path: str) -> list[Node]:
+    """Nodes directly below a path, sorted by name."""
+    found = [_present(base, changes, row) for row in base.children(path)]
+    nodes = [node for node in found if node is not None]
+    nodes.extend(changes.new_nodes[new] for new in changes.new_children(path))
+    return sorted(nodes, key=lambda node: node.path)
+
+
+def child_names(base: NodeTable, changes: ChangeSet, path: str) -> list[str]:
+    """Sorted names of what lies directly below a path: nodes, and groups that have members but no document."""
+    names = {paths.name(node.path) for node in children(base, changes, path)}
+    depth = 0 if path == paths.ROOT else path.count("/")
+    for orphan in _orphans(base, changes):
+        if orphan != path and paths.is_within(orphan, path):
+            names.add(orphan.split("/")[depth + 1])
+    return sorted(names)
+
+
+def _orphans(base: NodeTable, changes: ChangeSet) -> Iterator[str]:
+    for path in base.orphans:
+        if find_node(base, changes, path) is not None:
+            yield path
+    for parent in changes.new_parents():
+        if parent != paths.ROOT and find_node(base, changes, parent) is None:
+            yield from changes.new_children(parent)
+
+
+def subtree(base: NodeTable, changes: ChangeSet, path: str) -> Iterator[Node]:
+    """The node at a path and all below it, parents before children, siblings by name."""
+    found = [_present(base, changes, row) for row in base.subtree(path)]
+    nodes = [node for node in found if node is not None]
+    nodes.extend(changes.new_nodes[new] for new in changes.new_below(path))
+    return iter(sorted(nodes, key=lambda node: paths.tree_order(node.path)))
+
+
+def array_above(base: NodeTable, changes: ChangeSet, path: str) -> str | None:
+    """Path of an array that is an ancestor of ``path``, if there is one (nothing may live below an array)."""
+    for above in paths.ancestors(path):
+        node = find_node(base, changes, above)
+        if node is not None and node.is_array:
+            return above
+    return None

@@ -1,0 +1,163 @@
+"""Which chunk references go into which manifest. Pure.
+
+Two rules. Where the user configured splitting, a uniform grid of boxes (spec-neutral, official's rules). Otherwise
+manifests are cut by size: an array's references share one manifest until there are more than
+``AUTO_TARGET_REFS``; then boxes are cut along the first axes, and a later commit rewrites only manifests that hold a
+changed chunk plus, for chunks outside all of them, the last manifest that is not full. So an append costs the same
+whatever the array's length, and manifests stay far below what official readers accept.
+
+Manifests of one array never overlap: readers take the first whose extents contain a chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from icechunk_engine.chunk_refs import ChunkRefs
+from icechunk_engine.columns import U32
+from icechunk_engine.config import ManifestSplittingConfig
+from icechunk_engine.zarr_metadata import ArrayShape
+
+AUTO_TARGET_REFS = 1 << 17
+"""References in one manifest when nothing is configured: about 1.5 MB on disk, some 20 ms to read."""
+
+MAX_MANIFEST_REFS = 4_000_000
+"""Cut even inside configured boxes: official refuses manifests above 2 GiB or 4 GiB of apparent size."""
+
+
+@dataclass(frozen=True, slots=True)
+class SplitRule:
+    """Edge lengths of the split boxes along each axis, in chunks; None = cut by size."""
+
+    edges: tuple[int, ...] | None
+
+    @property
+    def max_refs(self) -> int:
+        """References at most in one manifest."""
+        return AUTO_TARGET_REFS if self.edges is None else MAX_MANIFEST_REFS
+
+
+def split_rule(path: str, shape: ArrayShape, splitting: ManifestSplittingConfig | None) -> SplitRule:
+    """The rule for one array: the configured one, else cutting by size."""
+    if splitting is None:
+        return SplitRule(None)
+    return SplitRule(splitting.edges_for(path, shape.ndim, shape.dimension_names))
+
+
+def box_numbers(indices: U32, edges: Sequence[int], grid: Sequence[int]) -> NDArray[np.int64]:
+    """Number of the split box that each chunk lies in, C order over the boxes."""
+    numbers = np.zeros(len(indices), np.int64)
+    for axis, (edge, n_chunks) in enumerate(zip(edges, grid, strict=True)):
+        n_boxes = max(1, -(-n_chunks // edge))
+        numbers *= n_boxes
+        if edge < n_chunks:
+            numbers += indices[:, axis].astype(np.int64) // edge
+    return numbers
+
+
+def stale_manifests(
+    extents: NDArray[np.uint32], num_refs: Sequence[int], changed: U32, rule: SplitRule, grid: Sequence[int]
+) -> NDArray[np.bool_]:
+    """Which of an array's manifests must be rewritten for a set of changed chunks.
+
+    Parameters
+    ----------
+    extents
+        ``uint32 (m, ndim, 2)`` of the present manifests.
+    num_refs
+        References in each of them.
+    changed
+        ``uint32 (n, ndim)``, sorted: chunks set or deleted.
+    rule, grid
+        Splitting in force and the array's chunk grid.
+
+    Returns
+    -------
+    Boolean mask ``(m,)``.
+    """
+    m, ndim = len(extents), extents.shape[1]
+    outside_grid = (extents[:, :, 1] > np.asarray(grid, np.uint32)).any(axis=1) if ndim else np.zeros(m, np.bool_)
+    if len(changed) == 0 or m == 0:
+        return outside_grid
+    if rule.edges is not None:
+        starts, stops = _touched_boxes(changed, rule.edges, grid)
+        stale = np.zeros(m, np.bool_)
+        for i in range(m):
+            stale[i] = _intersects_any(extents[i], starts, stops)
+        return stale | outside_grid
+    covered = np.zeros(len(changed), np.bool_)
+    stale = np.zeros(m, np.bool_)
+    lowest, highest = changed.min(axis=0), changed.max(axis=0)
+    near = ((extents[:, :, 0] <= highest) & (extents[:, :, 1] > lowest)).all(axis=1)
+    for i in np.flatnonzero(near).tolist():
+        inside = ((changed >= extents[i, :, 0]) & (changed < extents[i, :, 1])).all(axis=1)
+        stale[i] = inside.any()
+        covered |= inside
+    if not covered.all():
+        roomy = np.flatnonzero(np.asarray(num_refs) < rule.max_refs // 2)
+        stale[roomy[-1:]] = True
+    return stale | outside_grid
+
+
+def _touched_boxes(changed: U32, edges: Sequence[int], grid: Sequence[int]) -> tuple[NDArray[np.int64], ...]:
+    """Bounds of the distinct split boxes that hold changed chunks."""
+    _, first = np.unique(box_numbers(changed, edges, grid), return_index=True)
+    edge = np.minimum(np.asarray(edges, np.int64), np.maximum(np.asarray(grid, np.int64), 1))
+    starts = changed[first].astype(np.int64) // edge * edge
+    return starts, starts + edge
+
+
+def _intersects_any(extents: NDArray[np.uint32], starts: NDArray[np.int64], stops: NDArray[np.int64]) -> bool:
+    return bool(((extents[:, 0] < stops) & (extents[:, 1] > starts)).all(axis=1).any())
+
+
+def overlapping(extents: NDArray[np.uint32], pieces: Sequence[ChunkRefs]) -> NDArray[np.bool_]:
+    """Which manifests overlap the bounding box of any of the new pieces, and so must be rewritten too."""
+    mask = np.zeros(len(extents), np.bool_)
+    for piece in pieces:
+        box = piece.extents()
+        mask |= ((extents[:, :, 0] < box[:, 1]) & (extents[:, :, 1] > box[:, 0])).all(axis=1)
+    return mask
+
+
+def cut(refs: ChunkRefs, rule: SplitRule, grid: Sequence[int]) -> list[ChunkRefs]:
+    """Sorted references → the sorted, non-overlapping pieces that become manifests, none empty."""
+    if len(refs) == 0:
+        return []
+    if refs.ndim == 0:
+        return [refs]
+    pieces = [refs]
+    if rule.edges is not None:
+        numbers = box_numbers(refs.indices, rule.edges, grid)
+        order = np.argsort(numbers, kind="stable")
+        borders = np.flatnonzero(np.diff(numbers[order])) + 1
+        if len(borders):
+            pieces = [refs.take(rows) for rows in np.split(order, borders)]
+    return [small for piece in pieces for small in _cut_to_size(piece, rule.max_refs, axis=0)]
+
+
+def _cut_to_size(refs: ChunkRefs, limit: int, axis: int) -> list[ChunkRefs]:
+    """Cut along one axis between chunk coordinates, so that pieces stay boxes; slabs that are too full go on."""
+    if len(refs) <= limit or axis == refs.ndim:
+        return [refs]
+    coordinates = refs.indices[:, axis]
+    order = np.argsort(coordinates, kind="stable") if axis else None  # sorted rows are sorted along axis 0 already
+    ordered = coordinates if order is None else coordinates[order]
+    slab_starts = np.append(0, np.flatnonzero(np.diff(ordered)) + 1)
+    slab_stops = np.append(slab_starts[1:], len(ordered))
+    pieces: list[ChunkRefs] = []
+    start, stop = 0, 0
+    while start < len(ordered):
+        # The largest number of whole slabs within the limit, at least one.
+        last = max(
+            int(np.searchsorted(slab_stops, start + limit, "right")), int(np.searchsorted(slab_starts, start)) + 1
+        )
+        stop = int(slab_stops[last - 1])
+        rows = slice(start, stop) if order is None else np.sort(order[start:stop])
+        pieces.extend(_cut_to_size(refs.take(rows), limit, axis + 1) if stop - start > limit else [refs.take(rows)])
+        start = stop
+    return pieces

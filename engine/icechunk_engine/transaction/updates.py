@@ -1,0 +1,352 @@
+"""Repository updates as records, and the pure function that applies one to a repo info.
+
+Every change of the repository (a commit, a branch, a tag, the configuration …) is one record and becomes one entry of
+the ops log (spec, *Repo info*). :func:`advance` never waits and never looks at a clock: the caller passes the time and
+the name under which the present ``repo`` object is being kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import singledispatch
+from typing import Any
+
+from icechunk_engine.errors import (
+    AlreadyExistsError,
+    ConflictError,
+    ErrorKind,
+    InvalidInputError,
+    ReadOnlyError,
+    RefNotFoundError,
+    SessionStateError,
+    SnapshotNotFoundError,
+)
+from icechunk_engine.format.repo_info import (
+    Availability,
+    RepoInfo,
+    SnapshotInfo,
+    Status,
+    UpdateKind,
+    UpdateRecord,
+)
+from icechunk_engine.ids import SnapshotId
+
+MAIN = "main"
+
+FLAG_CREATE_TAG = 4
+FLAG_DELETE_TAG = 5
+
+
+@dataclass(frozen=True, slots=True)
+class CreateBranch:
+    """A new branch at a known snapshot."""
+
+    name: str
+    snapshot_id: SnapshotId
+
+
+@dataclass(frozen=True, slots=True)
+class ResetBranch:
+    """Move a branch to any known snapshot; with ``expected``, only from there."""
+
+    name: str
+    snapshot_id: SnapshotId
+    expected: SnapshotId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteBranch:
+    """Remove a branch; its snapshots stay until garbage collection."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class CreateTag:
+    """A new, immutable tag; its name must never have been used."""
+
+    name: str
+    snapshot_id: SnapshotId
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteTag:
+    """Remove a tag; the name is never free again."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class AddCommit:
+    """A new snapshot becomes the tip of a branch, whose tip must be the snapshot's parent."""
+
+    branch: str
+    snapshot: SnapshotInfo
+
+
+@dataclass(frozen=True, slots=True)
+class AddDetachedSnapshot:
+    """A new snapshot that no branch points to."""
+
+    snapshot: SnapshotInfo
+
+
+@dataclass(frozen=True, slots=True)
+class SetConfig:
+    """Replace the persisted configuration (None: back to the defaults)."""
+
+    config: dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class SetMetadata:
+    """Replace, or with ``merge`` extend, the repository's metadata."""
+
+    metadata: dict[str, Any]
+    merge: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SetStatus:
+    """Make the repository writable or read-only; allowed whatever the present status."""
+
+    availability: Availability
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SetFeatureFlag:
+    """Switch a feature on or off, or back to its default (None)."""
+
+    flag_id: int
+    setting: bool | None
+
+
+Update = (
+    CreateBranch
+    | ResetBranch
+    | DeleteBranch
+    | CreateTag
+    | DeleteTag
+    | AddCommit
+    | AddDetachedSnapshot
+    | SetConfig
+    | SetMetadata
+    | SetStatus
+    | SetFeatureFlag
+)
+
+
+def advance(info: RepoInfo, update: Update, *, now_us: int, backup_name: str, max_updates: int) -> RepoInfo:
+    """The repo info after one update.
+
+    The update's time is ``now_us``, or just after the latest update where another writer's clock runs ahead: entries
+    must be strictly ordered, and a fast clock elsewhere must not keep anybody from writing.
+
+    Raises
+    ------
+    IcechunkError
+        The typed error of whatever precondition does not hold; nothing was changed.
+    """
+    if not isinstance(update, SetStatus):
+        require_online(info)
+    at_us = max(now_us, info.updates.record(0).updated_at_us + 1)
+    changed, record = apply(update, info, at_us)
+    updates, cut_at = changed.updates.push(record, backup_name).trimmed(max_updates)
+    return replace(
+        changed, updates=updates, repo_before_updates=cut_at if cut_at is not None else changed.repo_before_updates
+    )
+
+
+def require_online(info: RepoInfo) -> None:
+    """Raise ReadOnlyError (``read-only-repository``) unless the repository takes writes."""
+    if info.status.availability is not Availability.ONLINE:
+        reason = f" ({info.status.reason})" if info.status.reason else ""
+        raise ReadOnlyError(
+            f"the repository is set {info.status.availability.name.lower().replace('_', '-')}{reason}. "
+            f"Make it writable again with repo.set_status(RepoStatus(RepoAvailability.online))",
+            ErrorKind.READ_ONLY_REPOSITORY,
+        )
+
+
+def branch_tip(info: RepoInfo, name: str) -> SnapshotId:
+    """Snapshot that a branch points to. Raises RefNotFoundError."""
+    try:
+        return info.branches[name]
+    except KeyError:
+        kind = ErrorKind.BRANCH_NOT_FOUND if name == MAIN else ErrorKind.REF_NOT_FOUND
+        raise RefNotFoundError(f"no branch {name!r}; there are {_listed(info.branches)}", kind) from None
+
+
+def tag_target(info: RepoInfo, name: str) -> SnapshotId:
+    """Snapshot that a tag points to. Raises RefNotFoundError."""
+    try:
+        return info.tags[name]
+    except KeyError:
+        gone = " (it was deleted)" if name in info.deleted_tags else ""
+        raise RefNotFoundError(f"no tag {name!r}{gone}; there are {_listed(info.tags)}") from None
+
+
+def snapshot_row(info: RepoInfo, snapshot_id: SnapshotId) -> int:
+    """Row of a snapshot in the table. Raises SnapshotNotFoundError."""
+    row = info.snapshots.find(snapshot_id)
+    if row < 0:
+        raise SnapshotNotFoundError(
+            f"no snapshot {snapshot_id} in this repository; repo.ancestry(branch='main') lists those of a branch"
+        )
+    return row
+
+
+def _listed(names: dict[str, SnapshotId]) -> str:
+    shown = ", ".join(repr(name) for name in sorted(names)[:10])
+    return (shown + (", …" if len(names) > 10 else "")) or "none"
+
+
+@singledispatch
+def apply(update: Any, info: RepoInfo, at_us: int) -> tuple[RepoInfo, UpdateRecord]:
+    """The changed repo info (ops log untouched) and the ops log entry of one update."""
+    raise TypeError(f"{type(update).__name__} is no repository update")
+
+
+@apply.register
+def _(update: CreateBranch, info: RepoInfo, at_us: int) -> tuple[RepoInfo, UpdateRecord]:
+    if update.name in info.branches:
+        raise AlreadyExistsError(
+            f"branch {update.name!r} exists already; move it with repo.reset_branch, or choose another name",
+            ErrorKind.BRANCH_ALREADY_EXISTS,
+        )
+    snapshot_row(info, update.snapshot_id)
+    changed = replace(info, branches={**info.branches, update.name: update.snapshot_id})
+    return changed, UpdateRecord(kind=UpdateKind.BRANCH_CREATED, updated_at_us=at_us, name=update.name)
+
+
+@apply.register
+def _(update: ResetBranch, info: RepoInfo, at_us: int) -> tuple[RepoInfo, UpdateRecord]:
+    tip = branch_tip(info, update.name)
+    if update.expected is not None and tip != update.expected:
+        raise ConflictError(
+            str(update.expected),
+            str(tip),
+            f"branch {update.name!r} is at {tip}, not at {update.expected}. Look at repo.ancestry and reset again",
+            ErrorKind.BRANCH_UPDATE_CONFLICT,
+        )
+    snapshot_row(info, update.snapshot_id)
+    changed = replace(info, branches={**info.branches, update.name: update.snapshot_id})
+    return changed, UpdateRecord(kind=UpdateKind.BRANCH_RESET, updated_at_us=at_us, name=update.name, previous_id=tip)
+
+
+@apply.register
+def _(update: DeleteBranch, info: RepoInfo, at_us: int) -> tuple[RepoInfo, UpdateRecord]:
+    if update.name == MAIN:
+        raise SessionStateError("branch 'main' cannot be deleted; reset it instead", ErrorKind.CANNOT_DELETE_MAIN)
+    tip = branch_tip(info, update.name)
+    branches = {name: target for name, target in info.branches.items() if name != update.name}
+    return replace(info, branches=branches), UpdateRecord(
+        kind=UpdateKind.BRANCH_DELETED, updated_at_us=at_us, name=update.name, previous_id=tip
+    )
+
+
+@apply.register
+def _(update: CreateTag, info: RepoInfo, at_us: int) -> tuple[RepoInfo, UpdateRecord]:
+    _require_flag(info, FLAG_CREATE_TAG, "create_tag")
+    if update.name in info.deleted_tags:
+        raise AlreadyExistsError(
+            f"tag {update.name!r} was deleted and its name cannot be used again; choose another",
+            ErrorKind.TAG_PREVIOUSLY_DELETED,
+        )
+    if update.name in info.tags:
+        raise AlreadyExistsError(
+            f"tag {update.name!r} exists already and tags never move; choose another name",
+            ErrorKind.TAG_ALREADY_EXISTS,
+        )
+    snapshot_row(info, update.snapshot_id)
+    changed = replace(info, tags={**info.tags, update.name: update.snapshot_id})
+    return changed, UpdateRecord(kind=UpdateKind.TAG_CREATED, updated_at_us=at_us, name=update.name)
+
+
+@apply.register
+def _(update: DeleteTag, info: RepoInfo, at_us: int) -> tuple[RepoInfo, UpdateRecord]:
+    _require_flag(info, FLAG_DELETE_TAG, "delete_tag")
+    target = tag_target(info, update.name)
+    changed = replace(
+        info,
+        tags={name: kept for name, kept in info.tags.items() if name != update.name},
+        deleted_tags=info.deleted_tags | {update.name},
+    )
+    return changed, UpdateRecord(
+        kind=UpdateKind.TAG_DELETED, updated_at_us=at_us, name=update.name, previous_id=target
+    )
+
+
+@apply.register
+def _(update: AddCommit, info: RepoInfo, at_us: int) -> tuple[RepoInfo, UpdateRecord]:
+    tip = branch_tip(info, update.branch)
+    parent = update.snapshot.parent_id
+    if tip != parent:
+        raise ConflictError(str(parent), str(tip))
+    changed = replace(
+        info,
+        snapshots=info.snapshots.insert(update.snapshot),
+        branches={**info.branches, update.branch: update.snapshot.id},
+    )
+    return changed, UpdateRecord(
+        kind=UpdateKind.NEW_COMMIT, updated_at_us=at_us, name=update.branch, new_id=update.snapshot.id
+    )
+
+
+@apply.register
+def _(update: AddDetachedSnapshot, info: RepoInfo, at_us: int) -> tuple[RepoInfo, UpdateRecord]:
+    changed = replace(info, snapshots=info.snapshots.insert(update.snapshot))
+    return changed, UpdateRecord(kind=UpdateKind.NEW_DETACHED_SNAPSHOT, updated_at_us=at_us, new_id=update.snapshot.id)
+
+
+@apply.register
+def _(update: SetConfig, info: RepoInfo, at_us: int) -> tuple[RepoInfo, UpdateRecord]:
+    return replace(info, config=update.config), UpdateRecord(kind=UpdateKind.CONFIG_CHANGED, updated_at_us=at_us)
+
+
+@apply.register
+def _(update: SetMetadata, info: RepoInfo, at_us: int) -> tuple[RepoInfo, UpdateRecord]:
+    metadata = {**info.metadata, **update.metadata} if update.merge else dict(update.metadata)
+    return replace(info, metadata=metadata), UpdateRecord(kind=UpdateKind.METADATA_CHANGED, updated_at_us=at_us)
+
+
+@apply.register
+def _(update: SetStatus, info: RepoInfo, at_us: int) -> tuple[RepoInfo, UpdateRecord]:
+    status = Status(availability=update.availability, set_at_us=at_us, reason=update.reason)
+    return replace(info, status=status), UpdateRecord(
+        kind=UpdateKind.REPO_STATUS_CHANGED, updated_at_us=at_us, status=status
+    )
+
+
+@apply.register
+def _(update: SetFeatureFlag, info: RepoInfo, at_us: int) -> tuple[RepoInfo, UpdateRecord]:
+    enabled = set(info.enabled_flags) - {update.flag_id}
+    disabled = set(info.disabled_flags) - {update.flag_id}
+    if update.setting is not None:
+        (enabled if update.setting else disabled).add(update.flag_id)
+    changed = replace(info, enabled_flags=tuple(sorted(enabled)), disabled_flags=tuple(sorted(disabled)))
+    return changed, UpdateRecord(
+        kind=UpdateKind.FEATURE_FLAG_CHANGED,
+        updated_at_us=at_us,
+        flag_id=update.flag_id,
+        flag_value=update.setting,
+    )
+
+
+def _require_flag(info: RepoInfo, flag_id: int, name: str) -> None:
+    if flag_id in info.disabled_flags:
+        raise SessionStateError(
+            f"the feature {name!r} is switched off in this repository; "
+            f"switch it on with repo.set_feature_flag({name!r}, True)",
+            ErrorKind.FEATURE_FLAG_DISABLED,
+        )
+
+
+def require_ref_name(name: object) -> str:
+    """A usable branch or tag name. Raises InvalidInputError (``invalid-ref-name``)."""
+    if not isinstance(name, str) or "\0" in name:
+        raise InvalidInputError(
+            f"{name!r} is no branch or tag name: names are strings without NUL", ErrorKind.INVALID_REF_NAME
+        )
+    return name

@@ -1,0 +1,409 @@
+"""Which container a virtual location lies in, and who may read through it. Pure.
+
+A location is an absolute URL, or ``vcc://name/rest`` in the container of that name. It belongs to the container with
+the longest URL prefix that it starts with; both are compared in canonical form (:func:`normalize_location`). Nothing
+is read without a container, and through no container that was not authorised by whoever opened the repository.
+
+Locations come in columns of distinct strings. The usual ones are judged by numpy; only those with an unusual scheme
+or characters that could mean something are looked at one by one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from icechunk_engine.chunk_refs import ChunkRefs
+from icechunk_engine.columns import BytesTable
+from icechunk_engine.config import ObjectStoreConfig, VirtualChunkContainer, is_valid_container, urls
+from icechunk_engine.config.urls import with_trailing_slash
+from icechunk_engine.credentials import AnyCredential, Credentials, as_container_credential
+from icechunk_engine.errors import ErrorKind, InvalidInputError
+from icechunk_engine.virtual.text_blocks import TextBlock, text_blocks
+
+__all__ = [
+    "accepted_locations",
+    "authorize",
+    "checked_refs",
+    "container_lines",
+    "location_to_key",
+    "location_to_path",
+    "match_containers",
+    "no_container",
+    "normalize_location",
+    "normalize_locations",
+    "require_container",
+    "resolve_location",
+    "with_trailing_slash",
+]
+
+Containers = Mapping[str, VirtualChunkContainer]
+
+NO_CONTAINER = -1
+
+_VCC = "vcc://"
+_KNOWN_SCHEMES = ("s3", "gs", "gcs", "az", "azure", "abfs", "tigris", "http", "https", "vcc", "memory")
+_ENDS_AUTHORITY = np.zeros(256, np.bool_)
+_ENDS_AUTHORITY[np.frombuffer(b"\0/?#", np.uint8)] = True  # NUL: the string ends
+_UNCHANGED_IN_FILE_URLS = np.zeros(256, np.bool_)
+_UNCHANGED_IN_FILE_URLS[
+    np.frombuffer(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~!$&'()*+,:;=@[]%/|^", np.uint8)
+] = True
+
+_S3_STORES = (ObjectStoreConfig.S3, ObjectStoreConfig.S3Compatible, ObjectStoreConfig.Tigris)
+
+
+# --- canonical form ------------------------------------------------------------------------------------------------
+
+
+def normalize_location(location: str) -> str:
+    """Canonical form of one location (spec, *Virtual chunk locations*).
+
+    Raises
+    ------
+    InvalidInputError
+        ``invalid-virtual-ref``: it is no absolute URL.
+    """
+    try:
+        return urls.normalize(location)
+    except ValueError as error:
+        raise InvalidInputError(
+            f"{location!r} cannot be the location of a virtual chunk: {error}", ErrorKind.INVALID_VIRTUAL_REF
+        ) from None
+
+
+def normalize_locations(locations: BytesTable) -> BytesTable:
+    """:func:`normalize_location` of every string; the same table when all are canonical."""
+    canonical = [_is_canonical(block) for block in text_blocks(locations)]
+    unusual = np.flatnonzero(~np.concatenate(canonical)) if canonical else np.empty(0, np.intp)
+    if len(unusual) == 0:
+        return locations
+    texts = locations.raws()
+    for row in unusual.tolist():
+        texts[row] = normalize_location(texts[row].decode()).encode()
+    return BytesTable.of(texts)
+
+
+def _is_canonical(block: TextBlock) -> NDArray[np.bool_]:
+    """True for strings that :func:`normalize_location` certainly leaves as they are."""
+    canonical = block.starts_with(b"file:///")
+    if canonical.any():
+        unusual = block.pairs(b"/.") | block.pairs(b"//") | (block.pairs(b"%2") & block.third(b"eE"))
+        # "file:///" itself has two pairs of slashes.
+        canonical &= block.count(unusual) == 2
+        canonical &= block.count(~_UNCHANGED_IN_FILE_URLS[block.data]) == 0
+    for scheme in _KNOWN_SCHEMES:
+        if canonical.all():
+            break
+        start = f"{scheme}://".encode()
+        canonical |= block.starts_with(start) & ~_ENDS_AUTHORITY[block.byte_at(len(start))]
+    return canonical
+
+
+# --- containers ----------------------------------------------------------------------------------------------------
+
+
+def _prefixes(containers: Containers) -> list[tuple[str, int]]:
+    """Canonical prefixes with the container's row, longest first; a name makes one more, ``vcc://name/``."""
+    found = []
+    for row, container in enumerate(containers.values()):
+        if is_valid_container(container):
+            found.append((urls.normalize(container.url_prefix), row))
+            if container.name is not None:
+                found.append((f"{_VCC}{container.name}/", row))
+    return sorted(found, key=lambda pair: -len(pair[0].encode()))
+
+
+def match_containers(locations: BytesTable | Sequence[str], containers: Containers) -> NDArray[np.int32]:
+    """Container of each location.
+
+    Parameters
+    ----------
+    locations
+        Distinct locations in canonical form.
+    containers
+        By URL prefix. Invalid ones, which a stored configuration may hold, match nothing.
+
+    Returns
+    -------
+    ``int32 (n,)``: position in ``containers``, -1 for none.
+    """
+    table = locations if isinstance(locations, BytesTable) else BytesTable.of(locations)
+    prefixes = [(prefix.encode(), row) for prefix, row in _prefixes(containers)]
+    blocks = [_match_block(block, prefixes) for block in text_blocks(table)]
+    return np.concatenate(blocks) if blocks else np.empty(0, np.int32)
+
+
+def _match_block(block: TextBlock, prefixes: Sequence[tuple[bytes, int]]) -> NDArray[np.int32]:
+    rows = np.full(len(block), NO_CONTAINER, np.int32)
+    for prefix, row in prefixes:
+        free = rows == NO_CONTAINER
+        if not free.any():
+            break
+        rows[free & block.starts_with(prefix)] = row
+    return rows
+
+
+def accepted_locations(locations: BytesTable, containers: Containers) -> NDArray[np.bool_]:
+    """Mask ``(n,)`` of canonical locations that lie in a container whose store can address them.
+
+    Only S3 knows keys with empty, ``.`` or ``..`` segments.
+    """
+    rows = match_containers(locations, containers)
+    accepted: NDArray[np.bool_] = rows != NO_CONTAINER
+    stores = [container.store for container in containers.values()]
+    literal = np.array([isinstance(store, _S3_STORES) for store in stores], np.bool_)
+    strict = accepted.copy()
+    strict[accepted] = ~literal[rows[accepted]]
+    if strict.any():
+        unusual = np.concatenate([_has_unusual_segments(block) for block in text_blocks(locations)])
+        for row in np.flatnonzero(strict & unusual).tolist():
+            accepted[row] = urls.is_addressable(urls.decoded_path(locations.text(row)))
+    return accepted
+
+
+def _has_unusual_segments(block: TextBlock) -> NDArray[np.bool_]:
+    """False for strings that certainly have no empty or dot segments, written plainly or percent-encoded."""
+    unusual = block.pairs(b"/.") | block.pairs(b"//") | (block.pairs(b"%2") & block.third(b"eEfF"))
+    # The "//" behind the scheme is one pair, in file URLs two.
+    usual = np.where(block.starts_with(b"file:///"), 2, 1)
+    found: NDArray[np.bool_] = block.count(unusual) > usual
+    return found
+
+
+def require_container(location: str, containers: Containers) -> None:
+    """Refuse one canonical location that :func:`accepted_locations` would not accept.
+
+    Raises
+    ------
+    InvalidInputError
+        ``no-container-for-virtual-chunk``, ``invalid-virtual-ref``.
+    """
+    (row,) = match_containers([location], containers).tolist()
+    if row == NO_CONTAINER:
+        raise no_container(location, containers)
+    if not accepted_locations(BytesTable.of([location]), containers)[0]:
+        raise InvalidInputError(
+            f"no store but S3 can address {location!r}: its key has empty, '.' or '..' segments. Write the location "
+            f"without them",
+            ErrorKind.INVALID_VIRTUAL_REF,
+        )
+
+
+def checked_refs(
+    refs: ChunkRefs, containers: Containers, *, validate: bool = True
+) -> tuple[ChunkRefs, NDArray[np.bool_] | None]:
+    """References with canonical locations, without those that no container accepts.
+
+    Returns
+    -------
+    The references to keep, and the mask ``(n,)`` of those left out; None instead of the mask when none were.
+
+    Raises
+    ------
+    InvalidInputError
+        ``invalid-virtual-ref``: a location is no absolute URL.
+    """
+    table = normalize_locations(refs.locations)
+    if table is not refs.locations:
+        refs = dataclasses.replace(refs, locations=table)
+    if not validate or len(table) == 0:
+        return refs, None
+    accepted = accepted_locations(table, containers)
+    if accepted.all():
+        return refs, None
+    virtual = refs.location_codes >= 0
+    refused = np.zeros(len(refs), np.bool_)
+    refused[virtual] = ~accepted[refs.location_codes[virtual]]
+    return (refs.take(~refused), refused) if refused.any() else (refs, None)
+
+
+def resolve_location(location: str, containers: Containers) -> tuple[str, VirtualChunkContainer]:
+    """Canonical URL and container of a stored location.
+
+    The container is found on the canonical URL, so that no ``..`` behind a prefix leads out of it.
+
+    Raises
+    ------
+    InvalidInputError
+        ``no-container-for-virtual-chunk``, ``invalid-virtual-ref``.
+    """
+    url = normalize_location(location)
+    if url.startswith(_VCC):
+        (row,) = match_containers([url], containers).tolist()
+        if row == NO_CONTAINER:
+            raise no_container(url, containers)
+        prefix = list(containers.values())[row].url_prefix
+        url = normalize_location(prefix + urls.after_authority(url))
+    (row,) = match_containers([url], containers).tolist()
+    if row == NO_CONTAINER:
+        raise no_container(url, containers)
+    container = list(containers.values())[row]
+    if not isinstance(container.store, _S3_STORES) and urls.has_dot_segments(urls.decoded_path(url)):
+        raise InvalidInputError(
+            f"the location {location!r} of a virtual chunk has '.' or '..' in its path, which could lead out of its "
+            f"container; set the reference again without them",
+            ErrorKind.INVALID_VIRTUAL_REF,
+        )
+    return url, container
+
+
+def location_to_key(url: str) -> str:
+    """Key of the object that a canonical URL names: its path percent-decoded, without query and fragment.
+
+    Raises
+    ------
+    InvalidInputError
+        ``invalid-virtual-ref``: the decoded path is not UTF-8.
+    """
+    try:
+        return urls.decoded_path(url).decode()
+    except ValueError:
+        raise InvalidInputError(
+            f"the path of {url!r} is not UTF-8 when percent-decoded; correct the location",
+            ErrorKind.INVALID_VIRTUAL_REF,
+        ) from None
+
+
+def location_to_path(url: str) -> str:
+    """Absolute path of the local file that a canonical ``file:`` URL names.
+
+    Raises
+    ------
+    InvalidInputError
+        ``invalid-virtual-ref``: the URL hides a ``/`` or NUL in a file name.
+    """
+    try:
+        path = os.fsdecode(urls.file_path_bytes(url))
+    except ValueError as error:
+        raise InvalidInputError(f"{url!r} names no local file: {error}", ErrorKind.INVALID_VIRTUAL_REF) from None
+    return path[1:] if os.name == "nt" and path[2:3] == ":" else path
+
+
+# --- authorisation -------------------------------------------------------------------------------------------------
+
+
+def authorize(
+    container: VirtualChunkContainer, authorized: Mapping[str, AnyCredential | None]
+) -> AnyCredential | None:
+    """Credential to read through a container with.
+
+    Parameters
+    ----------
+    authorized
+        By URL prefix; None means access without explicit credentials.
+
+    Raises
+    ------
+    InvalidInputError
+        ``unauthorized-virtual-chunk-container``, ``invalid-credentials``.
+    """
+    wanted = urls.normalize(container.url_prefix)
+    for prefix, given in authorized.items():
+        if prefix == container.url_prefix or _canonical_prefix(prefix) == wanted:
+            credential = as_container_credential(given)
+            break
+    else:
+        raise InvalidInputError(
+            f"reading virtual chunks under {container.url_prefix!r} is not authorised. If this repository may do that "
+            f"for you, open it with\n    Repository.open(storage, authorize_virtual_chunk_access="
+            f"{_grant([container.url_prefix])})",
+            ErrorKind.UNAUTHORIZED_VIRTUAL_CHUNK_CONTAINER,
+        )
+    suitable = _credential_types(container.store)
+    if credential is not None and not isinstance(credential, suitable):
+        raise InvalidInputError(
+            f"{type(credential).__name__} does not fit the virtual chunk container at {container.url_prefix!r}; "
+            f"authorise it with authorize_virtual_chunk_access={_grant([container.url_prefix])}",
+            ErrorKind.INVALID_CREDENTIALS,
+        )
+    return credential
+
+
+def _canonical_prefix(prefix: str) -> str | None:
+    try:
+        return urls.normalize(with_trailing_slash(prefix))
+    except ValueError:
+        return None
+
+
+def _credential_types(store: ObjectStoreConfig) -> tuple[type[Any], ...]:
+    if isinstance(store, _S3_STORES):
+        return (Credentials.S3,)
+    if isinstance(store, ObjectStoreConfig.Gcs):
+        return (Credentials.Gcs,)
+    if isinstance(store, ObjectStoreConfig.Azure):
+        return (Credentials.Azure,)
+    if isinstance(store, ObjectStoreConfig.Http):
+        return (Credentials.HttpAccess,)
+    return (Credentials.LocalFileSystemAccess,)  # also for memory, which is as local
+
+
+# --- advice --------------------------------------------------------------------------------------------------------
+
+_EXAMPLES = {
+    "file": ("local_filesystem_store({path!r})", "credentials.LocalFileSystemAccess"),
+    "memory": ("ObjectStoreConfig.InMemory()", "credentials.LocalFileSystemAccess"),
+    "http": ("http_store()", "credentials.HttpAccess"),
+    "https": ("http_store()", "credentials.HttpAccess"),
+    "s3": ("s3_store(region='…')", "s3_from_env_credentials()"),
+    "tigris": ("ObjectStoreConfig.Tigris(S3Options())", "s3_from_env_credentials()"),
+    "gs": ("gcs_store()", "gcs_from_env_credentials()"),
+    "gcs": ("gcs_store()", "gcs_from_env_credentials()"),
+    "az": ("azure_store(account='…')", "azure_from_env_credentials()"),
+    "azure": ("azure_store(account='…')", "azure_from_env_credentials()"),
+    "abfs": ("azure_store(account='…')", "azure_from_env_credentials()"),
+}
+"""For each scheme: the store of a container, and a credential."""
+
+
+def _grant(prefixes: Sequence[str]) -> str:
+    credentials = {prefix: _EXAMPLES[urls.scheme_of(prefix) or ""][1] for prefix in prefixes}
+    pairs = ", ".join(f"{prefix!r}: {credential}" for prefix, credential in credentials.items())
+    return f"containers_credentials({{{pairs}}})"
+
+
+def container_lines(prefixes: Sequence[str]) -> list[str]:
+    """Lines of Python that add containers with those URL prefixes to an open repository, authorised, and save them."""
+    lines = ["config = repo.config"]
+    for prefix in prefixes:
+        store = _EXAMPLES[urls.scheme_of(prefix) or ""][0].format(path="/" + urls.path_of(prefix))
+        lines.append(f"config.set_virtual_chunk_container(VirtualChunkContainer({prefix!r}, {store}))")
+    return [
+        *lines,
+        f"repo = repo.reopen(config, authorize_virtual_chunk_access={_grant(prefixes)})",
+        "repo.save_config()",
+    ]
+
+
+def no_container(location: str, containers: Containers) -> InvalidInputError:
+    """The error for a canonical location in no container, with the lines that would add one."""
+    if location.startswith(_VCC):
+        names = [container.name for container in containers.values() if container.name is not None]
+        advice = (
+            f"no virtual chunk container is named {urls.authority_of(location)!r} "
+            f"(named are: {', '.join(names) or 'none'}); add one with VirtualChunkContainer(url_prefix, store, name)"
+        )
+    else:
+        advice = f"it lies in none of the virtual chunk containers {list(containers)}"
+        scheme = urls.scheme_of(location)
+        if scheme in _EXAMPLES:
+            lines = "\n    ".join(container_lines([_suggested_prefix(location)]))
+            advice += f". Add one, in a new session:\n    {lines}"
+        else:
+            advice += f"; {scheme}:// is no scheme that a container can have"
+    return InvalidInputError(
+        f"no container for the virtual chunk at {location!r}: {advice}", ErrorKind.NO_CONTAINER_FOR_VIRTUAL_CHUNK
+    )
+
+
+def _suggested_prefix(location: str) -> str:
+    if location.startswith("file:///"):
+        directory = urls.path_of(location).rpartition("/")[0]
+        return f"file:///{directory}/" if directory else "file:///<directory>/"
+    return f"{urls.scheme_of(location)}://{urls.authority_of(location)}/"

@@ -1,0 +1,283 @@
+"""Editing the hierarchy: node metadata, chunks and chunk references go into the change set.
+
+Large chunks are stored before the call returns; everything else stays in memory until a commit. No edit touches
+what is committed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from icechunk_engine import paths
+from icechunk_engine.chunk_refs import DELETED, INLINE, NATIVE, ChunkRef, ChunkRefs
+from icechunk_engine.errors import AlreadyExistsError, ErrorKind, InvalidInputError
+from icechunk_engine.format import layout
+from icechunk_engine.format.nodes import Node
+from icechunk_engine.ids import ChunkId, NodeId, SnapshotId
+from icechunk_engine.keys import ChunkIndex
+from icechunk_engine.transaction import chunks as chunk_io
+from icechunk_engine.transaction.hierarchy import array_above, find_node, subtree
+from icechunk_engine.transaction.reindex import IndexMap, reindexed, shifted
+from icechunk_engine.view import RepositoryContext, SnapshotView
+from icechunk_engine.virtual import containers as container_rules
+from icechunk_engine.zarr_metadata import parse_node_metadata
+
+
+class Workspace(SnapshotView):
+    """A view that takes edits; whether it may is for the session to say (:meth:`_require_writable`)."""
+
+    def __init__(self, context: RepositoryContext, snapshot_id: SnapshotId) -> None:
+        super().__init__(context, snapshot_id)
+        self._revision = 0  # counts edits, so that two states of one workspace never have one token
+
+    def _require_writable(self) -> None:
+        """Raise unless edits are allowed."""
+        raise NotImplementedError
+
+    @contextmanager
+    def all_or_nothing(self) -> Iterator[None]:
+        """Take the edits back to where they were if the block raises."""
+        before = self._changes.copy()
+        try:
+            yield
+        except BaseException:
+            with self._lock:
+                self._changes = before
+                self._touch_structure()
+            raise
+
+    def _touch_structure(self) -> None:
+        self._readers.clear()
+        self._revision += 1
+
+    # --- nodes -------------------------------------------------------------------------------------------------
+
+    def set_metadata(self, path: str, data: bytes) -> None:
+        """Create a node, or change the metadata of the one that is there.
+
+        Raises
+        ------
+        InvalidInputError
+            ``bad-metadata`` and its kin: the document is no Zarr v3 group or array that this format can hold.
+        AlreadyExistsError
+            ``node-already-exists``: there is a node of the other type; delete it first.
+        """
+        node_type, shape = parse_node_metadata(data, for_write=True, path=path)
+        with self._lock:
+            self._require_writable()
+            base = self._base().nodes
+            node = find_node(base, self._changes, path)
+            if node is None:
+                above = array_above(base, self._changes, path)
+                if above is not None:
+                    raise InvalidInputError(
+                        f"cannot create {path!r}: {above!r} is an array, and arrays have no members",
+                        ErrorKind.NOT_A_GROUP,
+                    )
+                self._changes.add_node(Node(node_id=NodeId.random(), path=path, user_data=data, shape=shape))
+            elif node.is_array != (shape is not None):
+                kind = "array" if node.is_array else "group"
+                raise AlreadyExistsError(
+                    f"there is a node of type {kind} at {path!r}; delete it before creating one of type {node_type}",
+                    ErrorKind.NODE_ALREADY_EXISTS,
+                )
+            elif node.user_data == data:
+                return
+            else:
+                if shape is not None and node.shape is not None and shape.ndim != node.shape.ndim:
+                    # Chunks of another rank mean nothing to the new array, so it is another array.
+                    self._changes.delete_node(node)
+                    self._changes.add_node(Node(node_id=NodeId.random(), path=path, user_data=data, shape=shape))
+                else:
+                    self._changes.update_node(replace(node, user_data=data, shape=shape))
+            self._touch_structure()
+
+    def delete_node(self, path: str) -> None:
+        """Remove a node and everything below it; nothing happens when there is none."""
+        with self._lock:
+            self._require_writable()
+            doomed = list(subtree(self._base().nodes, self._changes, path))
+            for node in doomed:
+                self._changes.delete_node(node)
+            if doomed:
+                self._touch_structure()
+
+    def delete_all(self) -> None:
+        """Remove every node."""
+        self.delete_node(paths.ROOT)
+
+    # --- chunks ------------------------------------------------------------------------------------------------
+
+    def set_chunk(self, path: str, index: ChunkIndex, data: bytes | memoryview) -> None:
+        """Write one chunk: into the manifest when small, else as an object, which is stored before this returns.
+
+        Raises
+        ------
+        InvalidInputError
+            ``zero-length-chunk``, ``invalid-chunk-index``, ``not-an-array``.
+        NodeNotFoundError
+            No array there.
+        """
+        self._require_writable()
+        size = len(data) if isinstance(data, bytes) else data.nbytes
+        if size == 0:
+            raise InvalidInputError(
+                f"chunk {index} of {path!r} has no bytes; delete the chunk instead of writing it empty",
+                ErrorKind.ZERO_LENGTH_CHUNK,
+            )
+        reader = self._array_reader(path)
+        reader.require(index)
+        if size <= self._context.assets.config.inline_chunk_threshold_bytes:
+            ref = ChunkRef(kind=INLINE, length=size, inline=bytes(data))
+        else:
+            chunk_id = ChunkId.random()
+            self._context.assets.storage.put(layout.chunk_key(chunk_id), data)
+            ref = ChunkRef(kind=NATIVE, length=size, chunk_id=chunk_id)
+        self._edit_chunk(path, index, ref)
+
+    def set_chunk_ref(self, path: str, index: ChunkIndex, ref: ChunkRef, *, validate_container: bool = True) -> None:
+        """Point one chunk at a virtual location. Errors as for :meth:`set_chunk`, and ``invalid-virtual-ref``."""
+        self._require_writable()
+        self._array_reader(path).require(index)
+        location = container_rules.normalize_location(ref.location or "")
+        if validate_container:
+            container_rules.require_container(location, self._context.resolver.containers)
+        if ref.length == 0:
+            raise InvalidInputError(
+                f"chunk {index} of {path!r}: a reference of no bytes; leave the chunk out instead",
+                ErrorKind.ZERO_LENGTH_CHUNK,
+            )
+        self._edit_chunk(path, index, replace(ref, location=location))
+
+    def _edit_chunk(self, path: str, index: ChunkIndex, ref: ChunkRef) -> None:
+        with self._lock:
+            self._require_writable()
+            node = self._array_reader(path).node
+            self._changes.edits_of(node).set(index, ref)
+            self._revision += 1
+
+    def set_chunk_refs(
+        self, path: str, refs: ChunkRefs, *, validate_containers: bool = True
+    ) -> NDArray[np.bool_] | None:
+        """Set many chunk references at once.
+
+        Parameters
+        ----------
+        refs
+            Columns; locations of virtual references are absolute URLs or ``vcc://`` ones.
+        validate_containers
+            Leave out references whose location is in no container.
+
+        Returns
+        -------
+        None when all were set, else a mask ``(n,)`` of the rows that were left out.
+
+        Raises
+        ------
+        InvalidInputError
+            ``zero-length-chunk``, ``invalid-chunk-index``, ``invalid-virtual-ref``; nothing was set.
+        """
+        with self._lock:
+            self._require_writable()
+            reader = self._array_reader(path)
+            self._require_in_grid(reader, refs)
+            if bool((refs.lengths[refs.kinds != DELETED] == 0).any()):
+                raise InvalidInputError(
+                    f"references of no bytes among those for {path!r}; leave those chunks out instead",
+                    ErrorKind.ZERO_LENGTH_CHUNK,
+                )
+            refused: NDArray[np.bool_] | None = None
+            if len(refs.locations):
+                refs, refused = container_rules.checked_refs(
+                    refs, self._context.resolver.containers, validate=validate_containers
+                )
+            self._edit_chunks(reader.node, refs)
+            return refused
+
+    @staticmethod
+    def _require_in_grid(reader: chunk_io.ArrayReader, refs: ChunkRefs) -> None:
+        if refs.ndim != reader.ndim:
+            raise InvalidInputError(
+                f"array {reader.node.path!r} has rank {reader.ndim}, the references have {refs.ndim} coordinates",
+                ErrorKind.INVALID_CHUNK_INDEX,
+            )
+        inside = refs.within((0,) * reader.ndim, reader.grid)
+        if not inside.all():
+            reader.require(tuple(refs.indices[int(np.argmin(inside))].tolist()))
+
+    def delete_chunk(self, path: str, index: ChunkIndex) -> None:
+        """Remove a chunk, so that it reads as the fill value; nothing happens when there is none."""
+        with self._lock:
+            self._require_writable()
+            reader = self.array_reader(path)
+            if reader is not None and reader.locate(index) is not None:
+                self._edit_chunk(path, index, ChunkRef(kind=DELETED))
+
+    def delete_chunks_under(self, path: str, index_prefix: ChunkIndex) -> None:
+        """Remove all chunks whose index starts with a prefix (empty: all of the array)."""
+        with self._lock:
+            self._require_writable()
+            if self.array_reader(path) is None:
+                return
+            indices = self.chunk_refs(path).indices
+            doomed = indices[(indices[:, : len(index_prefix)] == np.asarray(index_prefix, np.uint32)).all(axis=1)]
+            if len(doomed):
+                self._edit_chunks(self._array_reader(path).node, ChunkRefs.build(doomed, DELETED))
+
+    def shift_array(self, array_path: str, chunk_offset: Iterable[int]) -> None:
+        """Move all chunks of an array by a number of chunks along each axis.
+
+        Chunks that would leave the grid are dropped, positions left empty read as the fill value; no payload is
+        copied. Needs a regular chunk grid.
+        """
+        offset = np.asarray(list(chunk_offset), np.int64)
+        with self._lock:
+            self._require_writable()
+            reader, refs = self._regular_array(array_path)
+            if len(offset) != reader.ndim:
+                raise InvalidInputError(
+                    f"array {reader.node.path!r} has rank {reader.ndim}, the offset {tuple(offset.tolist())} does not",
+                    ErrorKind.INVALID_CHUNK_INDEX,
+                )
+            if offset.any() and len(refs):
+                self._edit_chunks(reader.node, shifted(refs, offset, reader.grid))
+
+    def reindex_array(
+        self,
+        array_path: str,
+        forward: IndexMap,
+        backward: IndexMap | None = None,
+    ) -> None:
+        """Move chunks of an array to where ``forward`` says; None leaves a chunk where it is.
+
+        Parameters
+        ----------
+        forward
+            Called with each present chunk's index as a list, returns the new one within the grid.
+        backward
+            Inverse of ``forward``. With it, a position whose source is None or empty is cleared; without it, positions
+            that chunks moved away from keep their old chunk unless another one arrives.
+        """
+        with self._lock:
+            self._require_writable()
+            reader, refs = self._regular_array(array_path)
+            self._edit_chunks(reader.node, reindexed(refs, forward, backward, reader.require))
+
+    def _regular_array(self, array_path: str) -> tuple[chunk_io.ArrayReader, ChunkRefs]:
+        path = paths.normalize(array_path)
+        reader = self._array_reader(path)
+        if reader.node.shape is None or not reader.node.shape.regular:
+            raise InvalidInputError(
+                f"array {path!r} has chunks of different sizes; only chunks of a regular grid can be moved",
+                ErrorKind.INVALID_ARRAY_METADATA,
+            )
+        return reader, self.chunk_refs(path)
+
+    def _edit_chunks(self, node: Node, edits: ChunkRefs) -> None:
+        self._changes.edits_of(node).set_many(edits)
+        self._revision += 1

@@ -1,0 +1,255 @@
+"""What the engine must know of a ``zarr.json`` document: group or array, and the array's chunk grid. Pure.
+
+Everything else in the document (data type, codecs, attributes) belongs to zarr; the bytes are stored verbatim.
+Chunk grids ``regular`` and ``rectilinear`` exist. A shard is one chunk here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal, NoReturn
+
+from icechunk_engine.errors import ErrorKind, InvalidInputError
+
+MAX_ARRAY_LENGTH = 2**64 - 1
+MAX_NUM_CHUNKS = 2**32 - 1
+"""Chunk indices and counts are 32-bit in the format."""
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayShape:
+    """Extent of an array in elements and in chunks, as snapshots store it (spec, *Array nodes*).
+
+    Attributes
+    ----------
+    lengths
+        Elements along each axis.
+    num_chunks
+        Chunks along each axis.
+    dimension_names
+        One entry an axis, None for an unnamed one; None when the metadata names no dimensions at all.
+    regular
+        False for a rectilinear grid. Snapshots do not store it, so it is True there and takes no part in ``==``.
+    """
+
+    lengths: tuple[int, ...]
+    num_chunks: tuple[int, ...]
+    dimension_names: tuple[str | None, ...] | None = None
+    regular: bool = field(default=True, compare=False)
+
+    @property
+    def ndim(self) -> int:
+        """Rank of the array."""
+        return len(self.lengths)
+
+
+NodeMetadata = tuple[Literal["group"], None] | tuple[Literal["array"], ArrayShape]
+_GROUP: tuple[Literal["group"], None] = ("group", None)
+
+
+class _Refused(Exception):
+    """A rule is broken; the message is finished by :func:`_explained`."""
+
+    def __init__(self, message: str, kind: ErrorKind = ErrorKind.INVALID_ARRAY_METADATA) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+def parse_node_metadata(data: bytes, *, for_write: bool = False, path: str | None = None) -> NodeMetadata:
+    """Kind and shape of the node that a ``zarr.json`` document describes.
+
+    Parameters
+    ----------
+    data
+        The document.
+    for_write
+        Also refuse what can be stored but never read back: chunk key encodings other than ``default`` with ``/``,
+        and rectilinear grids that do not cover the array. Repositories that hold such arrays can be read.
+    path
+        Of the node, for messages.
+
+    Returns
+    -------
+    ``("group", None)`` or ``("array", shape)``.
+
+    Raises
+    ------
+    InvalidInputError
+        ``bad-metadata``: no JSON object, or no ``node_type`` that is ``group`` or ``array``.
+        ``invalid-array-metadata``: shape, chunk grid or dimension names are missing or make no sense.
+    """
+    with _explained(path):
+        document = _decode(data)
+        node_type = document.get("node_type")
+        if node_type == "group":
+            return _GROUP
+        if node_type != "array":
+            raise _Refused(
+                f"'node_type' must be 'group' or 'array', not {node_type!r} (Zarr format 3; convert older metadata "
+                f"before storing it)",
+                ErrorKind.BAD_METADATA,
+            )
+        shape = _parse_array(document)
+        if for_write:
+            _require_readable(document, shape)
+        return "array", shape
+
+
+def regular_chunk_lengths(data: bytes) -> tuple[int, ...] | None:
+    """Chunk edge along each axis of an array with a regular grid; None for groups and rectilinear grids.
+
+    Spec version 1 stores this in place of the number of chunks.
+    """
+    with _explained(None):
+        document = _decode(data)
+        grid = document.get("chunk_grid")
+        if document.get("node_type") != "array" or not isinstance(grid, dict) or grid.get("name") != "regular":
+            return None
+        return tuple(_sizes(_configuration(grid).get("chunk_shape"), "chunk_grid.configuration.chunk_shape"))
+
+
+@contextmanager
+def _explained(path: str | None) -> Iterator[None]:
+    try:
+        yield
+    except _Refused as refused:
+        whose = f"of {path} " if path is not None else ""
+        raise InvalidInputError(f"the zarr.json {whose}was refused: {refused}", refused.kind) from None
+
+
+def _decode(data: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(bytes(data).decode(), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise _Refused(
+            f"it is no JSON document in UTF-8 ({error}). Write it with json.dumps(…, allow_nan=False)",
+            ErrorKind.BAD_METADATA,
+        ) from None
+    if not isinstance(document, dict):
+        raise _Refused(f"it must be a JSON object, not {_json_type(document)}", ErrorKind.BAD_METADATA)
+    return document
+
+
+def _refuse_constant(token: str) -> NoReturn:
+    raise ValueError(f'bare {token} is not JSON; write the string "{token}" where Zarr allows it')
+
+
+def _parse_array(document: dict[str, Any]) -> ArrayShape:
+    lengths = _sizes(document.get("shape"), "shape")
+    grid = document.get("chunk_grid")
+    if not isinstance(grid, dict):
+        raise _Refused(
+            'an array needs a \'chunk_grid\' such as {"name": "regular", "configuration": {"chunk_shape": [10, 10]}}'
+        )
+    name = grid.get("name")
+    if name == "regular":
+        num_chunks = _regular_num_chunks(_configuration(grid), lengths)
+    elif name == "rectilinear":
+        num_chunks = [_axis_num_chunks(edges, length) for edges, length in _rectilinear_edges(grid, lengths)]
+    else:
+        raise _Refused(f"chunk grid {name!r} is unknown; use 'regular' or 'rectilinear'")
+    for axis, count in enumerate(num_chunks):
+        if count > MAX_NUM_CHUNKS:
+            raise _Refused(
+                f"axis {axis} would have {count} chunks, more than the {MAX_NUM_CHUNKS} that the format can number. "
+                f"Choose larger chunks"
+            )
+    return ArrayShape(
+        lengths=tuple(lengths),
+        num_chunks=tuple(num_chunks),
+        dimension_names=_dimension_names(document.get("dimension_names"), len(lengths)),
+        regular=name == "regular",
+    )
+
+
+def _configuration(grid: dict[str, Any]) -> dict[str, Any]:
+    configuration = grid.get("configuration")
+    if not isinstance(configuration, dict):
+        raise _Refused("'chunk_grid' needs a 'configuration' object")
+    return configuration
+
+
+def _regular_num_chunks(configuration: dict[str, Any], lengths: Sequence[int]) -> list[int]:
+    edges = _sizes(configuration.get("chunk_shape"), "chunk_grid.configuration.chunk_shape")
+    _require_rank("chunk_shape", len(edges), len(lengths))
+    return [-(-length // edge) if edge else 0 for length, edge in zip(lengths, edges, strict=True)]
+
+
+def _rectilinear_edges(grid: dict[str, Any], lengths: Sequence[int]) -> list[tuple[Any, int]]:
+    shapes = _configuration(grid).get("chunk_shapes")
+    if not isinstance(shapes, list):
+        raise _Refused("a rectilinear grid needs 'chunk_shapes': for each axis one edge length or a list of them")
+    _require_rank("chunk_shapes", len(shapes), len(lengths))
+    return list(zip(shapes, lengths, strict=True))
+
+
+def _axis_num_chunks(edges: Any, length: int) -> int:
+    """Number of chunks along a rectilinear axis: a bare edge repeats; a list holds edges and ``[edge, count]``."""
+    if _is_size(edges):
+        return -(-length // edges) if edges else 0
+    return sum(count for _, count in _runs(edges))
+
+
+def _runs(edges: Any) -> list[tuple[int, int]]:
+    """``(edge, count)`` pairs of one rectilinear axis."""
+    if not isinstance(edges, list):
+        raise _Refused(f"'chunk_shapes' holds {edges!r}: write one edge length an axis, or a list of them")
+    runs = []
+    for item in edges:
+        if _is_size(item):
+            runs.append((item, 1))
+        elif isinstance(item, list) and len(item) == 2 and _is_size(item[0]) and _is_size(item[1]):
+            runs.append((item[0], item[1]))
+        else:
+            raise _Refused(f"'chunk_shapes' holds {item!r}: write edge lengths or pairs [edge length, repeats]")
+    return runs
+
+
+def _dimension_names(names: Any, ndim: int) -> tuple[str | None, ...] | None:
+    if names is None:
+        return None
+    if not isinstance(names, list) or not all(name is None or isinstance(name, str) for name in names):
+        raise _Refused("'dimension_names' must be a list of strings and nulls")
+    _require_rank("dimension_names", len(names), ndim)
+    return tuple([name or None for name in names])
+
+
+def _require_readable(document: dict[str, Any], shape: ArrayShape) -> None:
+    encoding = document.get("chunk_key_encoding", "default")
+    name = encoding.get("name") if isinstance(encoding, dict) else encoding
+    configuration = encoding.get("configuration") or {} if isinstance(encoding, dict) else {}
+    separator = configuration.get("separator", "/") if isinstance(configuration, dict) else None
+    if name != "default" or separator != "/":
+        raise _Refused(
+            f"chunk_key_encoding {json.dumps(encoding)} cannot be stored: chunks of this array could not be read "
+            f'back. Use {{"name": "default", "configuration": {{"separator": "/"}}}}, in zarr-python '
+            f'chunk_key_encoding={{"name": "default", "separator": "/"}}'
+        )
+    if not shape.regular:
+        for axis, (edges, length) in enumerate(_rectilinear_edges(document["chunk_grid"], shape.lengths)):
+            covered = length if _is_size(edges) else sum(edge * count for edge, count in _runs(edges))
+            if covered < length:
+                raise _Refused(f"the chunks along axis {axis} cover {covered} of {length} elements; add chunks")
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= MAX_ARRAY_LENGTH
+
+
+def _sizes(value: Any, name: str) -> list[int]:
+    if not isinstance(value, list) or not all(map(_is_size, value)):
+        raise _Refused(f"'{name}' must be a list of non-negative integers below 2**64, not {value!r}")
+    return value
+
+
+def _require_rank(name: str, found: int, ndim: int) -> None:
+    if found != ndim:
+        raise _Refused(f"'{name}' has {found} entries for an array of rank {ndim}; give one an axis")
+
+
+def _json_type(value: Any) -> str:
+    names = {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")

@@ -1,0 +1,142 @@
+"""The envelope of files: both ways, and every kind of damage."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from icechunk_engine.errors import ErrorKind, FormatError
+from icechunk_engine.format import header, layout
+from icechunk_engine.format.header import HEADER_SIZE, FileType, pack, pack_blocks, unpack
+from icechunk_engine.ids import INITIAL_SNAPSHOT_ID, ManifestId
+from tests.engine.format.official_repo import OfficialRepo
+
+BODY = b"a flatbuffer, " * 100
+
+
+def refused(data: bytes, kind: ErrorKind, expected: FileType = FileType.MANIFEST) -> str:
+    with pytest.raises(FormatError) as caught:
+        unpack(data, expected, "manifests/X")
+    assert caught.value.kind == kind
+    assert "manifests/X" in str(caught.value)
+    return str(caught.value)
+
+
+@given(st.sampled_from(FileType), st.sampled_from([1, 2]), st.binary(min_size=1), st.sampled_from([-1, 1, 3, 19]))
+def test_round_trip(file_type: FileType, spec_version: int, body: bytes, level: int) -> None:
+    unpacked = unpack(pack(file_type, spec_version, body, level), file_type)
+    assert unpacked.body.tobytes() == body
+    assert unpacked.spec_version == spec_version
+    assert unpacked.written_by == header.WRITER_NAME
+
+
+def test_layout_of_the_header() -> None:
+    data = pack(FileType.TRANSACTION_LOG, 2, BODY)
+    assert data[:12] == b"ICE\xf0\x9f\xa7\x8aCHUNK"
+    assert data[12:36] == b"xi-0.1.0" + b" " * 16
+    assert data[36:39] == bytes([2, 4, 1])
+    frame = zstandard.get_frame_parameters(data[39:])
+    assert (frame.content_size, frame.has_checksum, frame.dict_id) == (len(BODY), False, 0)
+
+
+def test_pieces_make_the_same_body() -> None:
+    body = np.random.default_rng(0).integers(0, 4, 20_000_000).astype(np.uint8)
+    pieces = np.array_split(body, 17)
+    data = pack_blocks(FileType.MANIFEST, 2, pieces, len(body))
+    np.testing.assert_array_equal(unpack(data, FileType.MANIFEST).body, body)
+
+
+def test_other_writers_bodies() -> None:
+    """No content size, a checksum, two frames in a row, and compression byte 0 are all read."""
+    start = pack(FileType.MANIFEST, 2, BODY)[:HEADER_SIZE]
+    unsized = zstandard.ZstdCompressor(write_content_size=False)
+    checked = zstandard.ZstdCompressor(write_checksum=True)
+    for frames in (
+        unsized.compress(BODY),
+        checked.compress(BODY),
+        unsized.compress(BODY[:500]) + unsized.compress(BODY[500:]),
+    ):
+        assert unpack(start + frames, FileType.MANIFEST).body.tobytes() == BODY
+    assert unpack(start[:38] + b"\0" + BODY, FileType.MANIFEST).body.tobytes() == BODY
+    padded_with_nul = start[:12] + b"other".ljust(24, b"\0") + start[36:] + unsized.compress(BODY)
+    assert unpack(padded_with_nul, FileType.MANIFEST).written_by == "other"
+
+
+def test_a_large_body_of_unknown_size_is_read_in_steps() -> None:
+    body = np.random.default_rng(0).integers(0, 200, 300_000).astype(np.uint8).tobytes()
+    frame = zstandard.ZstdCompressor(write_content_size=False).compress(body)
+    assert len(frame) > 2 * header._STREAM_SLICE
+    start = pack(FileType.MANIFEST, 2, BODY)[:HEADER_SIZE]
+    assert unpack(start + frame, FileType.MANIFEST).body.tobytes() == body
+
+
+@pytest.mark.parametrize("sized", [True, False])
+def test_cut_off_anywhere(sized: bool) -> None:
+    frame = zstandard.ZstdCompressor(write_content_size=sized).compress(BODY)
+    data = pack(FileType.MANIFEST, 2, BODY)[:HEADER_SIZE] + frame
+    for length in range(len(data)):
+        refused(data[:length], ErrorKind.INVALID_FILE_FORMAT if length < HEADER_SIZE else ErrorKind.DESERIALIZATION)
+    refused(data + b"more", ErrorKind.DESERIALIZATION)
+
+
+def test_damaged_header_bytes() -> None:
+    data = pack(FileType.MANIFEST, 2, BODY)
+
+    def changed(place: int, value: int) -> bytes:
+        return data[:place] + bytes([value]) + data[place + 1 :]
+
+    assert "magic" in refused(changed(3, 0), ErrorKind.INVALID_FILE_FORMAT)
+    assert "Upgrade" in refused(changed(36, 3), ErrorKind.UNSUPPORTED_SPEC_VERSION)
+    refused(changed(36, 0), ErrorKind.UNSUPPORTED_SPEC_VERSION)
+    assert "file type 1" in refused(changed(37, 1), ErrorKind.INVALID_FILE_FORMAT)
+    assert "compression 2" in refused(changed(38, 2), ErrorKind.INVALID_FILE_FORMAT)
+    refused(changed(39, 0), ErrorKind.DESERIALIZATION)
+
+
+def test_bombs_are_noticed() -> None:
+    """Sizes that no frame of that length can hold are not even allocated."""
+    start = pack(FileType.MANIFEST, 2, BODY)[:HEADER_SIZE]
+    magic = (0xFD2FB528).to_bytes(4, "little")
+    claims = magic + bytes([0b1110_0000]) + struct.pack("<Q", 2**35) + b"\x01\x00\x00"
+    assert str(2**35) in refused(start + claims, ErrorKind.DESERIALIZATION)
+    claims = magic + bytes([0b1110_0000]) + struct.pack("<Q", 2**31) + b"\x01\x00\x00"
+    assert str(2**31) in refused(start + claims, ErrorKind.DESERIALIZATION)
+
+
+def test_a_bomb_without_declared_size_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(header, "MAX_BODY_SIZE", 10_000_000)
+    start = pack(FileType.MANIFEST, 2, BODY)[:HEADER_SIZE]
+    bomb = zstandard.ZstdCompressor(write_content_size=False).compress(bytes(200_000_000))
+    assert "more than" in refused(start + bomb, ErrorKind.DESERIALIZATION)
+
+
+def test_the_official_librarys_files(tmp_path: Path) -> None:
+    repo = OfficialRepo(tmp_path)
+    for key, file_type in {
+        layout.REPO: FileType.REPO_INFO,
+        layout.snapshot_key(INITIAL_SNAPSHOT_ID): FileType.SNAPSHOT,
+        layout.transaction_log_key(INITIAL_SNAPSHOT_ID): FileType.TRANSACTION_LOG,
+    }.items():
+        unpacked = unpack(repo.read(key), file_type, key)
+        assert unpacked.body[4:8].tobytes() == b"Ichk"
+        assert unpacked.spec_version == 2
+        assert unpacked.written_by.startswith("ic-")
+
+
+def test_object_names() -> None:
+    manifest_id = ManifestId(bytes(range(12)))
+    assert layout.manifest_key(manifest_id) == "manifests/000G40R40M30E209185G"
+    assert layout.snapshot_key(INITIAL_SNAPSHOT_ID) == "snapshots/1CECHNKREP0F1RSTCMT0"
+    assert layout.backup_name(1_700_000_000_000, "R" * 20) == "repo.30803680000000." + "R" * 20
+    assert layout.backup_name(32_503_679_999_999, "R" * 20, layout.CONFIG_YAML).startswith(
+        "config.yaml.00000000000001."
+    )
+    assert layout.overwritten_key("repo.1.R") == "overwritten/repo.1.R"
+    assert layout.branch_ref_key("main") == "refs/branch.main/ref.json"
+    assert layout.deleted_tag_key("v1") == "refs/tag.v1/ref.json.deleted"

@@ -1,0 +1,156 @@
+"""Many processes, one local repository; and processes killed in the middle of a commit."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import zarr
+
+import icechunk_engine as ic
+
+PROCESSES, COMMITS = 8, 50
+
+
+def _commit_many(path: str, worker: int) -> None:
+    repo = ic.Repository.open(ic.local_filesystem_storage(path))
+    for i in range(COMMITS):
+        while True:
+            session = repo.writable_session("main")
+            array = zarr.open_array(session.store, path="count", mode="r+")
+            array[worker] = i + 1
+            try:
+                session.commit(f"{worker}:{i}")
+                break
+            except ic.ConflictError:
+                continue
+
+
+def test_no_commit_is_lost_and_history_is_linear(tmp_path: Path) -> None:
+    path = str(tmp_path / "repo")
+    repo = ic.Repository.create(ic.local_filesystem_storage(path))
+    with repo.transaction("main", message="start") as store:
+        zarr.create_array(store, name="count", shape=(PROCESSES,), chunks=(1,), dtype="int64", fill_value=0)
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_commit_many, args=(path, worker)) for worker in range(PROCESSES)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(300)
+    assert [worker.exitcode for worker in workers] == [0] * PROCESSES
+    history = list(repo.ancestry(branch="main"))
+    assert len(history) == PROCESSES * COMMITS + 2
+    assert len({info.id for info in history}) == len(history)
+    assert [info.parent_id for info in history[:-1]] == [info.id for info in history[1:]]
+    messages = [info.message for info in reversed(history)]
+    for worker in range(PROCESSES):
+        mine = [message for message in messages if message.startswith(f"{worker}:")]
+        assert mine == [f"{worker}:{i}" for i in range(COMMITS)]
+    final = zarr.open_array(repo.readonly_session("main").store, path="count", mode="r")[:]
+    assert np.asarray(final).tolist() == [COMMITS] * PROCESSES
+
+
+def _commit_with_rebasing(path: str, worker: int) -> None:
+    repo = ic.Repository.open(ic.local_filesystem_storage(path))
+    for i in range(10):
+        session = repo.writable_session("main")
+        zarr.open_array(session.store, path="count", mode="r+")[worker] = i + 1
+        session.commit(f"{worker}:{i}", rebase_with=ic.ConflictDetector())
+
+
+def test_disjoint_writers_rebase(tmp_path: Path) -> None:
+    path = str(tmp_path / "repo")
+    repo = ic.Repository.create(ic.local_filesystem_storage(path))
+    with repo.transaction("main", message="start") as store:
+        zarr.create_array(store, name="count", shape=(PROCESSES,), chunks=(1,), dtype="int64", fill_value=0)
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_commit_with_rebasing, args=(path, worker)) for worker in range(PROCESSES)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(300)
+    assert [worker.exitcode for worker in workers] == [0] * PROCESSES
+    final = zarr.open_array(repo.readonly_session("main").store, path="count", mode="r")[:]
+    assert np.asarray(final).tolist() == [10] * PROCESSES
+    assert len(list(repo.ancestry(branch="main"))) == PROCESSES * 10 + 2
+
+
+KILLS = 200
+
+# One parent forks the victims: starting an interpreter for each of the kills would take minutes.
+_FORKING_PARENT = """
+import os, random, signal, sys, time
+import numpy
+import icechunk_engine as ic
+path, kills = sys.argv[1], int(sys.argv[2])
+rng = random.Random(20)
+for _ in range(kills):
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        repo = ic.Repository.open(ic.local_filesystem_storage(path))
+        n = int(next(repo.ancestry(branch="main")).message)
+        os.write(write, b"r")
+        while True:
+            session = repo.writable_session("main")
+            n += 1
+            for i in range(4):
+                session.set_chunk("/a", (i,), numpy.full(200, n, "<i8").tobytes())
+            session.commit(str(n))
+            os.write(write, b"%d ")
+    os.close(write)
+    assert os.read(read, 1) == b"r"
+    time.sleep(rng.uniform(0, 0.02))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    done = b""
+    while piece := os.read(read, 65536):
+        done += piece
+    os.close(read)
+    print("killed", *done.decode().split()[-1:], flush=True)
+    assert sys.stdin.readline() == "next\\n"
+""".replace('b"%d "', 'b"%d " % n')
+
+
+def test_killed_in_the_middle_of_commits(tmp_path: Path) -> None:
+    """After each kill the repository opens at the last acknowledged commit or the one in flight, whole."""
+    path = str(tmp_path / "repo")
+    repo = ic.Repository.create(ic.local_filesystem_storage(path))
+    with repo.transaction("main", message="0") as store:
+        zarr.create_array(store, name="a", shape=(800,), chunks=(200,), dtype="int64", compressors=None)[:] = 0
+    parent = subprocess.Popen(
+        [sys.executable, "-c", _FORKING_PARENT, path, str(KILLS)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    with parent:
+        assert parent.stdin is not None
+        assert parent.stdout is not None
+        newest, kills = 0, 0
+        for line in parent.stdout:
+            word, *acknowledged = line.split()
+            assert word == "killed"
+            kills += 1
+            newest = _newest_whole(path, at_least=int(acknowledged[0]) if acknowledged else newest)
+            parent.stdin.write("next\n")
+            parent.stdin.flush()
+    assert parent.returncode == 0
+    assert kills == KILLS
+    assert newest > KILLS / 10  # the victims did commit
+    history = list(ic.Repository.open(ic.local_filesystem_storage(path)).ancestry(branch="main"))
+    assert [int(info.message) for info in history[:-1]] == list(range(newest, -1, -1))
+
+
+def _newest_whole(path: str, at_least: int) -> int:
+    repo = ic.Repository.open(ic.local_filesystem_storage(path))
+    newest = int(next(repo.ancestry(branch="main")).message)
+    assert newest >= at_least
+    values = zarr.open_array(repo.readonly_session("main").store, path="a", mode="r")[:]
+    assert np.array_equal(values, np.full(800, newest))
+    return newest

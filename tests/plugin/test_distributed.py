@@ -1,0 +1,199 @@
+"""Writes from workers of a dask cluster: every chunk arrives, whatever happens to the workers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import icechunk
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+from distributed import Client, LocalCluster
+
+import xarray_icechunk as xi
+from xarray_icechunk import reduction
+
+from .conftest import write
+
+CLUSTER: dict[str, Any] = {"n_workers": 2, "threads_per_worker": 2, "dashboard_address": ":0", "silence_logs": 50}
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[Client]:
+    """Two worker processes."""
+    with LocalCluster(processes=True, **CLUSTER) as cluster, Client(cluster, set_as_default=False) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def threads() -> Iterator[Client]:
+    """Workers in this process, which may be given the very objects that are here."""
+    with LocalCluster(processes=False, **CLUSTER) as cluster, Client(cluster, set_as_default=False) as client:
+        yield client
+
+
+@pytest.fixture(params=["processes", "threads"])
+def client(request: pytest.FixtureRequest) -> Iterator[Client]:
+    """Each kind of cluster, as the default scheduler."""
+    client: Client = request.getfixturevalue(request.param)
+    with client.as_current():
+        yield client
+
+
+@pytest.fixture
+def big() -> xr.Dataset:
+    """Chunked as below: 220 chunks, those of ``small`` and ``line`` inline."""
+    rng = np.random.default_rng(3)
+    return xr.Dataset(
+        {
+            "large": (("t", "x"), rng.random((100, 200))),
+            "small": (("t", "x"), rng.integers(0, 9, (100, 200)).astype("i1")),
+            "line": ("t", np.arange(100.0)),
+            "eager": ("x", np.arange(200.0)),
+        },
+        coords={"t": np.arange(100), "x": np.arange(200)},
+    )
+
+
+def chunked(ds: xr.Dataset) -> xr.Dataset:
+    return ds.assign(
+        large=ds.large.chunk(t=10, x=20),
+        small=ds.small.chunk(t=10, x=20),
+        line=ds.line.chunk(t=5),
+    )
+
+
+def require_equal(location: str, expected: xr.Dataset) -> None:
+    """Both readers see it."""
+    xr.testing.assert_identical(xi.open_dataset(location).load(), expected)
+    repository = icechunk.Repository.open(icechunk.local_filesystem_storage(location))
+    official = xr.open_zarr(repository.readonly_session("main").store, chunks=None)
+    xr.testing.assert_identical(official.load(), expected)
+
+
+def test_write(client: Client, repo: Any, location: str, big: xr.Dataset) -> None:
+    commits = len(list(repo.ancestry(branch="main")))
+    write(repo, chunked(big))
+    assert len(list(repo.ancestry(branch="main"))) == commits + 1
+    require_equal(location, big)
+
+
+def test_append_and_region(client: Client, repo: Any, location: str, big: xr.Dataset) -> None:
+    session = repo.writable_session("main")
+    xi.to_icechunk(chunked(big.isel(t=slice(0, 50))), session)
+    more = chunked(big.isel(t=slice(50, 100))).drop_vars("eager")
+    xi.to_icechunk(more, session, append_dim="t", split_every=2)
+    session.commit("appended")
+    require_equal(location, big)
+
+    changed = big[["large", "line"]].isel(t=slice(20, 60)) + 1
+    lazy = changed.assign(large=changed.large.chunk(t=10, x=20), line=changed.line.chunk(t=5))
+    write(repo, lazy.drop_vars(["t", "x"]), region={"t": slice(20, 60)})
+    expected = big.copy(deep=True)
+    for name in ("large", "line"):
+        expected[name][20:60] += 1
+    require_equal(location, expected)
+
+
+def test_reading_on_workers_is_pinned(client: Client, repo: Any, location: str, big: xr.Dataset) -> None:
+    write(repo, big, encoding={"large": {"chunks": (10, 20)}})
+    opened = [
+        xi.open_dataset(location, chunks={}),
+        xi.open_dataset(repo.readonly_session("main"), chunks={}),
+        xi.open_dataset(location).chunk(t=50),
+    ]
+    write(repo, big.assign(large=big.large + 1), mode="w")
+    for before in opened:
+        np.testing.assert_array_equal(before.large.compute(), big.large)
+
+
+def test_from_one_snapshot_into_the_next(client: Client, repo: Any, location: str, big: xr.Dataset) -> None:
+    """Workers read through one session and write through another."""
+    write(repo, chunked(big))
+    session = repo.writable_session("main")
+    source = xi.open_dataset(location, chunks={})
+    xi.to_icechunk(source.assign(large=source.large * 2), session, mode="a")
+    session.commit("double")
+    require_equal(location, big.assign(large=big.large * 2))
+
+
+def once(flag: Path) -> bool:
+    """True for one caller only, of all processes."""
+    try:
+        os.close(os.open(flag, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True
+
+
+@dataclass
+class Trouble:
+    """Passes blocks on, but for one, whose first time raises or ends the process."""
+
+    flag: Path
+    how: str
+
+    def __call__(self, block: np.ndarray, block_id: Any = None) -> np.ndarray:
+        if block_id == (5, 5) and once(self.flag):
+            if self.how == "raise":
+                raise RuntimeError("a passing trouble")
+            os._exit(1)
+        return block
+
+
+def troubled(big: xr.Dataset, trouble: Trouble) -> xr.Dataset:
+    source = chunked(big)
+    return source.assign(large=(("t", "x"), source.large.data.map_blocks(trouble, dtype="f8")))
+
+
+def test_task_that_fails_once(client: Client, repo: Any, location: str, tmp_path: Path, big: xr.Dataset) -> None:
+    flag = tmp_path / "flag"
+    write(repo, troubled(big, Trouble(flag, "raise")), chunkmanager_store_kwargs={"retries": 2})
+    assert flag.exists()
+    require_equal(location, big)
+
+
+@dataclass
+class ForgetfulTarget:
+    """An array as dask writes into it, of which one write is done and then reported as failed."""
+
+    array: zarr.Array
+    flag: Path
+
+    def __setitem__(self, index: Any, block: Any) -> None:
+        self.array[index] = block
+        if once(self.flag):
+            raise RuntimeError("after the write")
+
+
+def test_write_that_is_repeated(
+    client: Client, repo: Any, location: str, tmp_path: Path, big: xr.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flag = tmp_path / "flag"
+    monkeypatch.setattr(reduction, "_Target", lambda array: ForgetfulTarget(array, flag))
+    write(repo, chunked(big), chunkmanager_store_kwargs={"retries": 1})
+    assert flag.exists()
+    require_equal(location, big)
+
+
+def test_worker_that_dies(processes: Client, repo: Any, location: str, tmp_path: Path, big: xr.Dataset) -> None:
+    flag = tmp_path / "flag"
+    with processes.as_current():
+        write(repo, troubled(big, Trouble(flag, "exit")))
+    assert flag.exists()
+    require_equal(location, big)
+
+
+def test_failing_graph(client: Client, repo: Any, location: str, tmp_path: Path, big: xr.Dataset) -> None:
+    session = repo.writable_session("main")
+    with pytest.raises(RuntimeError, match="a passing trouble"):
+        xi.to_icechunk(troubled(big, Trouble(tmp_path / "flag", "raise")), session)
+    assert not session.has_uncommitted_changes
+    xi.to_icechunk(chunked(big), session)
+    session.commit("second try")
+    require_equal(location, big)

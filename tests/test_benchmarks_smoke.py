@@ -1,0 +1,63 @@
+"""Every benchmark runs at a tiny size on this library, so that none can rot; the workloads check their own results."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import child, report, workloads
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.mark.parametrize("workload", workloads.WORKLOADS, ids=lambda workload: workload.name)
+def test_workload_runs(workload: workloads.Workload, tmp_path: Path) -> None:
+    job = {"workload_name": workload.name, "path": str(tmp_path / "repo"), "size": workload.tiny}
+    if workload.prepare is not None:
+        child.run_stage("ours", stage="prepare", **job)
+    result = child.run_stage("ours", stage="run", **job)
+    assert result["seconds"]
+    assert result["peak_bytes"] > 0
+    # Reading writes nothing; everything else leaves its trace on the disk.
+    assert (result["disk_bytes"] == 0) is (workload.name == "coordinates_listed")
+
+
+def test_command_compares_both_libraries(tmp_path: Path) -> None:
+    output = tmp_path / "results.json"
+    command = [sys.executable, "-m", "benchmarks", "--only", "small_commits", "--scale", "0.01", "--repeats", "1"]
+    done = subprocess.run(
+        [*command, "--json", str(output), "--dir", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "3 small commits" in done.stdout
+    runs = json.loads(output.read_text())["workloads"]["small_commits"]["runs"]
+    assert {name: len(results) for name, results in runs.items()} == {"official": 1, "ours": 1}
+    assert list(tmp_path.iterdir()) == [output], "the repositories are removed"
+
+
+def test_ratio_says_how_many_times_less_ours_takes() -> None:
+    def run(seconds: float) -> dict[str, object]:
+        return {"seconds": {"set": seconds}, "peak_bytes": 3e8, "added_bytes": 2e8, "disk_bytes": 0}
+
+    runs = {"official": [run(2.0), run(9.0), run(4.0)], "ours": [run(0.5)]}
+    assert report.medians(runs)["set, s"] == {"official": 4.0, "ours": 0.5}
+    lines = report.workload_lines("title", runs)
+    assert lines[2].split() == ["set,", "s", "4.000", "0.500", "8.00", "x"]
+    assert lines[-1].split() == ["on", "disk,", "MB", "0.000", "0.000", "-"]
+
+
+def test_reference_grids_hold_every_reference() -> None:
+    for workload in workloads.WORKLOADS:
+        if workload.size >= workloads.REFS_PER_FILE and "references" in workload.title:
+            files, per_file = workloads.grid(workload.size)
+            assert files * per_file == workload.size
+    with pytest.raises(ValueError, match="multiple of 1000"):
+        workloads.grid(1500)

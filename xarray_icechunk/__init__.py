@@ -1,0 +1,66 @@
+"""Icechunk repositories for xarray and dask: the ``icechunk`` engine, parallel writes, kerchunk references.
+
+xarray imports every installed engine in order to list them, so this package loads nothing until a name is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .backend import IcechunkBackendEntrypoint
+    from .locate import open_or_create_repository, open_repository
+    from .opening import open_dataset, open_datatree
+    from .reduction import store_dask
+    from .virtual import import_kerchunk
+    from .writer import to_icechunk
+
+    __version__: str
+
+__all__ = [
+    "IcechunkBackendEntrypoint",
+    "__version__",
+    "import_kerchunk",
+    "open_dataset",
+    "open_datatree",
+    "open_or_create_repository",
+    "open_repository",
+    "store_dask",
+    "to_icechunk",
+]
+
+_HOMES = {
+    "IcechunkBackendEntrypoint": "backend",
+    "import_kerchunk": "virtual",
+    "open_dataset": "opening",
+    "open_datatree": "opening",
+    "open_or_create_repository": "locate",
+    "open_repository": "locate",
+    "store_dask": "reduction",
+    "to_icechunk": "writer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        value: Any = _version()
+    elif name in _HOMES:
+        value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("xarray-icechunk")
+    except PackageNotFoundError:  # a bare checkout
+        return "0.0.0+unknown"

@@ -1,0 +1,187 @@
+"""The xarray engine ``icechunk``: what xarray calls.
+
+xarray imports this module whenever it lists its engines, and asks :meth:`IcechunkBackendEntrypoint.guess_can_open`
+about files that are none of ours. So nothing heavier than xarray is imported here until something is opened.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from xarray.backends import BackendEntrypoint
+
+if TYPE_CHECKING:
+    import datetime as dt
+
+    from xarray import Dataset, DataTree
+
+_MAGIC = b"ICE\xf0\x9f\xa7\x8aCHUNK"
+"""First bytes of every Icechunk file; see the specification, *File header*."""
+
+_WHERE = (
+    "branch",
+    "tag",
+    "snapshot_id",
+    "as_of",
+    "storage_options",
+    "config",
+    "authorize_virtual_chunk_access",
+)
+"""Parameters that say what to open; all others say how."""
+
+_OWN_CLASSES = (
+    ("icechunk_engine.repository", "Repository"),
+    ("icechunk_engine.session", "Session"),
+    ("icechunk_engine.store", "IcechunkStore"),
+)
+
+
+class IcechunkBackendEntrypoint(BackendEntrypoint):
+    """Open groups of Icechunk repositories: ``xr.open_dataset(location, engine="icechunk", branch="main")``.
+
+    The first argument is a path or URL of a repository, or a
+    :class:`~icechunk_engine.repository.Repository`, :class:`~icechunk_engine.session.Session` or
+    :class:`~icechunk_engine.store.IcechunkStore`. Parameters that all three methods take:
+
+    Parameters
+    ----------
+    group : str, optional
+        Path of the group to open; the root by default.
+    branch, tag, snapshot_id, as_of : optional
+        What to open: the tip of a branch (default ``"main"``), a tag, a snapshot, or what the branch was at a time
+        (an aware datetime, or ISO 8601 text with an offset). Not with a session or store, which has its snapshot.
+    storage_options : mapping, optional
+        Options of the storage that the URL names.
+    config : RepositoryConfig, optional
+        Merged over the configuration saved in the repository.
+    authorize_virtual_chunk_access : mapping of str to credentials or None, optional
+        URL prefixes of virtual chunks that may be read. None are, by default.
+    use_zarr_fill_value_as_mask : bool, optional
+        Read the Zarr fill value as missing data, as for Zarr format 2. False by default.
+    mask_and_scale, decode_times, concat_characters, decode_coords, use_cftime, decode_timedelta, drop_variables
+        As in :func:`xarray.open_dataset`.
+    """
+
+    description: ClassVar[str] = "Open Icechunk repositories using xarray-icechunk"
+    url: ClassVar[str] = "https://github.com/xarray-icechunk/xarray-icechunk"
+    supports_groups: ClassVar[bool] = True
+
+    def guess_can_open(self, filename_or_obj: Any) -> bool:
+        """Whether this is a local repository or one of our objects; looks at two files at most and never raises."""
+        if isinstance(filename_or_obj, str | os.PathLike):
+            path = _local_path(os.fspath(filename_or_obj))
+            return path is not None and _holds_repository(path)
+        # An object of a class that nobody has imported does not exist.
+        classes = [getattr(sys.modules.get(module), name, None) for module, name in _OWN_CLASSES]
+        return isinstance(filename_or_obj, tuple(cls for cls in classes if cls is not None))
+
+    def open_dataset(
+        self,
+        filename_or_obj: Any,
+        *,
+        mask_and_scale: bool | Mapping[str, bool] = True,
+        decode_times: Any = True,
+        concat_characters: bool | Mapping[str, bool] = True,
+        decode_coords: Any = True,
+        drop_variables: str | Iterable[str] | None = None,
+        use_cftime: bool | Mapping[str, bool] | None = None,
+        decode_timedelta: Any = None,
+        group: str | None = None,
+        branch: str | None = None,
+        tag: str | None = None,
+        snapshot_id: str | None = None,
+        as_of: dt.datetime | str | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+        config: Any = None,
+        authorize_virtual_chunk_access: Mapping[str, Any] | None = None,
+        use_zarr_fill_value_as_mask: bool | None = None,
+    ) -> Dataset:
+        """Open one group; see the class for the parameters."""
+        from .opening import open_group
+
+        return open_group(
+            filename_or_obj,
+            group=group,
+            use_zarr_fill_value_as_mask=use_zarr_fill_value_as_mask,
+            where={
+                "branch": branch,
+                "tag": tag,
+                "snapshot_id": snapshot_id,
+                "as_of": as_of,
+                "storage_options": storage_options,
+                "config": config,
+                "authorize_virtual_chunk_access": authorize_virtual_chunk_access,
+            },
+            decoders={
+                "mask_and_scale": mask_and_scale,
+                "decode_times": decode_times,
+                "concat_characters": concat_characters,
+                "decode_coords": decode_coords,
+                "drop_variables": drop_variables,
+                "use_cftime": use_cftime,
+                "decode_timedelta": decode_timedelta,
+            },
+        )
+
+    def open_groups_as_dict(self, filename_or_obj: Any, **kwargs: Any) -> dict[str, Dataset]:
+        """Open a group and all groups below it; keywords as for :meth:`open_dataset`, keys relative to ``group``."""
+        from .opening import open_groups
+
+        return open_groups(filename_or_obj, **_sorted_out(kwargs))
+
+    def open_datatree(self, filename_or_obj: Any, **kwargs: Any) -> DataTree:
+        """Open a group and all groups below it as a tree whose root is ``group``; keywords as for open_dataset."""
+        from .opening import open_tree
+
+        return open_tree(filename_or_obj, **_sorted_out(kwargs))
+
+
+def _sorted_out(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Split the keywords of :meth:`IcechunkBackendEntrypoint.open_dataset` into those of :mod:`.opening`."""
+    known = inspect.signature(IcechunkBackendEntrypoint.open_dataset).parameters
+    for name in kwargs:
+        if name not in known or name in ("self", "filename_or_obj"):
+            raise TypeError(f"the icechunk engine has no parameter {name!r}; it has {', '.join(list(known)[2:])}")
+    return {
+        "group": kwargs.pop("group", None),
+        "use_zarr_fill_value_as_mask": kwargs.pop("use_zarr_fill_value_as_mask", None),
+        "where": {name: kwargs.pop(name) for name in _WHERE if name in kwargs},
+        "decoders": kwargs,
+    }
+
+
+# Said here and not left to xarray, which only works it out for engines named by a string: without it,
+# ``decode_cf=False`` fails when the class itself is passed as ``engine=``.
+IcechunkBackendEntrypoint.open_dataset_parameters = tuple(
+    inspect.signature(IcechunkBackendEntrypoint.open_dataset).parameters
+)[1:]
+
+
+def _local_path(location: str) -> Path | None:
+    """The directory that a location names, or None if it is not on a local file system."""
+    if "://" not in location and "::" not in location:
+        return Path(location).expanduser()
+    try:
+        parts = urlsplit(location)
+    except ValueError:
+        return None
+    return Path(url2pathname(parts.path)) if parts.scheme == "file" else None
+
+
+def _holds_repository(path: Path) -> bool:
+    try:
+        with (path / "repo").open("rb") as file:  # spec 2: one file that begins as all Icechunk files do
+            return file.read(len(_MAGIC)) == _MAGIC
+    except (OSError, ValueError):
+        pass
+    try:
+        return (path / "refs").is_dir() and (path / "snapshots").is_dir()  # spec 1
+    except (OSError, ValueError):
+        return False

@@ -1,0 +1,265 @@
+"""From what a user names (path, URL, repository, session, store; and a ref) to a session to read from."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+from uuid import uuid4
+
+from icechunk_engine.config import RepositoryConfig
+from icechunk_engine.errors import ErrorKind, InvalidInputError, RepositoryNotFoundError
+from icechunk_engine.repository import Repository
+from icechunk_engine.session import Session
+from icechunk_engine.storage import LocalStorage, MemoryStorage, Storage
+from icechunk_engine.store import IcechunkStore
+
+__all__ = ["Located", "locate", "open_or_create_repository", "open_repository"]
+
+_SUPPORTED = "a local path, file:///absolute/path, or memory://name"
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """A session and where it was found."""
+
+    session: Session
+    location: str | None
+    """The repository's absolute path or URL; None when a session or store was passed."""
+
+    @property
+    def source(self) -> str:
+        """Names the state that is read: equal for two reads of one snapshot, different for any two states.
+
+        What a writable session reads may change, so each opening of one gets a name of its own.
+        """
+        state = self.session.snapshot_id
+        if not self.session.read_only:
+            state = f"{state}+{uuid4().hex}"
+        return f"{self.location or 'icechunk'}@{state}"
+
+
+def locate(
+    source: Any,
+    *,
+    branch: str | None = None,
+    tag: str | None = None,
+    snapshot_id: str | None = None,
+    as_of: dt.datetime | str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    config: RepositoryConfig | None = None,
+    authorize_virtual_chunk_access: Mapping[str, Any] | None = None,
+) -> Located:
+    """Find the repository and the snapshot to read.
+
+    Parameters
+    ----------
+    source : str, os.PathLike, Repository, Session or IcechunkStore
+        A session or store is used as it is: a writable one shows its uncommitted changes.
+    branch, tag, snapshot_id
+        At most one of them; by default the branch ``main``.
+    as_of
+        What the branch was at that time: an aware datetime, or ISO 8601 text with an offset.
+    storage_options, config, authorize_virtual_chunk_access
+        For a path or URL only; as in :func:`open_repository`.
+
+    Raises
+    ------
+    InvalidInputError
+        Conflicting or inapplicable arguments, a location of a kind that is not supported.
+    RepositoryNotFoundError
+        No repository there.
+    RefNotFoundError, SnapshotNotFoundError
+        No such branch, tag or snapshot.
+    """
+    given = {"branch": branch, "tag": tag, "snapshot_id": snapshot_id, "as_of": as_of}
+    refs = {name: value for name, value in given.items() if value is not None}
+    settings: dict[str, Any] = {
+        "storage_options": storage_options or None,
+        "config": config,
+        "authorize_virtual_chunk_access": authorize_virtual_chunk_access,
+    }
+    opening = [name for name, value in settings.items() if value is not None]
+
+    if isinstance(source, IcechunkStore | Session):
+        _refuse(
+            [*refs, *opening], f"a {type(source).__name__} is on its snapshot already", "the repository's path or URL"
+        )
+        return Located(source if isinstance(source, Session) else source.session, None)
+
+    if isinstance(source, Repository):
+        _refuse(opening, "a Repository is open already", "Repository.open")
+        return Located(_readonly_session(source, refs), source.storage.identity)
+
+    if isinstance(source, str | os.PathLike):
+        repository = open_repository(
+            source,
+            storage_options=storage_options,
+            config=config,
+            authorize_virtual_chunk_access=authorize_virtual_chunk_access,
+        )
+        return Located(_readonly_session(repository, refs), _normal_location(source))
+
+    raise InvalidInputError(
+        f"cannot open a {type(source).__module__}.{type(source).__qualname__} as an Icechunk repository. Pass a path, "
+        f"a URL, or a Repository, Session or IcechunkStore of icechunk_engine",
+        ErrorKind.CANNOT_PARSE_URL,
+    )
+
+
+def open_repository(
+    location: str | os.PathLike[str],
+    *,
+    storage_options: Mapping[str, Any] | None = None,
+    config: RepositoryConfig | None = None,
+    authorize_virtual_chunk_access: Mapping[str, Any] | None = None,
+) -> Repository:
+    """Open the repository at a path or URL.
+
+    Parameters
+    ----------
+    location
+        A local path, ``file:///absolute/path``, or ``memory://name`` (which lives as long as this process).
+    storage_options
+        Options of the storage; those supported today take none.
+    config
+        Merged over the configuration saved in the repository.
+    authorize_virtual_chunk_access
+        URL prefixes of virtual chunks that may be read, each with its credentials or None.
+
+    Raises
+    ------
+    RepositoryNotFoundError
+        No repository there.
+    InvalidInputError
+        A location of a kind that is not supported, or unknown storage options.
+    """
+    storage = _storage_at(location, storage_options)
+    try:
+        return Repository.open(
+            storage,
+            config=config,
+            authorize_virtual_chunk_access=_as_dict(authorize_virtual_chunk_access),
+        )
+    except RepositoryNotFoundError as error:
+        raise _not_found(location) from error
+
+
+def open_or_create_repository(
+    location: str | os.PathLike[str],
+    *,
+    storage_options: Mapping[str, Any] | None = None,
+    config: RepositoryConfig | None = None,
+    authorize_virtual_chunk_access: Mapping[str, Any] | None = None,
+) -> Repository:
+    """Open the repository at a path or URL, or create one there; parameters as for :func:`open_repository`."""
+    return Repository.open_or_create(
+        _storage_at(location, storage_options),
+        config=config,
+        authorize_virtual_chunk_access=_as_dict(authorize_virtual_chunk_access),
+    )
+
+
+def _readonly_session(repository: Repository, refs: dict[str, Any]) -> Session:
+    named = [name for name in ("branch", "tag", "snapshot_id") if name in refs]
+    if len(named) > 1:
+        raise InvalidInputError(
+            f"{' and '.join(named)} both say which snapshot to read: pass one of them", ErrorKind.INVALID_REF_TYPE
+        )
+    if "as_of" in refs:
+        if named and named != ["branch"]:
+            raise InvalidInputError(
+                f"as_of asks what a branch was at a time, {named[0]} names one snapshot: pass one of them, or as_of "
+                f"with branch",
+                ErrorKind.INVALID_REF_TYPE,
+            )
+        refs = {**refs, "as_of": _aware_time(refs["as_of"])}
+    if not named:
+        refs = {"branch": "main", **refs}
+    return repository.readonly_session(**refs)
+
+
+def _aware_time(value: Any) -> dt.datetime:
+    time = value
+    if isinstance(value, str):
+        try:
+            time = dt.datetime.fromisoformat(value)
+        except ValueError as error:
+            raise InvalidInputError(
+                f"as_of={value!r} is no ISO 8601 time: write it like 2026-01-31T12:00:00+00:00",
+                ErrorKind.INVALID_REF_TYPE,
+            ) from error
+    if not isinstance(time, dt.datetime) or time.tzinfo is None:
+        raise InvalidInputError(
+            f"as_of={value!r} must be a datetime with a time zone, or ISO 8601 text with an offset, like "
+            f"2026-01-31T12:00:00+00:00",
+            ErrorKind.INVALID_REF_TYPE,
+        )
+    return time
+
+
+def _refuse(names: list[str], reason: str, instead: str) -> None:
+    if names:
+        raise InvalidInputError(
+            f"{', '.join(names)} cannot be used here: {reason}. Leave it out, or pass it with {instead}",
+            ErrorKind.INVALID_REF_TYPE,
+        )
+
+
+def _scheme(location: str) -> str:
+    """The part before ``://`` or ``::``, empty for a path."""
+    for mark in ("::", "://"):
+        scheme, found, _ = location.partition(mark)
+        if found and scheme.replace("+", "").replace("-", "").replace(".", "").isalnum() and scheme[0].isalpha():
+            return scheme.lower()
+    return ""
+
+
+def _normal_location(location: str | os.PathLike[str]) -> str:
+    text = os.fspath(location)
+    return text if _scheme(text) else str(Path(text).expanduser().absolute())
+
+
+def _storage_at(location: str | os.PathLike[str], storage_options: Mapping[str, Any] | None) -> Storage:
+    text = os.fspath(location)
+    scheme = _scheme(text)
+    if storage_options and scheme in ("", "file", "memory"):
+        raise InvalidInputError(
+            f"storage_options {', '.join(map(repr, storage_options))}: {'memory' if scheme == 'memory' else 'local'} "
+            f"storage takes none. Leave storage_options out",
+            ErrorKind.STORAGE_CONFIG,
+        )
+    if scheme == "":
+        return LocalStorage(_normal_location(text))
+    if scheme == "file":
+        parts = urlsplit(text)
+        if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
+            raise InvalidInputError(
+                f"{text!r} names no absolute local path: write file:///absolute/path, or the path alone",
+                ErrorKind.CANNOT_PARSE_URL,
+            )
+        return LocalStorage(url2pathname(parts.path))
+    if scheme == "memory":
+        return MemoryStorage.named(text.partition("://")[2].strip("/"))
+    raise InvalidInputError(
+        f"{text!r}: there is no storage for {scheme!r} locations. Supported are {_SUPPORTED}",
+        ErrorKind.CANNOT_PARSE_URL,
+    )
+
+
+def _not_found(location: str | os.PathLike[str]) -> RepositoryNotFoundError:
+    text = _normal_location(location)
+    return RepositoryNotFoundError(
+        f"there is no Icechunk repository at {text!r}: neither a file 'repo' nor directories 'refs' and 'snapshots'. "
+        f"Check the location (it is the directory that holds these), or create a repository with "
+        f"xarray_icechunk.open_or_create_repository({text!r})"
+    )
+
+
+def _as_dict(mapping: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    return None if mapping is None else dict(mapping)

@@ -1,0 +1,240 @@
+"""Write xarray objects into a session; dask arrays are written in parallel, through forks."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import xarray as xr
+import zarr
+from xarray.backends import ZarrStore
+
+from icechunk_engine.errors import ErrorKind, InvalidInputError, ReadOnlyError
+from icechunk_engine.session import Session
+
+from ._xarray_compat import fuse_codec_pipeline, validate_encoding, validate_region
+
+__all__ = ["to_icechunk"]
+
+Region = Mapping[str, slice | Literal["auto"]] | Literal["auto"] | None
+ZarrWriteModes = Literal["w", "w-", "a", "a-", "r+"]
+
+# How xarray stores a DataArray that no variable of a dataset could be named after; open_dataarray undoes it.
+_DATAARRAY_NAME = "__xarray_dataarray_name__"
+_DATAARRAY_VARIABLE = "__xarray_dataarray_variable__"
+
+
+def to_icechunk(
+    obj: xr.DataArray | xr.Dataset | xr.DataTree,
+    session: Session,
+    *,
+    group: str | None = None,
+    mode: ZarrWriteModes | None = None,
+    safe_chunks: bool = True,
+    align_chunks: bool = False,
+    append_dim: Hashable | None = None,
+    region: Region = None,
+    encoding: Mapping[Any, Any] | None = None,
+    chunkmanager_store_kwargs: MutableMapping[Any, Any] | None = None,
+    split_every: int | None = None,
+    write_inherited_coords: bool = False,
+) -> None:
+    """Write an xarray object to a group of a session. Nothing is committed.
+
+    Arrays in memory are written here. Dask arrays are written by one graph with whatever scheduler is active
+    (threads, processes, a cluster), and their changes are merged into the session before this returns.
+
+    Parameters
+    ----------
+    obj : DataArray, Dataset or DataTree
+    session : Session
+        Writable.
+    group : str, optional
+        Path of the group to write to; the root by default. Missing groups are made.
+    mode : {"w", "w-", "a", "a-", "r+"}, optional
+        ``"w"`` replaces the group and all below it; ``"w-"`` makes it and fails if it exists; ``"a"`` overwrites
+        variables and adds new ones; ``"a-"`` with ``append_dim`` writes only variables with that dimension, and new
+        ones; ``"r+"`` changes values of existing variables only. By default ``"a"`` with ``append_dim``, ``"r+"`` with
+        ``region``, and otherwise ``"w-"``.
+    safe_chunks : bool
+        Refuse dask chunks of which two would write to one Zarr chunk, and, in mode ``"r+"``, regions that cover Zarr
+        chunks partly. Without it such writes lose data.
+    align_chunks : bool
+        Rechunk dask arrays to the Zarr chunks first, instead of refusing them.
+    append_dim : hashable, optional
+        Dimension along which to append to existing variables.
+    region : mapping of dimensions to slices or "auto", or "auto", optional
+        Write into this part of existing variables; ``"auto"`` finds it by the values of the coordinates. All variables
+        must have one of these dimensions; index coordinates are not written.
+    encoding : mapping, optional
+        Variable names to encodings, as for :meth:`xarray.Dataset.to_zarr`; for a tree, group paths to such mappings.
+    chunkmanager_store_kwargs : mapping, optional
+        Passed to :func:`dask.compute`, for example ``{"retries": 2}``.
+    split_every : int, optional
+        How many forks one task of the merging tree merges.
+    write_inherited_coords : bool
+        For a tree: write coordinates that a node has from its parents to that node too.
+
+    Raises
+    ------
+    ReadOnlyError
+        The session is read-only.
+    ValueError, TypeError
+        xarray's own refusals.
+
+    Notes
+    -----
+    When anything fails, the session is as it was before the call. Chunks that were written already are referenced by
+    nothing, and garbage collection removes them.
+
+    A dataset that was opened lazily from the session itself must not be written back over itself with mode ``"w"``:
+    its data are gone before they are read. Edits that other threads make in the session during the call are undone
+    with it when it fails.
+    """
+    if not isinstance(session, Session):
+        raise InvalidInputError(
+            f"session is a {type(session).__name__}: pass the Session itself, repository.writable_session(branch)",
+            ErrorKind.NOT_ALLOWED,
+        )
+    if session.read_only:
+        raise ReadOnlyError(
+            "the session is read-only. Write in one made by repository.writable_session(branch), before its commit"
+        )
+    if isinstance(obj, xr.DataTree) and (append_dim is not None or region is not None):
+        raise InvalidInputError(
+            "append_dim and region are for one dataset, not for a tree: write the nodes one by one, with group=",
+            ErrorKind.NOT_ALLOWED,
+        )
+    chosen_mode = _mode(mode, append_dim, region)
+    datasets = _datasets(obj, encoding or {}, write_inherited_coords)
+    for dataset, _ in datasets.values():
+        _check_names(dataset)
+
+    with session.all_or_nothing():
+        root = ZarrStore.open_group(
+            session.store,
+            group=group,
+            mode=chosen_mode,
+            zarr_format=3,
+            consolidated=False,
+            consolidate_on_close=False,
+            append_dim=append_dim,
+            write_region=dict(region) if isinstance(region, Mapping) else region,
+            safe_chunks=safe_chunks,
+            align_chunks=align_chunks,
+        )
+        writes = _Writes()
+        for path, (dataset, dataset_encoding) in datasets.items():
+            target = root if path == "" else root.get_child_store(path)
+            checked = _with_empty_loaded(validate_region(target, dataset))
+            validate_encoding(target, dataset_encoding)
+            # Makes and resizes arrays, writes attributes, and hands the data to ``writes``.
+            checked.dump_to_store(target, writer=writes, encoding=dataset_encoding)
+        writes.write_memory()
+        writes.write_dask(session, split_every, chunkmanager_store_kwargs or {})
+
+
+@dataclass(slots=True)
+class _Write:
+    source: Any
+    target: zarr.Array[Any]
+    region: tuple[slice, ...] | None
+
+
+@dataclass(slots=True)
+class _Writes:
+    """Collects what xarray wants written; xarray calls :meth:`add`."""
+
+    memory: list[_Write] = field(default_factory=list)
+    dask: list[_Write] = field(default_factory=list)
+
+    def add(self, source: Any, target: zarr.Array[Any], region: tuple[slice, ...] | None = None) -> None:
+        kind = self.dask if hasattr(source, "__dask_graph__") else self.memory
+        kind.append(_Write(source, target, region or None))
+
+    def write_memory(self) -> None:
+        for write in self.memory:
+            fuse_codec_pipeline(write.target)
+            write.target[write.region or ...] = write.source
+
+    def write_dask(self, session: Session, split_every: int | None, options: Mapping[str, Any]) -> None:
+        if not self.dask:
+            return
+        from .reduction import reopened, store_dask  # dask is optional, and installed if there are dask arrays
+
+        fork = session.fork()
+        merged = store_dask(
+            sources=[write.source for write in self.dask],
+            targets=[reopened(write.target, fork) for write in self.dask],
+            regions=[write.region for write in self.dask],
+            split_every=split_every,
+            **options,
+        )
+        session.merge(merged)
+
+
+def _mode(mode: ZarrWriteModes | None, append_dim: Hashable | None, region: Region) -> ZarrWriteModes:
+    if mode is None:
+        mode = "a" if append_dim is not None else "r+" if region is not None else "w-"
+    if mode not in ("w", "w-", "a", "a-", "r+"):
+        raise InvalidInputError(f"mode={mode!r}: choose 'w', 'w-', 'a', 'a-' or 'r+'", ErrorKind.NOT_ALLOWED)
+    if append_dim is not None and mode not in ("a", "a-"):
+        raise InvalidInputError(f"append_dim needs mode 'a' or 'a-', not {mode!r}", ErrorKind.NOT_ALLOWED)
+    if region is not None and mode not in ("a", "a-", "r+"):
+        raise InvalidInputError(f"region needs mode 'r+', 'a' or 'a-', not {mode!r}", ErrorKind.NOT_ALLOWED)
+    return mode
+
+
+def _datasets(
+    obj: xr.DataArray | xr.Dataset | xr.DataTree, encoding: Mapping[Any, Any], write_inherited_coords: bool
+) -> dict[str, tuple[xr.Dataset, Mapping[Any, Any]]]:
+    """Paths relative to the group that is written, the datasets there, and their encodings."""
+    if isinstance(obj, xr.Dataset):
+        return {"": (obj, encoding)}
+    if isinstance(obj, xr.DataArray):
+        return {"": (_as_dataset(obj), encoding)}
+    if not isinstance(obj, xr.DataTree):
+        raise InvalidInputError(
+            f"cannot write a {type(obj).__name__}: pass a DataArray, Dataset or DataTree", ErrorKind.NOT_ALLOWED
+        )
+    if unknown := set(encoding) - set(obj.groups):
+        raise InvalidInputError(
+            f"encoding names groups that are not in the tree: {sorted(unknown)}. Its keys are paths of {obj.groups}",
+            ErrorKind.NOT_ALLOWED,
+        )
+    return {
+        "" if node is obj else path: (
+            node.to_dataset(inherit=write_inherited_coords or node is obj),
+            encoding.get(node.path, {}),
+        )
+        for path, node in obj.subtree_with_keys
+    }
+
+
+def _as_dataset(array: xr.DataArray) -> xr.Dataset:
+    if array.name is None:
+        return array.to_dataset(name=_DATAARRAY_VARIABLE)
+    if array.name in array.coords or array.name in array.dims:
+        dataset = array.to_dataset(name=_DATAARRAY_VARIABLE)
+        dataset.attrs[_DATAARRAY_NAME] = array.name
+        return dataset
+    return array.to_dataset()
+
+
+def _with_empty_loaded(dataset: xr.Dataset) -> xr.Dataset:
+    """Without dask arrays of no elements: their chunks of length 0 are no chunk shape for Zarr."""
+    result = dataset.copy(deep=False)
+    for variable in result.variables.values():
+        if variable.size == 0:
+            variable.load()
+    return result
+
+
+def _check_names(dataset: xr.Dataset) -> None:
+    for name in dataset.variables:
+        if not isinstance(name, str) or not name:
+            raise InvalidInputError(
+                f"a variable is named {name!r}: names must be text and not empty. Use Dataset.rename",
+                ErrorKind.NOT_ALLOWED,
+            )
