@@ -62,7 +62,7 @@ def main(location: Path) -> None:
 def write_days(fork: icechunk.ForkSession, start: int) -> icechunk.ForkSession:
     """Runs in another process: write ten days and hand the fork back."""
     array = zarr.open_array(fork.store, path="anomaly", mode="r+")
-    array[start : start + 10] = np.arange(start, start + 10)[:, None]
+    array[start : start + 10] = np.repeat(np.arange(start, start + 10)[:, None], POINTS, axis=1)
     return fork
 
 

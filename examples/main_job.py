@@ -118,7 +118,7 @@ def write_anomalies(location: Path, prefix: str, repository: icechunk.Repository
         chunks={},
         authorize_virtual_chunk_access={prefix: None},
     )
-    monthly_mean = observations.t2m.sel(time="2023").groupby("time.month").mean("time").compute()
+    monthly_mean = observations.t2m.sel(time="2023").groupby("time.month").mean("time").persist()
     anomaly = observations.t2m - monthly_mean.sel(month=observations.time.dt.month)
     anomaly.attrs = {"units": "K", "long_name": "2 m temperature anomaly"}
     result = anomaly.drop_vars("month").astype("float32").to_dataset(name="t2m_anomaly")

@@ -19,7 +19,7 @@ EXPECTED = {
         "2 virtual import",
         "3 dask write",
         "one commit",
-        "differ by up to 2.5",
+        "differ by up to 2.4",
         "Picture",
     ],
     "time_travel.py": [
@@ -33,7 +33,7 @@ EXPECTED = {
     "virtual_kerchunk.py": [
         "repository 0.",
         "without permission: InvalidInputError",
-        "first day 0.000, of the second 0.5",
+        "first day 0.000, of the second 0.49",
     ],
 }
 

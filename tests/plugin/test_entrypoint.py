@@ -162,7 +162,7 @@ def cf_dataset() -> xr.Dataset:
         {"create_default_indexes": False},
         {"cache": False},
     ],
-    ids=str,
+    ids=lambda options: "-".join(options) or "defaults",
 )
 @pytest.mark.parametrize("engine", ["icechunk", IcechunkBackendEntrypoint], ids=["name", "class"])
 @pytest.mark.filterwarnings("ignore:In a future version, xarray will not decode")

@@ -147,7 +147,7 @@ def test_local_storage_takes_no_options(location: str, history: list[str]) -> No
     assert locate(location, storage_options={}).location == location
 
 
-@pytest.mark.parametrize("thing", [None, 3, b"bytes", object(), ["a", "b"]])
+@pytest.mark.parametrize("thing", [None, 3, b"bytes", ..., ["a", "b"]])
 def test_other_objects_are_refused(thing: Any) -> None:
     with pytest.raises(InvalidInputError, match=type(thing).__name__):
         locate(thing)

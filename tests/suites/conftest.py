@@ -1,17 +1,23 @@
-"""What xarray's own conftest gives its tests, as far as the suites here need it."""
+"""What xarray's own test configuration gives its tests, as far as the suites here need it."""
 
 from __future__ import annotations
 
-import pytest
-from xarray.tests.conftest import use_dask
+import importlib.util
+import re
+from pathlib import Path
 
-__all__ = ["use_dask"]
+import pytest
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "skip_if_param(**params): xarray's mark: skip where fixtures have these params")
-    config.addinivalue_line("markers", "flaky: xarray's mark")
-    config.addinivalue_line("markers", "slow: xarray's mark")
+    """Make the marks known that this version of xarray uses; nothing of its tests can be imported before that."""
+    spec = importlib.util.find_spec("xarray")
+    assert spec is not None
+    assert spec.origin is not None
+    tests = Path(spec.origin).parent / "tests"
+    for name in ("__init__.py", "conftest.py", "test_backends.py"):
+        for mark in set(re.findall(r"pytest\.mark\.(\w+)", (tests / name).read_text(encoding="utf-8"))):
+            config.addinivalue_line("markers", f"{mark}: xarray's mark")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

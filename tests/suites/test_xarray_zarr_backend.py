@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import pickle
 import tempfile
 from collections.abc import Iterator
 from typing import Any
@@ -11,10 +12,14 @@ import pytest
 import xarray as xr
 import zarr
 from xarray.tests import test_backends
+from xarray.tests.conftest import time_unit, use_dask
 
+from icechunk_engine.errors import SessionStateError
 from icechunk_engine.repository import Repository
 from icechunk_engine.storage import local_filesystem_storage
 from icechunk_engine.store import IcechunkStore
+
+__all__ = ["time_unit", "use_dask"]  # fixtures that xarray's tests ask for
 
 # What xarray warns about in its own tests is for xarray to say.
 pytestmark = pytest.mark.filterwarnings("default")
@@ -41,6 +46,21 @@ class TestZarrBackend(test_backends.ZarrBase):
         with new_store() as store:
             yield store
 
+    def test_pickle(self) -> None:
+        """What hangs on uncommitted edits does not travel; `TestCommittedRoundtrips` has what does."""
+        with (
+            self.roundtrip(xr.Dataset({"foo": ("x", [42])})) as opened,
+            pytest.raises(SessionStateError, match="fork"),
+        ):
+            pickle.dumps(opened)
+
+    def test_pickle_dataarray(self) -> None:
+        with (
+            self.roundtrip(xr.Dataset({"foo": ("x", [42])})) as opened,
+            pytest.raises(SessionStateError, match="fork"),
+        ):
+            pickle.dumps(opened["foo"])
+
 
 class TestCommittedRoundtrips(test_backends.ZarrBase):
     """The same; where a test writes once and reads once, what is read was committed in between."""
@@ -66,6 +86,12 @@ class TestCommittedRoundtrips(test_backends.ZarrBase):
             store = Repository.open(local_filesystem_storage(directory)).readonly_session("main").store
             with self.open(store, **(open_kwargs or {})) as opened:
                 yield opened
+
+
+@pytest.fixture
+def tmp_store() -> Iterator[IcechunkStore]:
+    with new_store() as store:
+        yield store
 
 
 class TestZarrRegionAuto(test_backends.TestZarrRegionAuto):

@@ -135,7 +135,7 @@ def test_numpy_scalars_and_bytes() -> None:
 
 @pytest.mark.parametrize(
     "value",
-    [{1: 2}, {"a\0b": 1}, 2**64, -(2**63) - 1, "\ud800", {"\ud800": 1}, {1, 2}, object(), [[object()]]],
+    [{1: 2}, {"a\0b": 1}, 2**64, -(2**63) - 1, "\ud800", {"\ud800": 1}, {1, 2}, ..., [[...]]],
     ids=str,
 )
 def test_refuses(value: Any) -> None:

@@ -298,7 +298,9 @@ def busy_official_repo(path: Path) -> official.Repository:
     repo.set_feature_flag("create_tag", False)
     repo.set_feature_flag("create_tag", None)
     repo.set_feature_flag("delete_tag", True)
-    repo.set_status(official.RepoStatus(official.RepoAvailability.read_only, limited_availability_reason="maintenance"))
+    repo.set_status(
+        official.RepoStatus(official.RepoAvailability.read_only, limited_availability_reason="maintenance")
+    )
     repo.set_status(official.RepoStatus(official.RepoAvailability.online))
     session = repo.writable_session("main")
     zarr.open_group(session.store, mode="a").create_group("g")

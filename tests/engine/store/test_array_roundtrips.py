@@ -15,6 +15,9 @@ from icechunk_engine.repository import Repository
 from icechunk_engine.storage import MemoryStorage
 from icechunk_engine.store import IcechunkStore
 
+# zarr says so of the data types that only zarr-python has.
+pytestmark = pytest.mark.filterwarnings("ignore::zarr.errors.UnstableSpecificationWarning")
+
 
 @pytest.fixture(autouse=True)
 def rectilinear_grids() -> Iterator[None]:
