@@ -47,11 +47,11 @@ class CodecChain:
 
 @dataclass(frozen=True, slots=True)
 class _Stage:
-    """What an array filter takes and makes."""
+    """What an array filter takes and makes; its codec is None where decoding needs none."""
 
     takes: np.dtype[Any]
     makes: np.dtype[Any]
-    codec: Codec
+    codec: Codec | None
 
 
 def object_codec_of(filters: Any) -> str | None:
@@ -92,9 +92,9 @@ def codec_chain(dtype: DataType, chunk_shape: Sequence[int], order: Any, filters
         if is_packed:
             raise Unsupported(f"filter {pending[0]['id']!r} after 'packbits'")
         stage = _array_stage(pending.pop(0), current)
-        _require_same_values(stage, current)
-        codecs.append(stage.codec)
-        is_packed = stage.codec["name"] == "numcodecs.packbits"
+        if stage.codec is not None:
+            codecs.append(stage.codec)
+            is_packed = stage.codec["name"] == "numcodecs.packbits"
         size = 1 + -(-size // 8) if is_packed else size
         current = stage.makes
 
@@ -149,12 +149,22 @@ def _array_stage(configuration: dict[str, Any], current: np.dtype[Any]) -> _Stag
         if current != np.dtype(bool):
             raise Unsupported(f"filter 'packbits' on data type {current}")
         makes = np.dtype(np.uint8)
-    if codec_id == "quantize" and makes.itemsize != takes.itemsize:
-        raise Unsupported(f"filter 'quantize' that stores {takes} as {makes}")
+    # v2 reinterprets what a filter returns as the type before it, v3 converts it: they agree on equal types only.
+    if takes != current:
+        raise Unsupported(f"filter {codec_id!r} that returns {takes.str} where {current.str} is stored")
     codec = _numcodecs(configuration)
-    if takes_name and configuration.get(takes_name) is None:
-        # v3 readers would put in a type without byte order.
+    if codec_id == "quantize":
+        # v3 readers do not ask this codec which type it stores: they hand it the array's, in the machine's byte order.
+        # Its decoding changes nothing, so that the values need it not.
+        if (makes.kind, makes.itemsize) != (takes.kind, takes.itemsize):
+            raise Unsupported(f"filter 'quantize' that stores {takes} as {makes}")
+        if makes != takes or endian_of(makes) == "big":
+            return _Stage(takes, makes, None)
+    # v3 readers would put in types without byte order.
+    if takes_name:
         codec["configuration"][takes_name] = takes.str
+    if makes_name:
+        codec["configuration"][makes_name] = makes.str
     return _Stage(takes, makes, codec)
 
 
@@ -168,15 +178,6 @@ def _dtype(codec_id: str, spec: Any, default: np.dtype[Any]) -> np.dtype[Any]:
     if found.kind not in "biufcmM":
         raise Unsupported(f"filter {codec_id!r} with data type {spec!r}")
     return found
-
-
-def _require_same_values(stage: _Stage, current: np.dtype[Any]) -> None:
-    """v2 reinterprets what a filter returns as the type before it, v3 converts it: they agree on equal types only."""
-    if stage.takes != current:
-        raise Unsupported(
-            f"filter {stage.codec['name'].removeprefix('numcodecs.')!r} that returns {stage.takes.str} where "
-            f"{current.str} is stored"
-        )
 
 
 _ARRAY_FILTERS: Mapping[str, tuple[str | None, str | None]] = MappingProxyType(
