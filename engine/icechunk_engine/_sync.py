@@ -5,8 +5,11 @@ threads, many at a time; everything else is called in place, because a hop to a 
 than a small local read. Asynchronous callers get each operation on a thread of its own (:func:`async_twin`), so no
 event loop is ever blocked by a network and no lock belongs to a loop.
 
-Pool threads run single storage calls only, never whole operations: a pool task never waits for another one, so the
-pool cannot deadlock. The pool does not survive a fork; the child makes its own.
+Heavy computing that releases the interpreter's lock (compression) goes to one thread a processor
+(:func:`map_heavy`).
+
+Pool threads run single storage calls or computations only, never whole operations: a pool task never waits for
+another one, so the pools cannot deadlock. They do not survive a fork; the child makes its own.
 """
 
 from __future__ import annotations
@@ -15,8 +18,9 @@ import asyncio
 import functools
 import os
 import threading
-from collections.abc import Callable, Coroutine, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
 POOL_SIZE = 64
@@ -32,7 +36,9 @@ class Waiting(Protocol):
 class _Pool:
     """A lazily made executor that a forked child forgets."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: int, name: str) -> None:
+        self.size = size
+        self._name = name
         self._lock = threading.Lock()
         self._executor: ThreadPoolExecutor | None = None
         if hasattr(os, "register_at_fork"):
@@ -47,12 +53,13 @@ class _Pool:
         if executor is None:
             with self._lock:
                 if self._executor is None:
-                    self._executor = ThreadPoolExecutor(POOL_SIZE, thread_name_prefix="icechunk-io")
+                    self._executor = ThreadPoolExecutor(self.size, thread_name_prefix=self._name)
                 executor = self._executor
         return executor
 
 
-_POOL = _Pool()
+_POOL = _Pool(POOL_SIZE, "icechunk-io")
+_PROCESSORS = _Pool(os.cpu_count() or 1, "icechunk-cpu")
 
 
 def map_requests[T, R](storage: Waiting, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
@@ -69,6 +76,30 @@ def map_requests[T, R](storage: Waiting, function: Callable[[T], R], items: Iter
     if errors:
         raise errors[0]
     return [future.result() for future in futures]
+
+
+def start_heavy[R](function: Callable[[], R], is_heavy: bool) -> Future[R]:
+    """Begin a computation: on a thread of the processors where it is heavy, otherwise it is done at once."""
+    if is_heavy:
+        return _PROCESSORS.get().submit(function)
+    done: Future[R] = Future()
+    done.set_result(function())
+    return done
+
+
+def map_heavy[T, R](function: Callable[[T], R], items: Iterable[T], is_heavy: Callable[[T], bool]) -> Iterator[R]:
+    """``map(function, items)``, with the heavy items on a thread for each processor.
+
+    Items are asked for only as fast as they are worked off, so that few are held at a time. ``function`` makes no
+    storage calls.
+    """
+    pending: deque[Future[R]] = deque()
+    for item in items:
+        pending.append(start_heavy(functools.partial(function, item), is_heavy(item)))
+        while pending and (len(pending) > _PROCESSORS.size or pending[0].done()):
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
 
 
 async def request[**P, R](function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icechunk_engine.chunk_refs import ChunkRefs
-from icechunk_engine.columns import I64, row_strides
+from icechunk_engine.columns import I64, column_bounds, row_strides
 from icechunk_engine.keys import ChunkIndex
 
 CELLS_PER_ROW = 4
@@ -41,8 +41,9 @@ class ChunkFinder:
         self._raw_keys: NDArray[np.bytes_] | None = None
         starts, spans = [0] * refs.ndim, [0] * refs.ndim
         if self._n:
-            starts = refs.indices.min(axis=0).tolist()
-            spans = [last - start + 1 for start, last in zip(starts, refs.indices.max(axis=0).tolist(), strict=True)]
+            lowest, highest = column_bounds(refs.indices)
+            starts = lowest.tolist()
+            spans = [last - start + 1 for start, last in zip(starts, highest.tolist(), strict=True)]
         strides = row_strides(spans)
         # (start, span, stride) of each axis
         self._axes = tuple(

@@ -17,6 +17,7 @@ from icechunk_engine.columns import (
     U64,
     BytesTable,
     broadcast_column,
+    column_bounds,
     concat_tables,
     lex_order,
     ragged_positions,
@@ -190,6 +191,8 @@ class ChunkRefs:
 
     def take(self, rows: NDArray[Any] | slice) -> ChunkRefs:
         """The references at ``rows`` (positions or a mask). Tables and inline data are shared, not copied."""
+        if not isinstance(rows, slice) and rows.dtype == np.bool_ and bool(rows.all()):
+            return self
         columns: dict[str, Any] = {field: _take(getattr(self, field), rows) for field in _ROW_COLUMNS}
         return dataclasses.replace(self, **columns)
 
@@ -215,7 +218,8 @@ class ChunkRefs:
 
     def extents(self) -> NDArray[np.uint32]:
         """Bounding box ``uint32 (ndim, 2)``: inclusive start, exclusive stop. Needs at least one row."""
-        return np.stack([self.indices.min(axis=0), self.indices.max(axis=0) + 1], axis=1).astype(np.uint32)
+        lowest, highest = column_bounds(self.indices)
+        return np.stack([lowest, highest + np.uint32(1)], axis=1)
 
     def compact(self) -> ChunkRefs:
         """Same references with tables and inline data reduced to what the rows use, and rows of their own."""

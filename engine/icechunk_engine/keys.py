@@ -12,7 +12,7 @@ from icechunk_engine.errors import ErrorKind, InvalidInputError
 
 METADATA_NAME = "zarr.json"
 V2_NAMES = frozenset({".zgroup", ".zarray", ".zattrs", ".zmetadata"})
-MAX_CHUNK_INDEX = 2**32 - 1
+MAX_CHUNK_INDEX = 2**32 - 2
 
 ChunkIndex = tuple[int, ...]
 

@@ -169,7 +169,9 @@ class SnapshotView:
         """
         indices = (await async_twin(self.chunk_refs)(array_path)).indices
         for start in range(0, len(indices), batch_size):
-            for index in map(tuple, indices[start : start + batch_size].tolist()):
+            batch = indices[start : start + batch_size]
+            # zip makes the tuples quickest, but of no columns it would make none.
+            for index in zip(*batch.T.tolist(), strict=True) if batch.shape[1] else [()] * len(batch):
                 yield index
 
     def chunk_type(self, array_path: str, chunk_coordinates: Sequence[int]) -> ChunkType:

@@ -61,6 +61,11 @@ class TransactionLog:
     updated_chunks: dict[NodeId, U32]
     moved_nodes: tuple[Move, ...] = ()
 
+    @property
+    def num_chunks(self) -> int:
+        """Chunks that the commit set or deleted."""
+        return sum(len(indices) for indices in self.updated_chunks.values())
+
     @classmethod
     def empty(cls, snapshot_id: SnapshotId) -> Self:
         """A commit that changed nothing."""

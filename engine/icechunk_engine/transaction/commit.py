@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from icechunk_engine._sync import map_heavy, start_heavy
 from icechunk_engine.assets import AssetManager, WrittenManifest
 from icechunk_engine.chunk_refs import DELETED, ChunkRefs, concat
 from icechunk_engine.config import ResolvedConfig
@@ -43,6 +44,9 @@ from icechunk_engine.transaction.splitting import cut, overlapping, split_rule, 
 from icechunk_engine.transaction.updates import Update, advance, branch_tip, snapshot_row
 
 IMMEDIATE_RETRIES = 5
+
+_HEAVY_NUM_REFS = 4096
+"""References from which a manifest is encoded on another thread (some milliseconds of work)."""
 
 
 def now_us() -> int:
@@ -128,7 +132,9 @@ def write_snapshot(
     memo
         What earlier tries of this commit wrote; manifests whose inputs are the same are not written again.
     """
-    snapshot_id = SnapshotId.random()
+    snapshot_id, level = SnapshotId.random(), assets.config.compression_level
+    log = transaction_log(snapshot_id, changes)
+    log_file = start_heavy(lambda: encode_transaction_log(log, level=level), log.num_chunks >= _HEAVY_NUM_REFS)
     nodes, written = _write_manifests(assets, base, changes, {} if memo is None else memo)
     table = base.nodes.replace(_gone_rows(base, changes, nodes), nodes)
     snapshot = Snapshot(
@@ -141,13 +147,10 @@ def write_snapshot(
         nodes=table,
         spec_version=2,
     )
-    level = assets.config.compression_level
     assets.write(
         {
             layout.snapshot_key(snapshot_id): encode_snapshot(snapshot, level=level),
-            layout.transaction_log_key(snapshot_id): encode_transaction_log(
-                transaction_log(snapshot_id, changes), level=level
-            ),
+            layout.transaction_log_key(snapshot_id): log_file.result(),
         }
     )
     assets.remember_snapshot(snapshot)
@@ -167,30 +170,47 @@ def _write_manifests(
 ) -> tuple[list[Node], list[WrittenManifest]]:
     """Changed and new nodes in their final form, and the manifests that were written for them."""
     counts = base.manifest_files.counts()
-    nodes: list[Node] = []
-    written: list[WrittenManifest] = []
-    files: dict[str, bytes] = {}
-    for node in _touched_nodes(base, changes):
-        if node.shape is None:
-            nodes.append(node)
-            continue
-        edits = changes.chunks.get(node.node_id)
-        inputs = (node.manifests, node.user_data, (edits.lineage, edits.revision) if edits else None)
-        known = memo.get(node.node_id)
-        if known is None or known.inputs != inputs:
+    touched = _touched_nodes(base, changes)
+    new: dict[NodeId, _NewManifests] = {}
+
+    def pieces() -> Iterator[tuple[NodeId, ChunkRefs]]:
+        for node in touched:
+            if node.shape is None:
+                continue
+            edits = changes.chunks.get(node.node_id)
+            inputs = (node.manifests, node.user_data, (edits.lineage, edits.revision) if edits else None)
+            known = memo.get(node.node_id)
+            if known is not None and known.inputs == inputs:
+                continue
             columns = edits.collapse() if edits else ChunkRefs.empty(node.shape.ndim)
             plan = _rearrange_array(node, columns, counts, assets)
-            refs, made = list(plan.kept), []
+            new[node.node_id] = _NewManifests(inputs, list(plan.kept), [])
             for piece in plan.pieces:
-                file, data = _encode_piece(node.node_id, piece, assets)
-                files[layout.manifest_key(file.manifest_id)] = data
-                made.append(file)
-                refs.append(_manifest_ref(file.manifest_id, piece))
-            known = memo[node.node_id] = ArrayMemo(inputs, tuple(refs), tuple(made))
-        nodes.append(replace(node, manifests=known.manifests))
-        written.extend(known.written)
+                yield node.node_id, piece
+
+    files: dict[str, bytes] = {}
+    encoded = map_heavy(
+        lambda item: _encode_piece(*item, assets), pieces(), lambda item: len(item[1]) >= _HEAVY_NUM_REFS
+    )
+    for node_id, ref, file, data in encoded:
+        files[layout.manifest_key(ref.manifest_id)] = data
+        new[node_id].refs.append(ref)
+        new[node_id].written.append(file)
     assets.write(files)
-    return nodes, written
+    memo |= {node_id: ArrayMemo(made.inputs, tuple(made.refs), tuple(made.written)) for node_id, made in new.items()}
+    arrays = [(node, memo[node.node_id]) for node in touched if node.shape is not None]
+    nodes = [node for node in touched if node.shape is None]
+    nodes += [replace(node, manifests=known.manifests) for node, known in arrays]
+    return nodes, [file for _, known in arrays for file in known.written]
+
+
+@dataclass(frozen=True, slots=True)
+class _NewManifests:
+    """What is being written for one array."""
+
+    inputs: tuple[Any, ...]
+    refs: list[ManifestRef]
+    written: list[WrittenManifest]
 
 
 def _touched_nodes(base: Snapshot, changes: ChangeSet) -> list[Node]:
@@ -208,7 +228,9 @@ def _touched_nodes(base: Snapshot, changes: ChangeSet) -> list[Node]:
     return touched
 
 
-def _encode_piece(node_id: NodeId, piece: ChunkRefs, assets: AssetManager) -> tuple[WrittenManifest, bytes]:
+def _encode_piece(
+    node_id: NodeId, piece: ChunkRefs, assets: AssetManager
+) -> tuple[NodeId, ManifestRef, WrittenManifest, bytes]:
     manifest_id = ManifestId.random()
     manifest = Manifest(manifest_id=manifest_id, arrays=((node_id, piece.compact()),))
     data = encode_manifest(
@@ -217,7 +239,9 @@ def _encode_piece(node_id: NodeId, piece: ChunkRefs, assets: AssetManager) -> tu
         location_compression=_location_compression(assets.config),
     )
     assets.remember_manifest(manifest)
-    return WrittenManifest(manifest_id, len(data), len(piece)), data
+    extents = piece.extents().tolist() if piece.ndim else []
+    ref = ManifestRef(manifest_id, tuple((start, stop) for start, stop in extents))
+    return node_id, ref, WrittenManifest(manifest_id, len(data), len(piece)), data
 
 
 def _location_compression(config: ResolvedConfig) -> LocationCompression | None:
@@ -231,11 +255,6 @@ def _location_compression(config: ResolvedConfig) -> LocationCompression | None:
         dictionary_max_size_bytes=asked.dictionary_max_size_bytes,
         level=asked.level,
     )
-
-
-def _manifest_ref(manifest_id: ManifestId, piece: ChunkRefs) -> ManifestRef:
-    extents = piece.extents().tolist() if piece.ndim else []
-    return ManifestRef(manifest_id, tuple((start, stop) for start, stop in extents))
 
 
 def _gone_rows(base: Snapshot, changes: ChangeSet, nodes: Sequence[Node]) -> list[int]:

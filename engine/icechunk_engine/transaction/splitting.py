@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icechunk_engine.chunk_refs import ChunkRefs
-from icechunk_engine.columns import U32
+from icechunk_engine.columns import U32, column_bounds
 from icechunk_engine.config import ManifestSplittingConfig
 from icechunk_engine.zarr_metadata import ArrayShape
 
@@ -91,7 +91,7 @@ def stale_manifests(
         return stale | outside_grid
     covered = np.zeros(len(changed), np.bool_)
     stale = np.zeros(m, np.bool_)
-    lowest, highest = changed.min(axis=0), changed.max(axis=0)
+    lowest, highest = column_bounds(changed)
     near = ((extents[:, :, 0] <= highest) & (extents[:, :, 1] > lowest)).all(axis=1)
     for i in np.flatnonzero(near).tolist():
         inside = ((changed >= extents[i, :, 0]) & (changed < extents[i, :, 1])).all(axis=1)

@@ -244,11 +244,16 @@ def _box_indices(
     kept: NDArray[np.int64] | None,
 ) -> U32:
     """Chunk indices of the cells of the box that have a location; those must lie in the array's grid."""
-    flat = np.arange(math.prod(shape)) if kept is None else kept
-    indices = np.empty((len(flat), len(shape)), np.uint32)
-    if len(flat) == 0 or not shape:
+    num_cells = math.prod(shape) if kept is None else len(kept)
+    indices = np.empty((num_cells, len(shape)), np.uint32)
+    if num_cells == 0 or not shape:
         return indices
-    for axis, column in enumerate(np.unravel_index(flat, shape)):
+    if kept is None:
+        # A column repeats its few values: far cheaper to broadcast than to divide out of cell numbers.
+        box, columns = indices.reshape(*shape, len(shape)), np.ogrid[tuple(map(slice, shape))]
+    else:
+        box, columns = indices, np.unravel_index(kept, shape)
+    for axis, column in enumerate(columns):
         last = int(column.max()) + start[axis]
         if last >= grid[axis]:
             raise _bad_index(
@@ -256,7 +261,7 @@ def _box_indices(
                 f"{tuple(grid)} of array {array_path!r}. Resize the array first, or correct chunk_grid_shape and "
                 f"arr_offset"
             )
-        np.add(column, start[axis], out=indices[:, axis], casting="unsafe")
+        box[..., axis] = column + start[axis]
     return indices
 
 
