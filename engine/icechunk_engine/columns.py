@@ -32,7 +32,9 @@ def ragged_positions(starts: NDArray[Any], lengths: NDArray[Any]) -> I64:
     total = int(lengths.sum())
     if total == 0:
         return np.empty(0, np.int64)
-    ends = np.cumsum(lengths)
+    if len(lengths) == 1:
+        return np.arange(starts[0], starts[0] + total, dtype=np.int64)
+    ends = lengths.cumsum()
     shifts = starts.astype(np.int64, copy=False) - (ends - lengths)
     return np.repeat(shifts, lengths) + np.arange(total, dtype=np.int64)
 
@@ -47,7 +49,7 @@ def column_bounds(matrix: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
 def starts_of(lengths: NDArray[Any]) -> I64:
     """Prefix sums with the total at the end: ``starts`` of shape ``(n + 1,)``."""
     starts = np.zeros(len(lengths) + 1, np.int64)
-    np.cumsum(lengths, out=starts[1:])
+    lengths.cumsum(out=starts[1:])
     return starts
 
 
@@ -56,8 +58,8 @@ def gather_ranges(items: NDArray[Any], starts: NDArray[Any], lengths: NDArray[An
 
     Adjacent ranges are copied as one. Few or long ranges are copied slice by slice, which beats one index an item.
     """
-    if len(starts) == 0:
-        return items[:0]
+    if len(starts) < 2:
+        return items[int(starts[0]) : int(starts[0] + lengths[0])].copy() if len(starts) else items[:0]
     starts, lengths = starts.astype(np.int64, copy=False), lengths.astype(np.int64, copy=False)
     stops = starts + lengths
     heads = np.flatnonzero(np.concatenate([[True], starts[1:] != stops[:-1]]))
@@ -70,6 +72,9 @@ def gather_ranges(items: NDArray[Any], starts: NDArray[Any], lengths: NDArray[An
 
 def scatter_ranges(out: NDArray[Any], starts: NDArray[Any], lengths: NDArray[Any], items: NDArray[Any]) -> None:
     """Inverse of :func:`gather_ranges`: put consecutive items into the ranges of ``out``."""
+    if len(starts) == 1:
+        out[int(starts[0]) : int(starts[0]) + len(items)] = items
+        return
     if len(items) < _MIN_SLICE * len(starts):
         out[ragged_positions(starts, lengths)] = items
         return
@@ -81,7 +86,7 @@ def scatter_ranges(out: NDArray[Any], starts: NDArray[Any], lengths: NDArray[Any
 
 def take_ragged(items: NDArray[Any], starts: NDArray[Any], rows: NDArray[Any]) -> tuple[NDArray[Any], I64]:
     """The lists at ``rows`` of a ragged column and their starts; list ``i`` is ``items[starts[i]:starts[i + 1]]``."""
-    lengths = np.diff(starts)[rows]
+    lengths = (starts[1:] - starts[:-1])[rows]
     return gather_ranges(items, starts[:-1][rows], lengths), starts_of(lengths)
 
 
@@ -117,7 +122,7 @@ class BytesTable:
     @classmethod
     def gather(cls, buffer: U8, starts: NDArray[Any], lengths: NDArray[Any]) -> Self:
         """Copy ``n`` ranges out of ``buffer``."""
-        if len(starts) and bool((lengths == lengths[0]).all()) and int(lengths[0]) > 0:
+        if len(starts) > 1 and bool((lengths == lengths[0]).all()) and int(lengths[0]) > 0:
             width = int(lengths[0])
             windows = np.lib.stride_tricks.sliding_window_view(buffer, width)
             return cls(windows[starts.astype(np.int64)].reshape(-1), starts_of(np.full(len(starts), width)))
@@ -129,8 +134,7 @@ class BytesTable:
     @property
     def lengths(self) -> I64:
         """Length in bytes of each string, shape ``(n,)``."""
-        lengths: I64 = np.diff(self.starts)
-        return lengths
+        return self.starts[1:] - self.starts[:-1]
 
     @property
     def nbytes(self) -> int:

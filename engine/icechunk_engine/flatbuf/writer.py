@@ -21,6 +21,8 @@ that is compressed as it is made never exists as a whole.
 
 from __future__ import annotations
 
+import math
+import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -146,6 +148,11 @@ class Arena:
     def offset_vectors(self, lengths: NDArray[Any] | Sequence[int]) -> OffsetVectors:
         """Reserve vectors of offsets (to tables or strings) with that many items; point them before writing."""
         counts = np.asarray(lengths, np.int64)
+        if len(counts) == 1:
+            base = self.reserve(4 + 4 * int(counts[0]))
+            writer = OffsetVectors(np.array([base], np.int64), counts)
+            self.put(base, writer.content)
+            return writer
         sizes = 4 + 4 * counts
         base = self.reserve(int(sizes.sum()))
         writer = OffsetVectors(base + starts_of(sizes)[:-1], counts)
@@ -155,17 +162,23 @@ class Arena:
 
     def _ragged(self, raw: U8, lengths: I64, item_size: int, align: int, *, terminated: bool) -> I64:
         align = max(4, align)
+        if len(lengths) == 1:
+            total = -(-(4 + len(raw) + (1 if terminated else 0)) // align) * align
+            base = self.reserve(total, align, align - 4)
+            prefix = int(lengths[0]).to_bytes(4, "little")
+            self.put(base, prefix + raw.tobytes() + bytes(total - 4 - len(raw)))
+            return np.array([base], np.int64)
         used = 4 + lengths * item_size + (1 if terminated else 0)
         sizes = -(-used // align) * align
         starts = starts_of(sizes)
         total = int(starts[-1])
         base = self.reserve(total, align, align - 4)
         if total:
-            content = np.zeros(total, np.uint8)
+            filled = np.zeros(total, np.uint8)
             prefixes = lengths.astype("<u4").view(np.uint8).reshape(-1, 4)
-            content[starts[:-1, None] + np.arange(4)] = prefixes
-            scatter_ranges(content, starts[:-1] + 4, lengths * item_size, raw)
-            self.put(base, content)
+            filled[starts[:-1, None] + np.arange(4)] = prefixes
+            scatter_ranges(filled, starts[:-1] + 4, lengths * item_size, raw)
+            self.put(base, filled)
         return base + starts[:-1]
 
     def blocks(self) -> Iterator[Any]:
@@ -266,7 +279,7 @@ class TableLayout:
         entries = [0] * n_slots
         for slot in slots:
             entries[slot] = self.fields[slot][0]
-        return np.array([4 + 2 * n_slots, self.size, *entries], "<u2").tobytes()
+        return struct.pack(f"<{2 + n_slots}H", 4 + 2 * n_slots, self.size, *entries)
 
 
 def _alignment(dtype: np.dtype[Any]) -> int:
@@ -307,15 +320,15 @@ class TableWriter:
         _, dtype = self._layout.fields[slot]
         if dtype.kind == "V":
             rows = as_u8(values) if isinstance(values, bytes) else np.asarray(values, np.uint8)
-            column = np.broadcast_to(rows, (len(self), dtype.itemsize))
+            column = _spread(rows, (len(self), dtype.itemsize))
         else:
-            column = np.broadcast_to(np.asarray(values), (len(self),))
+            column = _spread(np.asarray(values), (len(self),))
         self._columns[slot] = (column, False)
         self._set_mask(slot, present)
 
     def point(self, slot: int, children: NDArray[Any], present: NDArray[np.bool_] | None = None) -> None:
         """Positions of the children of an offset field, ``(n,)`` or one for all; see :meth:`set` for ``present``."""
-        self._columns[slot] = (np.broadcast_to(np.asarray(children, np.int64), (len(self),)), True)
+        self._columns[slot] = (_spread(np.asarray(children, np.int64), (len(self),)), True)
         self._set_mask(slot, present)
 
     def _set_mask(self, slot: int, present: NDArray[np.bool_] | None) -> None:
@@ -327,10 +340,16 @@ class TableWriter:
         """Choose a vtable for each table, one for each set of fields that occurs; ``place`` gives its position."""
         always = [slot for slot in self._columns if slot not in self._masks]
         sometimes = list(self._masks)
+        if not sometimes:
+            if len(self):
+                self._soffsets = self.positions - place(self._layout.vtable(always))
+            else:
+                self._soffsets = self.positions
+            return
         patterns = np.zeros(len(self), np.int64)
         for bit, slot in enumerate(sometimes):
             patterns |= self._masks[slot].astype(np.int64) << bit
-        occurring = np.unique(patterns) if sometimes else np.zeros(min(len(self), 1), np.int64)
+        occurring = np.unique(patterns)
         vtables = np.array(
             [
                 place(self._layout.vtable(always + [slot for bit, slot in enumerate(sometimes) if pattern >> bit & 1]))
@@ -366,6 +385,14 @@ class TableWriter:
             else:
                 _column(out, offset, dtype)[present] = values
         return out.reshape(-1)
+
+
+def _spread(values: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    """``np.broadcast_to``, which is slow to call, where it is needed."""
+    if values.shape == shape:
+        return values
+    is_one = shape[0] == 1 and values.size == math.prod(shape)
+    return values.reshape(shape) if is_one else np.broadcast_to(values, shape)
 
 
 def _column(out: U8, offset: int, dtype: Any) -> NDArray[Any]:
