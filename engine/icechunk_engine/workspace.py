@@ -136,7 +136,7 @@ class Workspace(SnapshotView):
             ref = ChunkRef(kind=INLINE, length=size, inline=bytes(data))
         else:
             chunk_id = ChunkId.random()
-            self._context.assets.storage.put(layout.chunk_key(chunk_id), data)
+            self._context.assets.storage.put(layout.chunk_key(chunk_id), data, is_unknown=True)
             ref = ChunkRef(kind=NATIVE, length=size, chunk_id=chunk_id)
         self._edit_chunk(path, index, ref)
 

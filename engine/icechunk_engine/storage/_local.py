@@ -138,10 +138,17 @@ class LocalStorage(Storage):
 
     # --- writing -----------------------------------------------------------------------------------------------
 
-    def put(self, key: str, data: bytes | memoryview) -> None:
+    def put(self, key: str, data: bytes | memoryview, *, is_unknown: bool = False) -> None:
         path = self._new_path(key)
         try:
-            _rename(self._write_temporary(path, data, sync=False), path)
+            if not is_unknown:
+                _rename(self._write_temporary(path, data, sync=False), path)
+            else:
+                # Renaming would take as long again as writing a small chunk.
+                try:
+                    self._write_file(path, data, sync=False)
+                except FileExistsError:
+                    _rename(self._write_temporary(path, data, sync=False), path)
         except OSError as error:
             raise self._failure(error, "write", key) from error
         if self._durable:
@@ -251,7 +258,12 @@ class LocalStorage(Storage):
 
     def _write_temporary(self, path: str, data: bytes | memoryview, *, sync: bool) -> str:
         temporary = _temporary_for(path)
-        fd = self._with_parents(path, lambda: os.open(temporary, _WRITE_NEW, 0o666))
+        self._write_file(temporary, data, sync=sync)
+        return temporary
+
+    def _write_file(self, path: str, data: bytes | memoryview, *, sync: bool) -> None:
+        """Write a file that is not there yet; nothing is left of it after a failure."""
+        fd = self._with_parents(path, lambda: os.open(path, _WRITE_NEW, 0o666))
         try:
             try:
                 _write(fd, data)
@@ -261,9 +273,8 @@ class LocalStorage(Storage):
                 os.close(fd)
         except BaseException:
             with suppress(FileNotFoundError):
-                os.unlink(temporary)
+                os.unlink(path)
             raise
-        return temporary
 
     def _link_new(self, temporary: str, path: str, key: str) -> None:
         """Give a finished file its name, if nobody has taken it."""

@@ -72,7 +72,7 @@ class MemoryStorage(Storage):
         data, version, _ = self._object(key)
         return data, version
 
-    def put(self, key: str, data: bytes | memoryview) -> None:
+    def put(self, key: str, data: bytes | memoryview, *, is_unknown: bool = False) -> None:
         with self._writing():
             self._store(key, data)
 

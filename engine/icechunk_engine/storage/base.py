@@ -74,8 +74,15 @@ class Storage(ABC):
         """The whole object and the version that it is. Raises ObjectNotFoundError."""
 
     @abstractmethod
-    def put(self, key: str, data: bytes | memoryview) -> None:
-        """Write an object under a key nobody else uses (unique ids), or overwrite it."""
+    def put(self, key: str, data: bytes | memoryview, *, is_unknown: bool = False) -> None:
+        """Write an object under a key nobody else uses (unique ids), or overwrite it.
+
+        Parameters
+        ----------
+        is_unknown
+            Nobody can look for the key before this returns, as with a chunk of an uncommitted change: whoever lists
+            may then see a part of it, and a writer that is killed may leave that part behind.
+        """
 
     @abstractmethod
     def create(self, key: str, data: bytes) -> Version:

@@ -55,8 +55,8 @@ class WrapperStorage(Storage):
     def get_versioned(self, key: str) -> tuple[bytes, Version]:
         return self.inner.get_versioned(key)
 
-    def put(self, key: str, data: bytes | memoryview) -> None:
-        self.inner.put(key, data)
+    def put(self, key: str, data: bytes | memoryview, *, is_unknown: bool = False) -> None:
+        self.inner.put(key, data, is_unknown=is_unknown)
 
     def create(self, key: str, data: bytes) -> Version:
         return self.inner.create(key, data)
@@ -104,8 +104,8 @@ class PrefixStorage(WrapperStorage):
     def get_versioned(self, key: str) -> tuple[bytes, Version]:
         return self.inner.get_versioned(self._start + key)
 
-    def put(self, key: str, data: bytes | memoryview) -> None:
-        self.inner.put(self._start + key, data)
+    def put(self, key: str, data: bytes | memoryview, *, is_unknown: bool = False) -> None:
+        self.inner.put(self._start + key, data, is_unknown=is_unknown)
 
     def create(self, key: str, data: bytes) -> Version:
         return self.inner.create(self._start + key, data)
@@ -139,7 +139,7 @@ class ReadOnlyStorage(WrapperStorage):
         super().__init__(inner)
         self.read_only = True
 
-    def put(self, key: str, data: bytes | memoryview) -> None:
+    def put(self, key: str, data: bytes | memoryview, *, is_unknown: bool = False) -> None:
         raise self._refusal(f"write {key!r}")
 
     def create(self, key: str, data: bytes) -> Version:
@@ -178,9 +178,9 @@ class ObservingStorage(WrapperStorage):
     def get_versioned(self, key: str) -> tuple[bytes, Version]:
         return self.around(StorageCall("get_versioned", (key,)), lambda: self.inner.get_versioned(key))
 
-    def put(self, key: str, data: bytes | memoryview) -> None:
+    def put(self, key: str, data: bytes | memoryview, *, is_unknown: bool = False) -> None:
         call = StorageCall("put", (key,), memoryview(data).nbytes)
-        self.around(call, lambda: self.inner.put(key, data))
+        self.around(call, lambda: self.inner.put(key, data, is_unknown=is_unknown))
 
     def create(self, key: str, data: bytes) -> Version:
         return self.around(StorageCall("create", (key,), len(data)), lambda: self.inner.create(key, data))

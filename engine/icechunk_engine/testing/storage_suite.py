@@ -78,6 +78,12 @@ class StorageSuite:
         assert info is not None
         assert (info.key, info.size_bytes) == ("chunks/A", size_bytes)
 
+    def test_put_of_what_nobody_knows(self, storage: Storage) -> None:
+        storage.put("chunks/A", b"1234", is_unknown=True)
+        assert storage.get_range("chunks/A", 1, 3) == b"23"
+        storage.put("chunks/A", memoryview(b"56"), is_unknown=True)
+        assert storage.get("chunks/A") == b"56"
+
     def test_put_takes_views_and_keeps_a_copy(self, storage: Storage) -> None:
         buffer = bytearray(b"0123456789")
         storage.put("a", memoryview(buffer)[2:5])

@@ -289,6 +289,8 @@ def test_a_full_disk_changes_nothing(storage: LocalStorage, monkeypatch: pytest.
     monkeypatch.setattr(os, "write", failing(errno.ENOSPC))
     writes: list[Callable[[], Any]] = [
         lambda: storage.put("chunks/A", b"2"),
+        lambda: storage.put("chunks/A", b"2", is_unknown=True),
+        lambda: storage.put("chunks/B", b"2", is_unknown=True),
         lambda: storage.create("other", b"2"),
         lambda: storage.replace("repo", b"2", version),
         lambda: storage.copy("repo", "chunks/A"),

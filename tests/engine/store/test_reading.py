@@ -232,7 +232,7 @@ class CountingStorage(MemoryStorage):
         self.threads.add(threading.current_thread().name)
         return super().get_range(key, start, stop)
 
-    def put(self, key: str, data: bytes | memoryview) -> None:
+    def put(self, key: str, data: bytes | memoryview, *, is_unknown: bool = False) -> None:
         self.threads.add(threading.current_thread().name)
         super().put(key, data)
 
