@@ -9,7 +9,6 @@ process.
 from __future__ import annotations
 
 import html
-import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -79,7 +78,6 @@ class Session(Workspace):
         self._branch = branch
         self._mode = mode
         self._fork_point: ForkPoint | None = None
-        self._uuid = uuid.uuid4().hex
 
     # --- identity and state ------------------------------------------------------------------------------------
 
@@ -131,7 +129,7 @@ class Session(Workspace):
         if self.read_only and other.read_only:
             same_place = self._context.assets.storage == other._context.assets.storage
             return same_place and self._snapshot_id == other._snapshot_id
-        return self._uuid == other._uuid
+        return self._edits_token() == other._edits_token()
 
     def __hash__(self) -> int:
         return hash(self._snapshot_id)
@@ -159,7 +157,7 @@ class Session(Workspace):
         place = self._context.assets.storage.identity
         if self.read_only:
             return "icechunk-session", place, self.snapshot_id
-        return "icechunk-session", place, self.snapshot_id, self._uuid, self._revision
+        return "icechunk-session", place, self.snapshot_id, *self._edits_token()
 
     # --- pickling ----------------------------------------------------------------------------------------------
 
@@ -183,10 +181,9 @@ class Session(Workspace):
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        revision = state["_revision"]
         self.__dict__.update(state)
         self._reset_caches()
-        self._revision = revision
+        self._is_copy = True
 
     # --- forks -------------------------------------------------------------------------------------------------
 

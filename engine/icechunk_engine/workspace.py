@@ -6,6 +6,7 @@ what is committed.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -33,7 +34,8 @@ class Workspace(SnapshotView):
 
     def __init__(self, context: RepositoryContext, snapshot_id: SnapshotId) -> None:
         super().__init__(context, snapshot_id)
-        self._revision = 0  # counts edits, so that two states of one workspace never have one token
+        # Two states of edits never have one token, also not those of copies that a pickle made.
+        self._lineage, self._revision, self._is_copy = uuid.uuid4().hex, 0, False
 
     def _require_writable(self) -> None:
         """Raise unless edits are allowed."""
@@ -51,9 +53,17 @@ class Workspace(SnapshotView):
                 self._touch_structure()
             raise
 
+    def _edits_token(self) -> tuple[str, int]:
+        return self._lineage, self._revision
+
+    def _count_edit(self) -> None:
+        if self._is_copy:
+            self._lineage, self._is_copy = uuid.uuid4().hex, False
+        self._revision += 1
+
     def _touch_structure(self) -> None:
         self._readers.clear()
-        self._revision += 1
+        self._count_edit()
 
     # --- nodes -------------------------------------------------------------------------------------------------
 
@@ -159,7 +169,7 @@ class Workspace(SnapshotView):
             self._require_writable()
             node = self._array_reader(path).node
             self._changes.edits_of(node).set(index, ref)
-            self._revision += 1
+            self._count_edit()
 
     def set_chunk_refs(
         self, path: str, refs: ChunkRefs, *, validate_containers: bool = True
@@ -280,4 +290,4 @@ class Workspace(SnapshotView):
 
     def _edit_chunks(self, node: Node, edits: ChunkRefs) -> None:
         self._changes.edits_of(node).set_many(edits)
-        self._revision += 1
+        self._count_edit()

@@ -231,3 +231,18 @@ def test_forks_equal_a_serial_run(writes: list[tuple[int, int, int]], through_pi
     parallel.merge(*(map(copy, forks) if through_pickle else forks))
     assert values(parallel) == values(serial)
     assert repr(parallel.status()) == repr(serial.status())
+
+
+def test_copies_with_other_edits_are_told_apart(session: ic.Session) -> None:
+    """dask and xarray take equal tokens for equal content."""
+    fork = session.fork()
+    write(fork, 0, 2, 1)
+    one, other = copy(fork), copy(fork)
+    assert one == other == fork
+    assert one.__dask_tokenize__() == other.__dask_tokenize__() == fork.__dask_tokenize__()
+    for value, edited in enumerate((one, other, fork)):
+        write(edited, 2, 4, value)
+    assert len({edited.__dask_tokenize__() for edited in (one, other, fork)}) == 3
+    assert one != other
+    assert one != fork
+    assert copy(one) == one
