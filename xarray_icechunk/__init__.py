@@ -9,9 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .backend import IcechunkBackendEntrypoint
+    from .backend import IcechunkBackendEntrypoint, open_dataset, open_datatree
     from .locate import open_or_create_repository, open_repository
-    from .opening import open_dataset, open_datatree
     from .reduction import store_dask
     from .virtual import import_kerchunk
     from .writer import to_icechunk
@@ -33,8 +32,8 @@ __all__ = [
 _HOMES = {
     "IcechunkBackendEntrypoint": "backend",
     "import_kerchunk": "virtual",
-    "open_dataset": "opening",
-    "open_datatree": "opening",
+    "open_dataset": "backend",
+    "open_datatree": "backend",
     "open_or_create_repository": "locate",
     "open_repository": "locate",
     "store_dask": "reduction",

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+import xarray
 from xarray.backends import BackendEntrypoint
 
 if TYPE_CHECKING:
@@ -162,6 +163,23 @@ def _sorted_out(kwargs: dict[str, Any]) -> dict[str, Any]:
 IcechunkBackendEntrypoint.open_dataset_parameters = tuple(
     inspect.signature(IcechunkBackendEntrypoint.open_dataset).parameters
 )[1:]
+
+
+def open_dataset(source: Any, **kwargs: Any) -> Dataset:
+    """Open a group of an Icechunk repository: :func:`xarray.open_dataset` with the ``icechunk`` engine.
+
+    Works also where the engine is not installed as an entry point. For the keywords see
+    :class:`IcechunkBackendEntrypoint` and :func:`xarray.open_dataset`.
+    """
+    return xarray.open_dataset(source, engine=IcechunkBackendEntrypoint, **kwargs)
+
+
+def open_datatree(source: Any, **kwargs: Any) -> DataTree:
+    """Open a group and all below it: :func:`xarray.open_datatree` with the ``icechunk`` engine.
+
+    For the keywords see :class:`IcechunkBackendEntrypoint` and :func:`xarray.open_datatree`.
+    """
+    return xarray.open_datatree(source, engine=IcechunkBackendEntrypoint, **kwargs)
 
 
 def _local_path(location: str) -> Path | None:

@@ -13,28 +13,10 @@ from icechunk_engine.errors import ErrorKind, InvalidInputError, NodeNotFoundErr
 from icechunk_engine.session import Session
 
 from ._xarray_compat import fuse_codec_pipeline
-from .backend import IcechunkBackendEntrypoint
 from .dask_names import SnapshotVariable
 from .locate import Located, locate
 
-__all__ = ["open_dataset", "open_datatree", "open_group", "open_groups", "open_tree"]
-
-
-def open_dataset(source: Any, **kwargs: Any) -> xr.Dataset:
-    """Open a group of an Icechunk repository: :func:`xarray.open_dataset` with the ``icechunk`` engine.
-
-    Works also where the engine is not installed as an entry point. For the keywords see
-    :class:`~xarray_icechunk.backend.IcechunkBackendEntrypoint` and :func:`xarray.open_dataset`.
-    """
-    return xr.open_dataset(source, engine=IcechunkBackendEntrypoint, **kwargs)
-
-
-def open_datatree(source: Any, **kwargs: Any) -> xr.DataTree:
-    """Open a group and all below it: :func:`xarray.open_datatree` with the ``icechunk`` engine.
-
-    For the keywords see :class:`~xarray_icechunk.backend.IcechunkBackendEntrypoint` and :func:`xarray.open_datatree`.
-    """
-    return xr.open_datatree(source, engine=IcechunkBackendEntrypoint, **kwargs)
+__all__ = ["open_group", "open_groups", "open_tree"]
 
 
 def open_group(
