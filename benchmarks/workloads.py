@@ -24,6 +24,7 @@ from .measure import Phases
 PREFIX = "file:///data/model-run/"
 REFS_PER_FILE = 1000
 CHUNK_BYTES = 7000
+PROTOTYPE = zarr.core.buffer.default_buffer_prototype()
 FORKS = 16
 
 
@@ -271,6 +272,96 @@ def small_commits(engine: Engine, path: Path, count: int, phases: Phases) -> Non
     np.testing.assert_array_equal(read, np.repeat(np.arange(count) + 1, 10))
 
 
+# ---- repositories that have grown ---------------------------------------------------------------------------------
+
+
+def grow_history(engine: Engine, path: Path, count: int) -> None:
+    """A repository with ``count`` snapshots, all but the first and the last one unreadable: made without their files.
+
+    Making that many commits would take either library minutes, and what is measured reads none of them.
+    """
+    from icechunk_engine.format.repo_info import decode_repo_info, encode_repo_info
+    from icechunk_engine.format.snapshot_table import SnapshotInfo
+    from icechunk_engine.ids import SnapshotId
+    from icechunk_engine.transaction.updates import AddCommit, advance
+
+    repository = create(engine, path)
+    session = repository.writable_session("main")
+    create_array(session.store, "a", (10,), (10,))[:] = 1
+    last = session.commit("array")
+    info = decode_repo_info((path / "repo").read_bytes())
+    tip = info.snapshots.info(info.snapshots.find(SnapshotId.from_str(last)))
+    middle = tip.id
+    for number in range(count - 2):
+        at_us = tip.flushed_at_us + number + 1
+        made = SnapshotInfo(
+            id=SnapshotId.random(), parent_id=middle, flushed_at_us=at_us, message=f"step {number}", metadata={}
+        )
+        info = advance(info, AddCommit("main", made), now_us=at_us, backup_name="none", max_updates=1000)
+        middle = made.id
+    (path / "repo").write_bytes(encode_repo_info(info))
+
+
+def long_history(engine: Engine, path: Path, count: int, phases: Phases) -> None:
+    with phases.phase("open"):
+        repository = open_(engine, path)
+    with phases.phase("branch"):
+        for _ in range(10):
+            tip = repository.lookup_branch("main")
+    with phases.phase("ancestry"):
+        history = list(repository.ancestry(branch="main"))
+    with phases.phase("tags"):
+        for number in range(10):
+            repository.create_tag(f"v{number}", tip)
+    assert len(history) == count
+
+
+def grow_hierarchy(engine: Engine, path: Path, count: int) -> None:
+    """``count`` arrays in groups of a hundred, all with a chunk; then one more chunk in one of them."""
+    repository = create(engine, path)
+    session = repository.writable_session("main")
+    template = create_array(session.store, "group_000/array_00", (10,), (10,))
+    document = asyncio.run(session.store.get("group_000/array_00/zarr.json", PROTOTYPE))
+    template[:] = 1
+    chunk = PROTOTYPE.buffer.from_bytes(np.ones(10, "f4").tobytes())
+
+    async def write() -> None:
+        for number in range(1, count):
+            name = f"group_{number // 100:03d}/array_{number % 100:02d}"
+            await session.store.set(f"{name}/zarr.json", document)
+            await session.store.set(f"{name}/c/0", chunk)
+
+    asyncio.run(write())
+    session.commit("many arrays")
+    session = repository.writable_session("main")
+    zarr.open_array(session.store, path="group_000/array_00")[:] = 2
+    session.commit("one change")
+
+
+def many_arrays(engine: Engine, path: Path, count: int, phases: Phases) -> None:
+    with phases.phase("open"):
+        repository = open_(engine, path)
+        session = repository.readonly_session("main")
+        array = zarr.open_array(session.store, path="group_000/array_00", mode="r")
+    with phases.phase("read"):
+        assert array[0] == 2
+
+    async def list_all() -> int:
+        return sum([1 async for key in session.store.list() if "/array_" in key and key.endswith("/zarr.json")])
+
+    with phases.phase("list"):
+        listed = asyncio.run(list_all())
+    with phases.phase("diff"):
+        newest, previous, *_ = repository.ancestry(branch="main")
+        changed = repository.diff(from_snapshot_id=previous.id, to_snapshot_id=newest.id)
+    with phases.phase("commit"):
+        session = repository.writable_session("main")
+        zarr.open_array(session.store, path="group_000/array_00")[:] = 3
+        session.commit("another change")
+    assert listed == count
+    assert list(changed.updated_chunks) == ["/group_000/array_00"]
+
+
 WORKLOADS = (
     Workload("virtual_refs_set", "virtual references set and committed", 1_000_000, 40, virtual_refs_set),
     Workload(
@@ -295,6 +386,8 @@ WORKLOADS = (
     Workload("many_variables", "variables in one xarray dataset", 300, 3, many_variables),
     Workload("forks_merged", f"references in each of {FORKS} forks, pickled and merged", 50_000, 20, forks_merged),
     Workload("small_commits", "small commits", 300, 3, small_commits),
+    Workload("long_history", "snapshots in one history", 10_000, 3, long_history, grow_history),
+    Workload("many_arrays", "arrays in one repository", 20_000, 3, many_arrays, grow_hierarchy),
 )
 
 

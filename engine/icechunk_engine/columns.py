@@ -235,6 +235,8 @@ def factorize(strings: Sequence[str]) -> tuple[BytesTable, NDArray[np.int32]]:
 def broadcast_column(value: ArrayLike, n: int, dtype: Any) -> NDArray[Any]:
     """Read-only column that holds one value ``n`` times and takes no memory."""
     scalar = np.asarray(value, dtype)
+    if n == 1:
+        return scalar[np.newaxis]
     return np.broadcast_to(scalar, (n, *scalar.shape))
 
 

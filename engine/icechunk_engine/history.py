@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
+
+from icechunk_engine.columns import I64
 from icechunk_engine.format.repo_info import SnapshotInfo as SnapshotRecord
 from icechunk_engine.format.repo_info import Status, UpdateKind, UpdateRecord
+from icechunk_engine.format.snapshot_table import SnapshotTable
+from icechunk_engine.ids import base32_of_rows
 from icechunk_engine.types import RepoAvailability, RepoStatus
 
 
@@ -80,6 +85,27 @@ class SnapshotInfo:
                 ("metadata", self.metadata or "—"),
             ],
         )
+
+
+def snapshot_infos(table: SnapshotTable, rows: I64) -> Iterator[SnapshotInfo]:
+    """Views of many rows of the snapshot table, made a batch at a time: who wants only the newest gets only few."""
+    start, size = 0, 1
+    while start < len(rows):
+        part = rows[start : start + size]
+        start, size = start + size, min(16 * size, 4096)
+        parents = table.parents[part]
+        ids, parent_ids = base32_of_rows(table.ids[part]), base32_of_rows(table.ids[np.maximum(parents, 0)])
+        times, messages = table.flushed_at[part].tolist(), table.messages.take(part).texts()
+        for row, own, has_parent, parent, time, message in zip(
+            part.tolist(), ids, (parents >= 0).tolist(), parent_ids, times, messages, strict=True
+        ):
+            yield SnapshotInfo(
+                id=own,
+                parent_id=parent if has_parent else None,
+                written_at=utc_of_us(time),
+                message=message,
+                metadata=table.metadata.decode(row),
+            )
 
 
 @dataclass(frozen=True, slots=True)

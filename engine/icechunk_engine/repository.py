@@ -32,7 +32,15 @@ from icechunk_engine.format.repo_info import (
 )
 from icechunk_engine.format.snapshot import encode_snapshot, initial_snapshot
 from icechunk_engine.format.transaction_log import TransactionLog, encode_transaction_log
-from icechunk_engine.history import ManifestFileInfo, SnapshotInfo, Update, html_table, public_status, us_of_datetime
+from icechunk_engine.history import (
+    ManifestFileInfo,
+    SnapshotInfo,
+    Update,
+    html_table,
+    public_status,
+    snapshot_infos,
+    us_of_datetime,
+)
 from icechunk_engine.ids import INITIAL_SNAPSHOT_ID, ManifestId, SnapshotId
 from icechunk_engine.session import Session, SessionMode
 from icechunk_engine.storage.base import Storage
@@ -462,7 +470,7 @@ class Repository:
         """Snapshots from a ref back to the first one, newest first; one request for all."""
         info = self._info()
         row = updates.snapshot_row(info, self._resolve(info, branch, tag, snapshot_id))
-        return (SnapshotInfo.of(info.snapshots.info(int(above))) for above in info.snapshots.ancestry_rows(row))
+        return snapshot_infos(info.snapshots, info.snapshots.ancestry_rows(row))
 
     async def async_ancestry(
         self, *, branch: str | None = None, tag: str | None = None, snapshot_id: str | None = None

@@ -11,8 +11,10 @@ places share is bounded in all, so that a small file cannot ask for much memory.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -56,10 +58,14 @@ class Buffer:
 
     def gather(self, positions: I64, dtype: DTypeLike) -> NDArray[Any]:
         """Values of ``dtype``, stored little-endian, at any byte positions; every position is checked."""
-        native = np.dtype(dtype)
-        stored = native.newbyteorder("<")
+        native, stored = _dtypes(cast(Hashable, dtype))
         if len(positions) == 0:
             return np.empty(0, native)
+        if len(positions) == 1:  # most tables of small files stand alone
+            position = int(positions[0])
+            if not 0 <= position <= self.size - native.itemsize:
+                raise self.error("an offset points outside of the file")
+            return np.ndarray((1,), stored, self.data, position).astype(native)
         if int(positions.min()) < 0 or int(positions.max()) > self.size - native.itemsize:
             raise self.error("an offset points outside of the file")
         view = self._views.get(stored.str)
@@ -104,6 +110,13 @@ class Buffer:
             raise self.error("its vectors overlap too much")
 
 
+@lru_cache
+def _dtypes(dtype: Hashable) -> tuple[np.dtype[Any], np.dtype[Any]]:
+    """A data type of this machine, and as it is stored."""
+    native: np.dtype[Any] = np.dtype(dtype)  # type: ignore[call-overload]
+    return native, native.newbyteorder("<")
+
+
 class Tables:
     """``n`` tables of one type.
 
@@ -115,7 +128,7 @@ class Tables:
         ``int64 (n,)``: where the tables are.
     """
 
-    __slots__ = ("_codes", "_vtable_sizes", "_vtables", "buffer", "positions")
+    __slots__ = ("_codes", "_only_vtable", "_vtable_sizes", "_vtables", "buffer", "positions")
 
     def __init__(self, buffer: Buffer, positions: I64) -> None:
         self.buffer = buffer
@@ -128,12 +141,18 @@ class Tables:
                 raise buffer.error("a vtable is malformed")
             if int((self._vtables + self._vtable_sizes).max()) > buffer.size:
                 raise buffer.error("a vtable reaches beyond the end of the file")
+        self._only_vtable: list[int] | None = None
+        if len(self._vtables) == 1:
+            n_entries, start = int(self._vtable_sizes[0]) // 2, int(self._vtables[0])
+            self._only_vtable = np.ndarray((n_entries,), "<u2", buffer.data, start).tolist()
 
     def __len__(self) -> int:
         return len(self.positions)
 
     def present(self, slot: int) -> Mask:
         """``bool (n,)``: which tables have the field."""
+        if self._only_vtable is not None:
+            return self._all_or_none(self._only_offset(self._only_vtable, slot))
         return self._present(self._field_offsets(slot))
 
     def scalar(self, slot: int, dtype: DTypeLike, default: int = 0) -> NDArray[Any]:
@@ -212,6 +231,14 @@ class Tables:
         if not bool(present.all()):
             raise self.buffer.error(f"{field} is missing")
 
+    @staticmethod
+    def _only_offset(vtable: list[int], slot: int) -> int:
+        """Inline offset of a field in the one vtable that all tables have, 0 where absent."""
+        return vtable[2 + slot] if 2 + slot < len(vtable) else 0
+
+    def _all_or_none(self, offset: int) -> Mask:
+        return broadcast_column(offset != 0, len(self), np.bool_)
+
     def _field_offsets(self, slot: int) -> I64:
         """Inline offset of a field in each vtable, 0 where absent."""
         entry = 4 + 2 * slot
@@ -232,10 +259,11 @@ class Tables:
 
     def _fields(self, slot: int) -> tuple[I64, Mask]:
         """Positions of the field in the tables that have it, and which do."""
+        if self._only_vtable is not None:
+            offset = self._only_offset(self._only_vtable, slot)
+            return (self.positions + offset if offset else np.empty(0, np.int64)), self._all_or_none(offset)
         offsets = self._field_offsets(slot)
         present = self._present(offsets)
-        if len(offsets) == 1:
-            return (self.positions + offsets[0] if offsets[0] else np.empty(0, np.int64)), present
         of_table = offsets if self._codes is None else offsets[self._codes]
         if bool(present.all()):
             return self.positions + of_table, present
