@@ -23,6 +23,8 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
+from icechunk_engine._observe import bound
+
 POOL_SIZE = 64
 """Requests in flight in one process: enough to hide 50 ms of latency, few enough for small machines."""
 
@@ -71,6 +73,7 @@ def map_requests[T, R](storage: Waiting, function: Callable[[T], R], items: Iter
     items = list(items)
     if not storage.waits or len(items) < 2:
         return [function(item) for item in items]
+    function = bound(function)
     futures = [_POOL.get().submit(function, item) for item in items]
     errors = [error for future in futures if (error := future.exception()) is not None]
     if errors:
@@ -105,7 +108,7 @@ def map_heavy[T, R](function: Callable[[T], R], items: Iterable[T], is_heavy: Ca
 async def request[**P, R](function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """One storage call on the pool, awaited."""
     loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(_POOL.get(), functools.partial(function, *args, **kwargs))
+    return await loop.run_in_executor(_POOL.get(), functools.partial(bound(function), *args, **kwargs))
 
 
 async def in_thread[**P, R](function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:

@@ -10,6 +10,7 @@ written.
 
 from __future__ import annotations
 
+import logging
 import threading
 import weakref
 from collections import OrderedDict
@@ -17,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from icechunk_engine._observe import request
 from icechunk_engine._sync import map_requests
 from icechunk_engine.chunk_finder import ChunkFinder
 from icechunk_engine.chunk_refs import ChunkRefs
@@ -36,6 +38,8 @@ from icechunk_engine.format.snapshot import Snapshot, decode_snapshot
 from icechunk_engine.format.transaction_log import TransactionLog, decode_transaction_log
 from icechunk_engine.ids import ManifestId, NodeId, SnapshotId
 from icechunk_engine.storage.base import Storage, Version
+
+_LOG = logging.getLogger(__name__)
 
 BYTES_PER_CHUNK_REF = 48
 """Weight of one decoded reference, to turn ``CachingConfig.num_chunk_refs`` into bytes."""
@@ -177,7 +181,8 @@ class AssetManager:
             It is damaged or of another format.
         """
         try:
-            data, version = self.storage.get_versioned(layout.REPO)
+            with request(_LOG, "get", layout.REPO):
+                data, version = self.storage.get_versioned(layout.REPO)
         except ObjectNotFoundError:
             raise RepositoryNotFoundError(
                 f"no Icechunk repository at {self.storage.identity} (there is no object 'repo'). "
@@ -200,7 +205,7 @@ class AssetManager:
         def load() -> tuple[Snapshot, int]:
             key = layout.snapshot_key(snapshot_id)
             try:
-                snapshot = decode_snapshot(self.storage.get(key))
+                snapshot = decode_snapshot(self._get(key), key)
             except ObjectNotFoundError:
                 raise SnapshotNotFoundError(
                     f"the file of snapshot {snapshot_id} ({key}) is not there: it never existed, or was removed by "
@@ -210,6 +215,10 @@ class AssetManager:
             return snapshot, snapshot.nbytes
 
         return self._caches.single_flight(self._caches.snapshots, snapshot_id, load)
+
+    def has_snapshot(self, snapshot_id: SnapshotId) -> bool:
+        """True when :meth:`snapshot` needs no request."""
+        return self._caches.snapshots.get(snapshot_id) is not None
 
     def remember_snapshot(self, snapshot: Snapshot) -> None:
         """Put a snapshot that was just written into the cache."""
@@ -221,7 +230,7 @@ class AssetManager:
         def load() -> tuple[LoadedManifest, int]:
             key = layout.manifest_key(manifest_id)
             try:
-                manifest = decode_manifest(self.storage.get(key))
+                manifest = decode_manifest(self._get(key), key)
             except ObjectNotFoundError:
                 raise StorageError(
                     f"manifest {key} is missing although a snapshot refers to it; the repository is damaged or was "
@@ -245,7 +254,8 @@ class AssetManager:
         """What a commit changed; None where there is no log (first snapshots of migrated repositories)."""
 
         def load() -> tuple[TransactionLog, int]:
-            log = decode_transaction_log(self.storage.get(layout.transaction_log_key(snapshot_id)))
+            key = layout.transaction_log_key(snapshot_id)
+            log = decode_transaction_log(self._get(key), key)
             return log, 1024 + sum(indices.nbytes for indices in log.updated_chunks.values())
 
         try:
@@ -255,7 +265,15 @@ class AssetManager:
 
     def write(self, files: dict[str, bytes]) -> None:
         """Write new immutable files, concurrently where the storage waits."""
-        map_requests(self.storage, lambda item: self.storage.put(*item), files.items())
+        map_requests(self.storage, lambda item: self._put(*item), files.items())
+
+    def _get(self, key: str) -> bytes:
+        with request(_LOG, "get", key):
+            return self.storage.get(key)
+
+    def _put(self, key: str, data: bytes) -> None:
+        with request(_LOG, "put", key):
+            self.storage.put(key, data)
 
 
 def _require_same(key: str, found: object, wanted: object) -> None:

@@ -167,8 +167,12 @@ class IcechunkError(Exception):
     def __str__(self) -> str:  # a KeyError would print the repr of its argument
         return self.message
 
+    def _arguments(self) -> tuple[Any, ...]:
+        return self.message, self.kind
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.message, self.kind)
+        notes = getattr(self, "__notes__", None)
+        return type(self), self._arguments(), {"__notes__": notes} if notes else None
 
 
 class ConflictError(IcechunkError):
@@ -193,8 +197,8 @@ class ConflictError(IcechunkError):
         self.expected_parent = expected_parent
         self.actual_parent = actual_parent
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.expected_parent, self.actual_parent, self.message, self.kind)
+    def _arguments(self) -> tuple[Any, ...]:
+        return self.expected_parent, self.actual_parent, self.message, self.kind
 
 
 class RebaseFailedError(ConflictError):
@@ -215,8 +219,8 @@ class RebaseFailedError(ConflictError):
         self.snapshot = snapshot
         self.conflicts = list(conflicts)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.snapshot, self.conflicts, self.message)
+    def _arguments(self) -> tuple[Any, ...]:
+        return self.snapshot, self.conflicts, self.message
 
 
 class NotFoundError(IcechunkError, KeyError):

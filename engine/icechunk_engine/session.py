@@ -176,7 +176,7 @@ class Session(Workspace):
         if self.has_uncommitted_changes:
             # What a fork wrote in a worker must be durable before the coordinator may commit it.
             self._context.assets.storage.flush()
-        for name in ("_lock", "_readers"):
+        for name in ("_lock", "_readers", "_is_copy"):
             del state[name]
         return state
 

@@ -74,6 +74,21 @@ class SnapshotView:
         """True when reading native chunks waits for a network."""
         return self._context.assets.storage.waits
 
+    @property
+    def storage_identity(self) -> str:
+        """Where the repository is."""
+        return self._context.assets.storage.identity
+
+    @property
+    def nodes_wait(self) -> bool:
+        """True when looking up a node would wait for a network."""
+        assets = self._context.assets
+        return assets.storage.waits and not assets.has_snapshot(self._snapshot_id)
+
+    def load_nodes(self) -> None:
+        """Fetch what nodes are looked up in, unless it is there."""
+        self._base()
+
     # --- nodes -------------------------------------------------------------------------------------------------
 
     def _base(self) -> Snapshot:

@@ -6,6 +6,7 @@ what is committed.
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icechunk_engine import paths
+from icechunk_engine._observe import request
 from icechunk_engine.chunk_refs import DELETED, INLINE, NATIVE, ChunkRef, ChunkRefs
 from icechunk_engine.errors import AlreadyExistsError, ErrorKind, InvalidInputError
 from icechunk_engine.format import layout
@@ -27,6 +29,8 @@ from icechunk_engine.transaction.reindex import IndexMap, reindexed, shifted
 from icechunk_engine.view import RepositoryContext, SnapshotView
 from icechunk_engine.virtual import containers as container_rules
 from icechunk_engine.zarr_metadata import parse_node_metadata
+
+_LOG = logging.getLogger(__name__)
 
 
 class Workspace(SnapshotView):
@@ -146,7 +150,9 @@ class Workspace(SnapshotView):
             ref = ChunkRef(kind=INLINE, length=size, inline=bytes(data))
         else:
             chunk_id = ChunkId.random()
-            self._context.assets.storage.put(layout.chunk_key(chunk_id), data, is_unknown=True)
+            key = layout.chunk_key(chunk_id)
+            with request(_LOG, "put", key):
+                self._context.assets.storage.put(key, data, is_unknown=True)
             ref = ChunkRef(kind=NATIVE, length=size, chunk_id=chunk_id)
         self._edit_chunk(path, index, ref)
 

@@ -33,6 +33,10 @@ _ROOT = TableLayout.of(
 _ARRAY = TableLayout.of({ArraySlot.NODE_ID: "V8", ArraySlot.REFS: OFFSET})
 
 
+_OBJECTS_NBYTES = 8192
+"""Python objects of one array's references and of their lookup (measured); columns of few references are smaller."""
+
+
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """The references of some arrays.
@@ -55,8 +59,8 @@ class Manifest:
 
     @property
     def nbytes(self) -> int:
-        """Memory held."""
-        return sum(refs.nbytes for _, refs in self.arrays)
+        """Memory held, with what the objects around the columns take."""
+        return sum(_OBJECTS_NBYTES + refs.nbytes for _, refs in self.arrays)
 
     def get(self, node_id: NodeId) -> ChunkRefs | None:
         """References of one array; None when it has none here."""

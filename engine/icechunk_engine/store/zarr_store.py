@@ -20,10 +20,12 @@ from zarr.abc.store import ByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 
 from icechunk_engine import key_listing, keys, paths
+from icechunk_engine._observe import add_step
 from icechunk_engine._sync import in_thread, request
 from icechunk_engine.chunk_refs import ChunkRef, ChunkRefs
 from icechunk_engine.errors import (
     ErrorKind,
+    IcechunkError,
     InvalidInputError,
     NodeNotFoundError,
     ReadOnlyError,
@@ -188,16 +190,26 @@ class IcechunkStore(VirtualReferences, Store):
         if target is None:
             return None
         if target.chunk_index is None:
+            await self._ready()
             document = self._session.read_metadata(target.path)
             return None if document is None else prototype.buffer.from_bytes(cut(document, byte_range))
         if self._session.storage_waits:
             data = await request(self._read_chunk, target.path, target.chunk_index, byte_range)
             return None if data is None else prototype.buffer.from_bytes(data)
-        ref = self._session.locate_chunk(target.path, target.chunk_index)
-        if ref is None:
-            return None
-        start, stop = resolve(byte_range, ref.length)
-        return prototype.buffer.from_bytes(await self._fetch(ref, start, stop))
+        try:
+            ref = self._session.locate_chunk(target.path, target.chunk_index)
+            if ref is None:
+                return None
+            start, stop = resolve(byte_range, ref.length)
+            return prototype.buffer.from_bytes(await self._fetch(ref, start, stop))
+        except IcechunkError as error:
+            add_step(error, self._reading(target.path, target.chunk_index))
+            raise
+
+    async def _ready(self) -> None:
+        """Fetch what nodes are looked up in, where that would make the event loop wait for a network."""
+        if self._session.nodes_wait:
+            await request(self._session.load_nodes)
 
     async def _fetch(self, ref: ChunkRef, start: int, stop: int) -> bytes:
         if self._session.fetch_waits(ref):
@@ -207,11 +219,20 @@ class IcechunkStore(VirtualReferences, Store):
         return await in_thread(self._session.fetch_chunk, ref, start, stop)
 
     def _read_chunk(self, path: str, index: ChunkIndex, byte_range: ByteRequest | None) -> bytes | None:
-        ref = self._session.locate_chunk(path, index)
-        if ref is None:
-            return None
-        start, stop = resolve(byte_range, ref.length)
-        return self._session.fetch_chunk(ref, start, stop)
+        try:
+            ref = self._session.locate_chunk(path, index)
+            if ref is None:
+                return None
+            start, stop = resolve(byte_range, ref.length)
+            return self._session.fetch_chunk(ref, start, stop)
+        except IcechunkError as error:
+            add_step(error, self._reading(path, index))
+            raise
+
+    def _reading(self, path: str, index: ChunkIndex) -> str:
+        """What an error is told to have happened in."""
+        where = f"snapshot {self._session.snapshot_id} of {self._session.storage_identity}"
+        return f"reading chunk {index} of array {path} in {where}"
 
     def get_sync(
         self, key: str, *, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
@@ -363,14 +384,13 @@ class IcechunkStore(VirtualReferences, Store):
     async def getsize_prefix(self, prefix: str) -> int:
         """Length in bytes of all values in a directory, from manifests; nothing else is read."""
         total = 0
-        for node in self._nodes_in(prefix):
-            total += len(node.user_data)
-            if node.is_array:
-                total += int((await self._refs(node.path)).lengths.sum())
+        await self._ready()
+        async for node, refs in self._with_refs(self._nodes_in(prefix)):
+            total += len(node.user_data) + (0 if refs is None else int(refs.lengths.sum()))
         found = self._chunk_directory(prefix)
         if found is not None:
-            refs = await self._refs(found.path)
-            total += int(refs.lengths[key_listing.rows_under(refs.indices, found.index_prefix)].sum())
+            of_array = await self._refs(found.path)
+            total += int(of_array.lengths[key_listing.rows_under(of_array.indices, found.index_prefix)].sum())
         return total
 
     # --- writing -----------------------------------------------------------------------------------------------
@@ -391,6 +411,7 @@ class IcechunkStore(VirtualReferences, Store):
         """
         target = self._writable_target(key, value)
         if target.chunk_index is None:
+            await self._ready()
             self._session.set_metadata(target.path, value.to_bytes())
             return
         data = _payload(value)
@@ -492,6 +513,22 @@ class IcechunkStore(VirtualReferences, Store):
             return await in_thread(self._session.chunk_refs, path)
         return self._session.chunk_refs(path)
 
+    async def _refs_of(self, node: Node) -> ChunkRefs | None:
+        return await self._refs(node.path) if node.is_array else None
+
+    async def _with_refs(self, nodes: builtins.list[Node]) -> AsyncIterator[tuple[Node, ChunkRefs | None]]:
+        """Nodes with the references of those that are arrays; some ahead, where a network is waited for."""
+        ahead = DEFAULT_CONCURRENCY if self._session.storage_waits else 1
+        for start in range(0, len(nodes), ahead):
+            batch = nodes[start : start + ahead]
+            if ahead == 1:
+                yield batch[0], await self._refs_of(batch[0])
+                continue
+            for pair in zip(
+                batch, await _gather([_Call(self._refs_of, (node,)) for node in batch], ahead), strict=True
+            ):
+                yield pair
+
     async def is_empty(self, prefix: str) -> bool:
         """True when no key lies in a directory."""
         path = _node_path(prefix)
@@ -508,10 +545,10 @@ class IcechunkStore(VirtualReferences, Store):
 
     async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
         """All keys in a directory, and the key itself if ``prefix`` is one."""
-        for node in self._nodes_in(prefix):
+        await self._ready()
+        async for node, refs in self._with_refs(self._nodes_in(prefix)):
             yield keys.metadata_key(node.path)
-            if node.is_array:
-                refs = await self._refs(node.path)
+            if refs is not None:
                 for batch in key_listing.chunk_keys(node.path, refs.indices):
                     for key in batch:
                         yield key
@@ -534,6 +571,7 @@ class IcechunkStore(VirtualReferences, Store):
 
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
         """Names of the keys and directories directly in a directory: each once, documents and groups by name."""
+        await self._ready()
         path = _node_path(prefix)
         names: dict[str, None] = {}
         if path is not None:

@@ -10,6 +10,7 @@ PUTs, 2 PUTs (snapshot, log), and 1 GET + 1 COPY + 1 conditional PUT of ``repo``
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from icechunk_engine._observe import request
 from icechunk_engine._sync import map_heavy, start_heavy
 from icechunk_engine.assets import AssetManager, WrittenManifest
 from icechunk_engine.chunk_refs import DELETED, ChunkRefs, concat
@@ -42,6 +44,8 @@ from icechunk_engine.transaction.chunks import extents_array, stored_refs
 from icechunk_engine.transaction.conflicts import Conflict, ConflictSolver, detect, rebased
 from icechunk_engine.transaction.splitting import cut, overlapping, split_rule, stale_manifests
 from icechunk_engine.transaction.updates import Update, advance, branch_tip, snapshot_row
+
+_LOG = logging.getLogger(__name__)
 
 IMMEDIATE_RETRIES = 5
 
@@ -376,7 +380,8 @@ def publish(assets: AssetManager, update: Update) -> RepoInfo:
         data = encode_repo_info(changed, level=config.compression_level)
         storage.copy(layout.REPO, layout.overwritten_key(backup))
         try:
-            version = storage.replace(layout.REPO, data, version)
+            with request(_LOG, "replace", layout.REPO):
+                version = storage.replace(layout.REPO, data, version)
         except VersionMismatchError:
             storage.delete([layout.overwritten_key(backup)])
             time.sleep(_backoff_s(attempt, config.repo_update_initial_backoff_ms, config.repo_update_max_backoff_ms))
