@@ -6,13 +6,17 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Sequence
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, SuffixByteRequest
 from zarr.core.buffer import Buffer, cpu, default_buffer_prototype
 
+from icechunk_engine.chunk_refs import NATIVE, ChunkRefs
 from icechunk_engine.errors import ErrorKind, InvalidInputError, SessionStateError, StorageError
+from icechunk_engine.format import layout
+from icechunk_engine.ids import ChunkId
 from icechunk_engine.repository import Repository
 from icechunk_engine.session import Session
 from icechunk_engine.storage import MemoryStorage
@@ -273,3 +277,31 @@ def test_documents_come_back_byte_for_byte(session: Session) -> None:
     document = GROUP.replace(b",", b" ,\n")
     session.set_metadata("/g", document)
     assert text(session.store.get_sync("g/zarr.json")) == document
+
+
+@pytest.mark.parametrize("is_committed", [False, True])
+async def test_several_chunks_in_one_object(repo: Repository, is_committed: bool) -> None:
+    """The format allows references into a part of an object."""
+    session = repo.writable_session("main")
+    session.set_metadata("/a", array_document((4,)))
+    chunk_id = ChunkId.random()
+    content = bytes(range(60))
+    repo.storage.put(layout.chunk_key(chunk_id), content)
+    refs = ChunkRefs.build(
+        np.arange(4)[:, None],
+        NATIVE,
+        chunk_ids=np.tile(chunk_id.to_row(), (4, 1)),
+        offsets=np.arange(4) * 10 + 5,
+        lengths=10,
+    )
+    session.set_chunk_refs("/a", refs)
+    if is_committed:
+        session.commit("packed")
+    for row in range(4):
+        expected = content[10 * row + 5 : 10 * row + 15]
+        found = await session.store.get(f"a/c/{row}", PROTOTYPE)
+        assert found is not None
+        assert found.to_bytes() == expected
+        part = session.store.get_sync(f"a/c/{row}", byte_range=RangeByteRequest(2, 5))
+        assert part is not None
+        assert part.to_bytes() == expected[2:5]
