@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import icechunk_engine as ic
@@ -27,7 +27,7 @@ writes = st.one_of(
     st.tuples(st.just("delete"), st.one_of(boxes, st.lists(cells, max_size=6))),
     st.tuples(st.just("resize"), st.tuples(st.integers(1, GRID[0]), st.just(GRID[1]))),
 )
-edges = st.sampled_from([None, (2, 2), (1, 5), (6, 1), (4, 3)])
+edges = st.one_of(st.none(), st.sampled_from([(2, 2), (1, 5), (6, 1), (4, 3)]))
 
 
 def configured(split: tuple[int, int] | None) -> ic.RepositoryConfig:
@@ -40,6 +40,7 @@ def configured(split: tuple[int, int] | None) -> ic.RepositoryConfig:
     return config
 
 
+@settings(max_examples=max(200, settings().max_examples))
 @given(commits=st.lists(st.tuples(edges, st.lists(writes, min_size=1, max_size=4)), min_size=1, max_size=6))
 def test_layout(commits: list[tuple[Any, list[tuple[str, Any]]]]) -> None:
     with pytest.MonkeyPatch.context() as patch:
