@@ -20,6 +20,7 @@ import pytest
 import xarray as xr
 import zarr
 import zstandard
+from zarr.abc.store import RangeByteRequest
 
 from icechunk_engine import Repository
 from icechunk_engine.errors import AlreadyExistsError, IcechunkError, InvalidInputError, StorageError
@@ -198,6 +199,13 @@ def test_forms(form: str, raw_file: Path, tmp_path: Path, session: Session) -> N
     report = import_kerchunk(FORMS[form](small_set(str(raw_file)), tmp_path), session)
     np.testing.assert_array_equal(read(session), DATA)
     assert (report.num_virtual, report.num_inline, report.num_files) == (3, 0, 1)
+
+
+def test_parts_of_chunks_are_read(raw_file: Path, session: Session) -> None:
+    import_kerchunk(small_set(str(raw_file)), session)
+    part = session.store.get_sync("a/c/1/0", byte_range=RangeByteRequest(4, 12))
+    assert part is not None
+    assert part.to_bytes() == DATA[1].tobytes()[4:12]
 
 
 def test_urls_of_one_file_in_all_spellings(raw_file: Path, session: Session) -> None:
