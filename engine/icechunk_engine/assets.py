@@ -160,15 +160,18 @@ class AssetManager:
         Where the repository is.
     config
         Effective configuration.
+    spec_version
+        Of the repository: what files are written in. Those of either version are read.
     """
 
-    def __init__(self, storage: Storage, config: ResolvedConfig) -> None:
+    def __init__(self, storage: Storage, config: ResolvedConfig, spec_version: int = 2) -> None:
         self.storage = storage
         self.config = config
+        self.spec_version = spec_version
         self._caches = _shared_caches(storage, config)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.storage, self.config)
+        return type(self), (self.storage, self.config, self.spec_version)
 
     def repo_info(self) -> tuple[RepoInfo, Version]:
         """The present repo info and its version.
@@ -251,7 +254,7 @@ class AssetManager:
         return map_requests(self.storage, self.manifest, manifest_ids)
 
     def transaction_log(self, snapshot_id: SnapshotId) -> TransactionLog | None:
-        """What a commit changed; None where there is no log (first snapshots of migrated repositories)."""
+        """What a commit changed; None where there is no log (first snapshots of spec 1)."""
 
         def load() -> tuple[TransactionLog, int]:
             key = layout.transaction_log_key(snapshot_id)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Self
 
+from icechunk_engine import presence
 from icechunk_engine._sync import async_twin
 from icechunk_engine.assets import AssetManager
 from icechunk_engine.config import RepositoryConfig, resolve
@@ -20,35 +21,21 @@ from icechunk_engine.errors import (
     RepositoryNotFoundError,
     SessionStateError,
     SnapshotNotFoundError,
-    VersionMismatchError,
 )
 from icechunk_engine.format import layout
-from icechunk_engine.format.repo_info import (
-    Availability,
-    RepoInfo,
-    decode_repo_info,
-    encode_repo_info,
-    initial_repo_info,
-)
-from icechunk_engine.format.snapshot import encode_snapshot, initial_snapshot
-from icechunk_engine.format.transaction_log import TransactionLog, encode_transaction_log
-from icechunk_engine.history import (
-    ManifestFileInfo,
-    SnapshotInfo,
-    Update,
-    html_table,
-    public_status,
-    snapshot_infos,
-    us_of_datetime,
-)
-from icechunk_engine.ids import INITIAL_SNAPSHOT_ID, ManifestId, SnapshotId
+from icechunk_engine.format.repo_info import Availability, RepoInfo, decode_repo_info
+from icechunk_engine.format.repo_info import SnapshotInfo as SnapshotRecord
+from icechunk_engine.history import ManifestFileInfo, SnapshotInfo, Update, html_table, public_status, us_of_datetime
+from icechunk_engine.ids import ManifestId, SnapshotId
 from icechunk_engine.session import Session, SessionMode
 from icechunk_engine.storage.base import Storage
 from icechunk_engine.store import IcechunkStore
 from icechunk_engine.transaction import updates
-from icechunk_engine.transaction.commit import now_us, publish
 from icechunk_engine.transaction.conflicts import ConflictSolver
 from icechunk_engine.transaction.diff import Diff, diff_of_logs
+from icechunk_engine.transaction.publishing import publish, references
+from icechunk_engine.transaction.references import References, needs_spec_2
+from icechunk_engine.transaction.repo_file import RepoFileReferences, update_repo_file
 from icechunk_engine.types import (
     Attribution,
     FeatureFlag,
@@ -80,6 +67,7 @@ class Repository:
         *,
         default_commit_metadata: Mapping[str, Any] | None = None,
         attribution: Attribution | None = None,
+        spec_version: SpecVersion | int = SpecVersion.v2,
     ) -> None:
         self._storage = storage
         self._config = config
@@ -87,7 +75,7 @@ class Repository:
         self._default_commit_metadata = dict(default_commit_metadata or {})
         self._attribution = attribution or Attribution()
         resolved = resolve(config)
-        self._assets = AssetManager(storage, resolved)
+        self._assets = AssetManager(storage, resolved, int(spec_version))
         self._resolver = VirtualResolver(resolved.virtual_chunk_containers, self._authorized)
 
     # --- create and open ---------------------------------------------------------------------------------------
@@ -113,7 +101,7 @@ class Repository:
         authorize_virtual_chunk_access
             URL prefixes of virtual chunk containers that may be read, with credentials.
         spec_version
-            Version of the on-disk format; 2 (the default) is what is written here.
+            Version of the on-disk format; 1 for a repository that old programs must read, by default 2.
         check_clean_root
             Refuse a place that holds objects.
 
@@ -124,26 +112,14 @@ class Repository:
         InvalidInputError
             ``parent-directory-not-clean``.
         """
-        _require_spec_2(spec_version)
-        _require_free(storage, check_clean_root)
+        version = SpecVersion.current() if spec_version is None else _known_version(spec_version)
+        presence.require_free(storage, check_clean_root)
         effective = config if config is not None else RepositoryConfig()
-        repository = cls(storage, effective, authorize_virtual_chunk_access, attribution=attribution)
-        created_us = now_us()
-        level = repository._assets.config.compression_level
-        repository._assets.write(
-            {
-                layout.snapshot_key(INITIAL_SNAPSHOT_ID): encode_snapshot(initial_snapshot(created_us), level=level),
-                layout.transaction_log_key(INITIAL_SNAPSHOT_ID): encode_transaction_log(
-                    TransactionLog.empty(INITIAL_SNAPSHOT_ID), level=level
-                ),
-            }
+        repository = cls(
+            storage, effective, authorize_virtual_chunk_access, attribution=attribution, spec_version=version
         )
         persisted = None if effective == RepositoryConfig() else effective.to_dict()
-        storage.flush()
-        try:
-            storage.create(layout.REPO, encode_repo_info(initial_repo_info(created_us, persisted), level=level))
-        except VersionMismatchError:
-            raise _already_there(storage) from None
+        presence.found_repository(repository._assets, persisted)
         return repository
 
     create_async = classmethod(async_twin(create.__func__))  # type: ignore[attr-defined]
@@ -156,7 +132,7 @@ class Repository:
         authorize_virtual_chunk_access: Authorizations | None = None,
         attribution: Attribution | None = None,
     ) -> Self:
-        """Open the repository at a storage location: one request.
+        """Open the repository at a storage location: one request (spec version 1: three).
 
         Parameters
         ----------
@@ -170,10 +146,16 @@ class Repository:
         FormatError
             There is something, but not a repository that can be read.
         """
-        info = _read_repo_info(storage)
-        persisted = RepositoryConfig.from_dict(info.config) if info.config is not None else RepositoryConfig()
+        found = presence.find(storage)
+        persisted = found.config if found.config is not None else RepositoryConfig()
         effective = persisted.merge(config) if config is not None else persisted
-        return cls(storage, effective, authorize_virtual_chunk_access, attribution=attribution)
+        return cls(
+            storage,
+            effective,
+            authorize_virtual_chunk_access,
+            attribution=attribution,
+            spec_version=found.spec_version,
+        )
 
     open_async = classmethod(async_twin(open.__func__))  # type: ignore[attr-defined]
 
@@ -213,9 +195,7 @@ class Repository:
     @staticmethod
     def fetch_spec_version(storage: Storage, storage_settings: object | None = None) -> SpecVersion | None:
         """Format version of the repository, None if there is none."""
-        if storage.info(layout.REPO) is not None:
-            return SpecVersion.v2
-        return SpecVersion.v1 if storage.info(layout.branch_ref_key(DEFAULT_BRANCH)) is not None else None
+        return presence.spec_version_of(storage)
 
     fetch_spec_version_async = staticmethod(async_twin(fetch_spec_version))
 
@@ -223,10 +203,9 @@ class Repository:
     def fetch_config(storage: Storage) -> RepositoryConfig | None:
         """The persisted configuration, None if there is none or no repository."""
         try:
-            info = _read_repo_info(storage)
+            return presence.find(storage).config
         except RepositoryNotFoundError:
             return None
-        return None if info.config is None else RepositoryConfig.from_dict(info.config)
 
     fetch_config_async = staticmethod(async_twin(fetch_config))
 
@@ -242,6 +221,7 @@ class Repository:
             self._authorized if authorize_virtual_chunk_access is None else authorize_virtual_chunk_access,
             default_commit_metadata=self._default_commit_metadata,
             attribution=self._attribution,
+            spec_version=self.spec_version,
         )
 
     reopen_async = async_twin(reopen)
@@ -253,6 +233,7 @@ class Repository:
             "authorized": self._authorized,
             "default_commit_metadata": self._default_commit_metadata,
             "attribution": self._attribution,
+            "spec_version": self.spec_version,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -263,6 +244,7 @@ class Repository:
             state["authorized"],
             default_commit_metadata=state["default_commit_metadata"],
             attribution=state["attribution"],
+            spec_version=state["spec_version"],
         )
 
     def __dask_tokenize__(self) -> tuple[str, str]:
@@ -272,18 +254,17 @@ class Repository:
         return f"<Repository {self._storage.identity}>"
 
     def _repr_html_(self) -> str:
-        info = self._info()
-        return html_table(
-            "icechunk Repository",
-            [
-                ("storage", self._storage.identity),
-                ("format", f"version {info.spec_version}"),
-                ("status", info.status.availability.name.lower()),
-                ("branches", ", ".join(sorted(info.branches)[:20])),
-                ("tags", ", ".join(sorted(info.tags)[:20]) or "—"),
-                ("snapshots", len(info.snapshots)),
-            ],
-        )
+        refs = references(self._assets)
+        rows: list[tuple[str, object]] = [
+            ("storage", self._storage.identity),
+            ("format", f"version {int(self.spec_version)}"),
+            ("branches", ", ".join(sorted(refs.branches())[:20])),
+            ("tags", ", ".join(sorted(refs.tags())[:20]) or "—"),
+        ]
+        if isinstance(refs, RepoFileReferences):
+            rows.append(("status", refs.info.status.availability.name.lower()))
+            rows.append(("snapshots", len(refs.info.snapshots)))
+        return html_table("icechunk Repository", rows)
 
     # --- settings ----------------------------------------------------------------------------------------------
 
@@ -304,8 +285,8 @@ class Repository:
 
     @property
     def spec_version(self) -> SpecVersion:
-        """Format version on disk."""
-        return SpecVersion(self._info().spec_version)
+        """Format version on disk, as it was when the repository was opened."""
+        return SpecVersion(self._assets.spec_version)
 
     @property
     def authorized_virtual_container_prefixes(self) -> set[str]:
@@ -328,7 +309,7 @@ class Repository:
 
     def get_metadata(self) -> dict[str, Any]:
         """The repository's own metadata."""
-        return dict(self._info().metadata)
+        return dict(self._info("repository metadata").metadata)
 
     get_metadata_async = async_twin(get_metadata)
 
@@ -339,19 +320,19 @@ class Repository:
 
     def set_metadata(self, metadata: dict[str, Any]) -> None:
         """Replace the repository's metadata (JSON-like values)."""
-        publish(self._assets, updates.SetMetadata(metadata))
+        self._update(updates.SetMetadata(metadata), "repository metadata")
 
     set_metadata_async = async_twin(set_metadata)
 
     def update_metadata(self, metadata: dict[str, Any]) -> dict[str, Any]:
         """Add to the repository's metadata; returns all of it."""
-        return dict(publish(self._assets, updates.SetMetadata(metadata, merge=True)).metadata)
+        return dict(self._update(updates.SetMetadata(metadata, merge=True), "repository metadata").metadata)
 
     update_metadata_async = async_twin(update_metadata)
 
     def get_status(self) -> RepoStatus:
         """Whether the repository takes writes."""
-        return public_status(self._info().status)
+        return public_status(self._info("repository status").status)
 
     get_status_async = async_twin(get_status)
 
@@ -362,16 +343,14 @@ class Repository:
 
     def set_status(self, status: RepoStatus) -> None:
         """Make the repository read-only, or writable again."""
-        publish(
-            self._assets,
-            updates.SetStatus(Availability[status.availability.name.upper()], status.limited_availability_reason),
-        )
+        availability = Availability[status.availability.name.upper()]
+        self._update(updates.SetStatus(availability, status.limited_availability_reason), "repository status")
 
     set_status_async = async_twin(set_status)
 
     def feature_flags(self) -> list[FeatureFlag]:
         """All features that can be switched, with their setting."""
-        info = self._info()
+        info = self._info("feature flags")
         return feature_flags(info.enabled_flags, info.disabled_flags)
 
     feature_flags_async = async_twin(feature_flags)
@@ -390,24 +369,32 @@ class Repository:
 
     def set_feature_flag(self, name: str, setting: bool | None) -> None:
         """Switch a feature on or off; None goes back to its default."""
-        publish(self._assets, updates.SetFeatureFlag(feature_flag_id(name), setting))
+        self._update(updates.SetFeatureFlag(feature_flag_id(name), setting), "feature flags")
 
     set_feature_flag_async = async_twin(set_feature_flag)
 
-    # --- refs --------------------------------------------------------------------------------------------------
-
-    def _info(self) -> RepoInfo:
+    def _info(self, what: str) -> RepoInfo:
+        """The repo info, of which ``what`` is wanted; spec 1 has none."""
+        if self.spec_version < SpecVersion.v2:
+            raise needs_spec_2(what)
         return self._assets.repo_info()[0]
+
+    def _update(self, update: updates.Update, what: str) -> RepoInfo:
+        if self.spec_version < SpecVersion.v2:
+            raise needs_spec_2(what)
+        return update_repo_file(self._assets, update)
+
+    # --- refs --------------------------------------------------------------------------------------------------
 
     def list_branches(self) -> set[str]:
         """Names of all branches."""
-        return set(self._info().branches)
+        return references(self._assets).branches()
 
     list_branches_async = async_twin(list_branches)
 
     def lookup_branch(self, branch: str) -> str:
         """Id of the snapshot at a branch's tip. Raises RefNotFoundError."""
-        return str(updates.branch_tip(self._info(), branch))
+        return str(references(self._assets).branch_tip(branch))
 
     lookup_branch_async = async_twin(lookup_branch)
 
@@ -439,13 +426,13 @@ class Repository:
 
     def list_tags(self) -> set[str]:
         """Names of all tags."""
-        return set(self._info().tags)
+        return references(self._assets).tags()
 
     list_tags_async = async_twin(list_tags)
 
     def lookup_tag(self, tag: str) -> str:
         """Id of the snapshot that a tag names. Raises RefNotFoundError."""
-        return str(updates.tag_target(self._info(), tag))
+        return str(references(self._assets).tag_target(tag))
 
     lookup_tag_async = async_twin(lookup_tag)
 
@@ -467,22 +454,22 @@ class Repository:
     def ancestry(
         self, *, branch: str | None = None, tag: str | None = None, snapshot_id: str | None = None
     ) -> Iterator[SnapshotInfo]:
-        """Snapshots from a ref back to the first one, newest first; one request for all."""
-        info = self._info()
-        row = updates.snapshot_row(info, self._resolve(info, branch, tag, snapshot_id))
-        return snapshot_infos(info.snapshots, info.snapshots.ancestry_rows(row))
+        """Snapshots from a ref back to the first one, newest first; one request, in spec version 1 one for each."""
+        refs = references(self._assets)
+        return refs.history(self._resolve(refs, branch, tag, snapshot_id))
 
     async def async_ancestry(
         self, *, branch: str | None = None, tag: str | None = None, snapshot_id: str | None = None
     ) -> AsyncIterator[SnapshotInfo]:
         """Asynchronous twin of :meth:`ancestry`."""
-        for snapshot in await async_twin(self.ancestry)(branch=branch, tag=tag, snapshot_id=snapshot_id):
+        for snapshot in await async_twin(
+            lambda: list(self.ancestry(branch=branch, tag=tag, snapshot_id=snapshot_id))
+        )():
             yield snapshot
 
     def lookup_snapshot(self, snapshot_id: str) -> SnapshotInfo:
         """One snapshot of the history. Raises SnapshotNotFoundError."""
-        info = self._info()
-        return SnapshotInfo.of(info.snapshots.info(updates.snapshot_row(info, SnapshotId.from_str(snapshot_id))))
+        return SnapshotInfo.of(references(self._assets).snapshot(SnapshotId.from_str(snapshot_id)))
 
     lookup_snapshot_async = async_twin(lookup_snapshot)
 
@@ -498,7 +485,7 @@ class Repository:
 
     def ops_log(self) -> Iterator[Update]:
         """Everything that was done to the repository, newest first; one request per page of the log."""
-        info = self._info()
+        info = self._info("the ops log")
         while True:
             for i in range(len(info.updates)):
                 yield Update.of(info.updates.record(i))
@@ -535,18 +522,20 @@ class Repository:
         InvalidInputError
             ``bad-snapshot-chain-for-diff``: the first is no ancestor of the second.
         """
-        info = self._info()
-        start = self._resolve(info, from_branch, from_tag, from_snapshot_id)
-        stop = self._resolve(info, to_branch, to_tag, to_snapshot_id)
-        start_row = updates.snapshot_row(info, start)
-        rows = info.snapshots.ancestry_rows(updates.snapshot_row(info, stop)).tolist()
-        if start_row not in rows:
+        refs = references(self._assets)
+        start = refs.snapshot(self._resolve(refs, from_branch, from_tag, from_snapshot_id)).id
+        stop = self._resolve(refs, to_branch, to_tag, to_snapshot_id)
+        records: list[SnapshotRecord] = []
+        for record in refs.ancestry(stop):
+            if record.id == start:
+                break
+            records.append(record)
+        else:
             raise InvalidInputError(
                 f"snapshot {start} is no ancestor of {stop}; a diff goes from an older snapshot to a later one of the "
                 f"same line",
                 ErrorKind.BAD_SNAPSHOT_CHAIN_FOR_DIFF,
             )
-        records = [info.snapshots.info(row) for row in rows[: rows.index(start_row)]]
         ids = [log_id for record in reversed(records) for log_id in (*record.pruned, record.id)]
         logs = [log for log_id in ids if (log := self._assets.transaction_log(log_id)) is not None]
         return diff_of_logs(logs, self._assets.snapshot(start).nodes, self._assets.snapshot(stop).nodes)
@@ -564,7 +553,7 @@ class Repository:
             make_store=IcechunkStore,
         )
 
-    def _resolve(self, info: RepoInfo, branch: str | None, tag: str | None, snapshot_id: str | None) -> SnapshotId:
+    def _resolve(self, refs: References, branch: str | None, tag: str | None, snapshot_id: str | None) -> SnapshotId:
         given = [name for name, value in _named(branch, tag, snapshot_id) if value is not None]
         if len(given) != 1:
             raise InvalidInputError(
@@ -572,9 +561,9 @@ class Repository:
                 ErrorKind.INVALID_REF_TYPE,
             )
         if branch is not None:
-            return updates.branch_tip(info, branch)
+            return refs.branch_tip(branch)
         if tag is not None:
-            return updates.tag_target(info, tag)
+            return refs.tag_target(tag)
         assert snapshot_id is not None
         return SnapshotId.from_str(snapshot_id)
 
@@ -600,30 +589,29 @@ class Repository:
         RefNotFoundError, SnapshotNotFoundError
             No such ref or snapshot, or none at that time.
         """
-        info = self._info()
-        found = self._resolve(info, branch, tag, snapshot_id)
-        row = updates.snapshot_row(info, found)
+        refs = references(self._assets)
+        found = refs.snapshot(self._resolve(refs, branch, tag, snapshot_id)).id
         if as_of is not None:
             if branch is None:
                 raise InvalidInputError("as_of goes with branch only", ErrorKind.INVALID_REF_TYPE)
-            rows = info.snapshots.ancestry_rows(row)
-            early = rows[info.snapshots.flushed_at[rows] <= us_of_datetime(as_of)]
-            if len(early) == 0:
+            early = refs.newest_at(found, us_of_datetime(as_of))
+            if early is None:
+                *_, first = refs.history(found)
                 raise SnapshotNotFoundError(
                     f"branch {branch!r} has no snapshot as old as {as_of.isoformat()}; its first is of "
-                    f"{SnapshotInfo.of(info.snapshots.info(int(rows[-1]))).written_at.isoformat()}",
+                    f"{first.written_at.isoformat()}",
                     ErrorKind.NO_SNAPSHOT_AT_TIME,
                 )
-            found = info.snapshots.info(int(early[0])).id
+            found = early
         return Session(self._context(), found)
 
     readonly_session_async = async_twin(readonly_session)
 
     def writable_session(self, branch: str) -> Session:
         """A session whose commit goes to a branch, based on the branch's present tip."""
-        info = self._info()
-        tip = updates.branch_tip(info, branch)
-        updates.require_online(info)
+        refs = references(self._assets)
+        tip = refs.branch_tip(branch)
+        refs.require_online()
         return Session(self._context(), tip, branch=branch, mode=SessionMode.writable)
 
     writable_session_async = async_twin(writable_session)
@@ -657,43 +645,11 @@ def _named(branch: str | None, tag: str | None, snapshot_id: str | None) -> list
     return [("branch", branch), ("tag", tag), ("snapshot_id", snapshot_id)]
 
 
-def _require_spec_2(spec_version: SpecVersion | int | None) -> None:
-    if spec_version is not None and int(spec_version) != 2:
-        raise SessionStateError(
-            f"repositories of spec version {int(spec_version)} cannot be created; use spec_version=2",
-            ErrorKind.UNSUPPORTED_OPERATION_FOR_VERSION,
-        )
-
-
-def _require_free(storage: Storage, check_clean_root: bool) -> None:
-    if check_clean_root:
-        found = next(storage.list(), None)
-        if found is not None and storage.info(layout.REPO) is None:
-            raise InvalidInputError(
-                f"{storage.identity} is not empty (there is {found.key!r}). Choose an empty place, or pass "
-                f"check_clean_root=False if nothing else will ever write there",
-                ErrorKind.PARENT_DIRECTORY_NOT_CLEAN,
-            )
-    if storage.info(layout.REPO) is not None or storage.info(layout.branch_ref_key(DEFAULT_BRANCH)) is not None:
-        raise _already_there(storage)
-
-
-def _already_there(storage: Storage) -> AlreadyExistsError:
-    return AlreadyExistsError(
-        f"there is a repository at {storage.identity} already; open it with Repository.open(storage)",
-        ErrorKind.PARENT_DIRECTORY_NOT_CLEAN,
-    )
-
-
-def _read_repo_info(storage: Storage) -> RepoInfo:
+def _known_version(spec_version: SpecVersion | int) -> SpecVersion:
     try:
-        info, _ = AssetManager(storage, resolve(RepositoryConfig())).repo_info()
-    except RepositoryNotFoundError:
-        if storage.info(layout.branch_ref_key(DEFAULT_BRANCH)) is not None:
-            raise FormatError(
-                f"the repository at {storage.identity} is of spec version 1, which cannot be opened yet. Migrate it "
-                f"with icechunk.upgrade_icechunk_repository of the official library",
-                ErrorKind.UNSUPPORTED_SPEC_VERSION,
-            ) from None
-        raise
-    return info
+        return SpecVersion(spec_version)
+    except ValueError:
+        raise SessionStateError(
+            f"repositories of spec version {spec_version} cannot be created; use spec_version=2",
+            ErrorKind.UNSUPPORTED_OPERATION_FOR_VERSION,
+        ) from None

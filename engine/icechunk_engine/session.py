@@ -23,10 +23,11 @@ from icechunk_engine.errors import (
 )
 from icechunk_engine.ids import NodeId, SnapshotId
 from icechunk_engine.transaction.change_set import ChangeSet
-from icechunk_engine.transaction.commit import ManifestMemo, NewSnapshot, publish, rebase_changes, write_snapshot
+from icechunk_engine.transaction.commit import ManifestMemo, NewSnapshot, rebase_changes, write_snapshot
 from icechunk_engine.transaction.conflicts import ConflictSolver
 from icechunk_engine.transaction.diff import Diff, diff_of_changes
 from icechunk_engine.transaction.merge import merge_fork
+from icechunk_engine.transaction.publishing import publish
 from icechunk_engine.transaction.updates import AddCommit, AddDetachedSnapshot
 from icechunk_engine.view import RepositoryContext
 from icechunk_engine.workspace import Workspace

@@ -82,6 +82,12 @@ class Workspace(SnapshotView):
             ``node-already-exists``: there is a node of the other type; delete it first.
         """
         node_type, shape = parse_node_metadata(data, for_write=True, path=path)
+        if shape is not None and not shape.regular and self._context.assets.spec_version == 1:
+            raise InvalidInputError(
+                f"array {path!r} has chunks of different sizes, which repositories of spec version 1 cannot hold. Use "
+                f"a regular grid, or upgrade with icechunk.upgrade_icechunk_repository(repo, dry_run=False)",
+                ErrorKind.BAD_METADATA,
+            )
         with self._lock:
             self._require_writable()
             base = self._base().nodes

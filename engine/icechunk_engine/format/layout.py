@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Self
+from urllib.parse import quote, unquote
+
 from icechunk_engine.ids import ChunkId, ManifestId, SnapshotId
 
 REPO = "repo"
@@ -55,16 +60,61 @@ def backup_name(time_ms: int, random_id: str, of: str = REPO) -> str:
     return f"{of}.{_END_OF_TIME_MS - time_ms:014d}.{random_id}"
 
 
+# --- spec 1: refs as files -----------------------------------------------------------------------------------------
+
+_BRANCH, _TAG = f"{REFS}branch.", f"{REFS}tag."
+_REF_FILE = "/ref.json"
+_TOMBSTONE = f"{_REF_FILE}.deleted"
+_PLAIN = " !$&'()+,-.:;=@_"
+"""Besides letters and digits, what official's object stores do not percent-encode in a key (``~`` is; see _encode)."""
+
+
 def branch_ref_key(name: str) -> str:
-    """Spec 1: object of a branch."""
-    return f"{REFS}branch.{name}/ref.json"
+    """Object of a branch."""
+    return f"{_BRANCH}{_encode(name)}{_REF_FILE}"
 
 
 def tag_ref_key(name: str) -> str:
-    """Spec 1: object of a tag."""
-    return f"{REFS}tag.{name}/ref.json"
+    """Object of a tag; it stays when the tag is deleted."""
+    return f"{_TAG}{_encode(name)}{_REF_FILE}"
 
 
 def deleted_tag_key(name: str) -> str:
-    """Spec 1: tombstone of a tag."""
-    return f"{REFS}tag.{name}/ref.json.deleted"
+    """Tombstone of a tag."""
+    return f"{_TAG}{_encode(name)}{_TOMBSTONE}"
+
+
+def _encode(name: str) -> str:
+    return quote(name, safe=_PLAIN).replace("~", "%7E")
+
+
+@dataclass(frozen=True, slots=True)
+class RefFiles:
+    """Names of the refs for which there are files.
+
+    Attributes
+    ----------
+    deleted_tags
+        Tags with a tombstone; they are not among ``tags``.
+    """
+
+    branches: frozenset[str]
+    tags: frozenset[str]
+    deleted_tags: frozenset[str]
+
+    @classmethod
+    def of_keys(cls, keys: Iterable[str]) -> Self:
+        """Sort a listing of :data:`REFS`; keys that are no refs are left out."""
+        branches: set[str] = set()
+        tags: set[str] = set()
+        deleted: set[str] = set()
+        for key in keys:
+            for start, end, names in (
+                (_BRANCH, _REF_FILE, branches),
+                (_TAG, _REF_FILE, tags),
+                (_TAG, _TOMBSTONE, deleted),
+            ):
+                name = key.removeprefix(start).removesuffix(end)
+                if key == f"{start}{name}{end}" and "/" not in name:
+                    names.add(unquote(name))
+        return cls(frozenset(branches), frozenset(tags - deleted), frozenset(deleted))

@@ -142,7 +142,7 @@ class Snapshot:
         return 1024 + self.manifest_files.nbytes + self.nodes.nbytes
 
 
-def initial_snapshot(flushed_at_us: int) -> Snapshot:
+def initial_snapshot(flushed_at_us: int, spec_version: int = 2) -> Snapshot:
     """The first snapshot of every repository: no nodes, a fixed id, message and metadata."""
     return Snapshot(
         snapshot_id=INITIAL_SNAPSHOT_ID,
@@ -152,7 +152,7 @@ def initial_snapshot(flushed_at_us: int) -> Snapshot:
         metadata=copy.deepcopy(INITIAL_METADATA),
         manifest_files=ManifestFiles.of([]),
         nodes=NodeTable.of([]),
-        spec_version=2,
+        spec_version=spec_version,
     )
 
 

@@ -1,4 +1,5 @@
-"""What only spec version 1 has: MessagePack metadata values (https://github.com/msgpack/msgpack/blob/master/spec.md).
+"""What only spec version 1 has: ref files, and MessagePack metadata values
+(https://github.com/msgpack/msgpack/blob/master/spec.md).
 
 Reads all of MessagePack but extension types. Writes what the official library writes: the shortest integers, 64 bit
 floats, maps sorted by key.
@@ -6,15 +7,34 @@ floats, maps sorted by key.
 
 from __future__ import annotations
 
+import json
 import struct
 from typing import Any
 
 import numpy as np
 
 from icechunk_engine.errors import ErrorKind, FormatError, InvalidInputError
+from icechunk_engine.ids import SnapshotId
 
 MAX_DEPTH = 128
 """Deepest nesting of arrays and maps that is written or read."""
+
+
+def encode_ref(snapshot_id: SnapshotId) -> bytes:
+    """The file of a branch or tag."""
+    return b'{"snapshot":"%s"}' % str(snapshot_id).encode()
+
+
+def decode_ref(data: bytes, key: str) -> SnapshotId:
+    """Snapshot that the ref file ``key`` points to. Raises FormatError."""
+    try:
+        return SnapshotId.from_str(json.loads(data)["snapshot"])
+    except (ValueError, KeyError, TypeError):  # a bad id is a ValueError too
+        raise FormatError(
+            f'{key} is damaged: it should be like {{"snapshot":"1CECHNKREP0F1RSTCMT0"}}, not {data[:80]!r}. '
+            f"Restore it from a copy, or write the id of the snapshot that it should point to",
+            ErrorKind.DESERIALIZATION,
+        ) from None
 
 
 def dumps(value: Any) -> bytes:

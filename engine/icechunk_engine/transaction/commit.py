@@ -1,61 +1,45 @@
-"""From a change set to a new snapshot, and the only compare-and-swap loop of the engine.
+"""From a change set to a new snapshot, whose files are written but which nothing refers to yet; and rebasing.
 
-A commit writes manifests, then the snapshot and its transaction log, and last swaps ``repo``. Until the swap nothing
-that exists is touched; after it everything is there. What a failed commit leaves behind are unreferenced files, which
-garbage collection removes.
+A commit writes manifests, then the snapshot and its transaction log, and last swaps ``repo``, or in spec 1 the
+branch's file (:mod:`.publishing`). Until the swap nothing that exists is touched; after it everything is there. What a
+failed commit leaves behind are unreferenced files, which garbage collection removes.
 
 Requests of a commit that changed ``a`` arrays into ``m`` manifests: one GET a stale manifest that is not cached, ``m``
-PUTs, 2 PUTs (snapshot, log), and 1 GET + 1 COPY + 1 conditional PUT of ``repo``; a lost swap repeats the last three.
+PUTs, 2 PUTs (snapshot, log), and 1 GET + 1 COPY + 1 conditional PUT of ``repo`` (spec 1: GET, HEAD, conditional PUT);
+a lost swap repeats the last three.
 """
 
 from __future__ import annotations
 
-import logging
-import random
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
 
-from icechunk_engine._observe import request
 from icechunk_engine._sync import map_heavy, start_heavy
 from icechunk_engine.assets import AssetManager, WrittenManifest
 from icechunk_engine.chunk_refs import DELETED, ChunkRefs, concat
 from icechunk_engine.config import ResolvedConfig
-from icechunk_engine.errors import (
-    ConflictError,
-    ErrorKind,
-    RebaseFailedError,
-    SessionStateError,
-    VersionMismatchError,
-)
+from icechunk_engine.errors import ErrorKind, RebaseFailedError, SessionStateError
 from icechunk_engine.format import layout
 from icechunk_engine.format.locations import LocationCompression
 from icechunk_engine.format.manifest import Manifest, encode_manifest
 from icechunk_engine.format.nodes import ManifestRef, Node
-from icechunk_engine.format.repo_info import RepoInfo, SnapshotInfo, encode_repo_info
+from icechunk_engine.format.repo_info import SnapshotInfo
 from icechunk_engine.format.snapshot import ManifestFiles, Snapshot, encode_snapshot
 from icechunk_engine.format.transaction_log import TransactionLog, encode_transaction_log
-from icechunk_engine.ids import INITIAL_SNAPSHOT_ID, ManifestId, NodeId, ObjectId, SnapshotId
+from icechunk_engine.ids import INITIAL_SNAPSHOT_ID, ManifestId, NodeId, SnapshotId
 from icechunk_engine.transaction.change_set import ChangeSet
 from icechunk_engine.transaction.chunks import extents_array, stored_refs
 from icechunk_engine.transaction.conflicts import Conflict, ConflictSolver, detect, rebased
+from icechunk_engine.transaction.publishing import references
 from icechunk_engine.transaction.splitting import cut, overlapping, split_rule, stale_manifests
-from icechunk_engine.transaction.updates import Update, advance, branch_tip, snapshot_row
-
-_LOG = logging.getLogger(__name__)
-
-IMMEDIATE_RETRIES = 5
+from icechunk_engine.transaction.swapping import now_us
 
 _HEAVY_NUM_REFS = 4096
 """References from which a manifest is encoded on another thread (some milliseconds of work)."""
-
-
-def now_us() -> int:
-    """Wall clock in Unix microseconds."""
-    return time.time_ns() // 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,20 +120,22 @@ def write_snapshot(
     memo
         What earlier tries of this commit wrote; manifests whose inputs are the same are not written again.
     """
-    snapshot_id, level = SnapshotId.random(), assets.config.compression_level
+    snapshot_id, level, spec_version = SnapshotId.random(), assets.config.compression_level, assets.spec_version
     log = transaction_log(snapshot_id, changes)
-    log_file = start_heavy(lambda: encode_transaction_log(log, level=level), log.num_chunks >= _HEAVY_NUM_REFS)
+    log_file = start_heavy(
+        lambda: encode_transaction_log(log, level=level, spec_version=spec_version), log.num_chunks >= _HEAVY_NUM_REFS
+    )
     nodes, written = _write_manifests(assets, base, changes, {} if memo is None else memo)
     table = base.nodes.replace(_gone_rows(base, changes, nodes), nodes)
     snapshot = Snapshot(
         snapshot_id=snapshot_id,
-        parent_id=None,
+        parent_id=base.snapshot_id if spec_version == 1 else None,
         flushed_at_us=max(now_us(), base.flushed_at_us + 1),  # strictly later than the parent, whatever the clock says
         message=message,
         metadata=dict(metadata),
         manifest_files=_manifest_files(base.manifest_files, written, table.used_manifest_ids()),
         nodes=table,
-        spec_version=2,
+        spec_version=spec_version,
     )
     assets.write(
         {
@@ -241,6 +227,7 @@ def _encode_piece(
         manifest,
         level=assets.config.compression_level,
         location_compression=_location_compression(assets.config),
+        spec_version=assets.spec_version,
     )
     assets.remember_manifest(manifest)
     extents = piece.extents().tolist() if piece.ndim else []
@@ -311,23 +298,20 @@ def rebase_changes(
     RebaseFailedError
         Naming the commit and the conflicts that the solver could not settle.
     """
-    info, _ = assets.repo_info()
-    tip = branch_tip(info, branch)
+    refs = references(assets)
+    tip = refs.branch_tip(branch)
     if tip == base_id:
         return base_id, changes
-    rows = info.snapshots.ancestry_rows(snapshot_row(info, tip)).tolist()
-    base_row = info.snapshots.find(base_id)
-    missed = rows[: rows.index(base_row)] if base_row in rows else rows
+    missed = list(takewhile(lambda info: info.id != base_id, refs.ancestry(tip)))
     base_nodes = assets.snapshot(base_id).nodes
-    for row in reversed(missed):
-        theirs = info.snapshots.info(row)
+    for theirs in reversed(missed):
         tree = assets.snapshot(theirs.id).nodes
         found: list[Conflict] = []
         for log_id in (*theirs.pruned, theirs.id):
             log = assets.transaction_log(log_id)
             if log is None:
                 if log_id == INITIAL_SNAPSHOT_ID:
-                    continue  # migrated repositories have no log of the first snapshot, which changed nothing
+                    continue  # in spec 1 there is none of the first snapshot, which changed nothing
                 raise SessionStateError(
                     f"cannot rebase over snapshot {theirs.id}: its transaction log {log_id} is gone (expired and "
                     f"collected). Redo the change in a new session",
@@ -347,57 +331,3 @@ def _rebase_failure(theirs: SnapshotInfo, conflicts: Sequence[Conflict]) -> str:
         + "; ".join(map(str, conflicts))
         + ". The session is unchanged: choose another solver, or redo the change in a new session"
     )
-
-
-# --- publishing --------------------------------------------------------------------------------------------------
-
-
-def publish(assets: AssetManager, update: Update) -> RepoInfo:
-    """Apply one update to the present repo info and swap it in; retried while others win the swap.
-
-    Every try starts from the object as it then is, so preconditions (the branch's tip, a free name) are checked anew.
-
-    Raises
-    ------
-    IcechunkError
-        The update's own precondition failed; nothing was changed.
-    ConflictError
-        ``update-attempts-exhausted``.
-    """
-    storage, config = assets.storage, assets.config
-    storage.flush()
-    for attempt in range(config.repo_update_max_tries):
-        info, version = assets.repo_info()
-        time_us = now_us()
-        backup = layout.backup_name(time_us // 1000, str(ObjectId.random()))
-        changed = advance(
-            info,
-            update,
-            now_us=time_us,
-            backup_name=backup,
-            max_updates=config.num_updates_per_repo_info_file,
-        )
-        data = encode_repo_info(changed, level=config.compression_level)
-        storage.copy(layout.REPO, layout.overwritten_key(backup))
-        try:
-            with request(_LOG, "replace", layout.REPO):
-                version = storage.replace(layout.REPO, data, version)
-        except VersionMismatchError:
-            storage.delete([layout.overwritten_key(backup)])
-            time.sleep(_backoff_s(attempt, config.repo_update_initial_backoff_ms, config.repo_update_max_backoff_ms))
-            continue
-        assets.remember_repo_info(changed, version)
-        return changed
-    raise ConflictError(
-        message=f"the repository was changed by others during each of {config.repo_update_max_tries} tries. Try "
-        f"again, or raise RepositoryConfig.repo_update_retries",
-        kind=ErrorKind.UPDATE_ATTEMPTS_EXHAUSTED,
-    )
-
-
-def _backoff_s(attempt: int, initial_ms: int, maximum_ms: int) -> float:
-    """Nothing for the first retries, then exponential with jitter."""
-    if attempt < IMMEDIATE_RETRIES:
-        return 0.0
-    ceiling_ms = min(maximum_ms, initial_ms * 2 ** min(attempt - IMMEDIATE_RETRIES, 20))
-    return random.uniform(ceiling_ms / 2, ceiling_ms) / 1000

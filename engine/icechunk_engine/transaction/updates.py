@@ -7,6 +7,7 @@ the name under which the present ``repo`` object is being kept.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import singledispatch
 from typing import Any
@@ -174,8 +175,7 @@ def branch_tip(info: RepoInfo, name: str) -> SnapshotId:
     try:
         return info.branches[name]
     except KeyError:
-        kind = ErrorKind.BRANCH_NOT_FOUND if name == MAIN else ErrorKind.REF_NOT_FOUND
-        raise RefNotFoundError(f"no branch {name!r}; there are {_listed(info.branches)}", kind) from None
+        raise unknown_branch(name, info.branches) from None
 
 
 def tag_target(info: RepoInfo, name: str) -> SnapshotId:
@@ -183,8 +183,24 @@ def tag_target(info: RepoInfo, name: str) -> SnapshotId:
     try:
         return info.tags[name]
     except KeyError:
-        gone = " (it was deleted)" if name in info.deleted_tags else ""
-        raise RefNotFoundError(f"no tag {name!r}{gone}; there are {_listed(info.tags)}") from None
+        raise unknown_tag(name, info.tags, was_deleted=name in info.deleted_tags) from None
+
+
+def next_tip(update: AddCommit | ResetBranch, tip: SnapshotId) -> SnapshotId:
+    """Where a branch that is at ``tip`` goes. Raises ConflictError when the update expected it elsewhere."""
+    if isinstance(update, AddCommit):
+        parent = update.snapshot.parent_id
+        if tip != parent:
+            raise ConflictError(str(parent), str(tip))
+        return update.snapshot.id
+    if update.expected is not None and tip != update.expected:
+        raise ConflictError(
+            str(update.expected),
+            str(tip),
+            f"branch {update.name!r} is at {tip}, not at {update.expected}. Look at repo.ancestry and reset again",
+            ErrorKind.BRANCH_UPDATE_CONFLICT,
+        )
+    return update.snapshot_id
 
 
 def snapshot_row(info: RepoInfo, snapshot_id: SnapshotId) -> int:
@@ -197,7 +213,45 @@ def snapshot_row(info: RepoInfo, snapshot_id: SnapshotId) -> int:
     return row
 
 
-def _listed(names: dict[str, SnapshotId]) -> str:
+def unknown_branch(name: str, known: Collection[str]) -> RefNotFoundError:
+    """The error for a branch that is not there."""
+    kind = ErrorKind.BRANCH_NOT_FOUND if name == MAIN else ErrorKind.REF_NOT_FOUND
+    return RefNotFoundError(f"no branch {name!r}; there are {_listed(known)}", kind)
+
+
+def unknown_tag(name: str, known: Collection[str], *, was_deleted: bool) -> RefNotFoundError:
+    """The error for a tag that is not there."""
+    gone = " (it was deleted)" if was_deleted else ""
+    return RefNotFoundError(f"no tag {name!r}{gone}; there are {_listed(known)}")
+
+
+def branch_taken(name: str) -> AlreadyExistsError:
+    """The error for a branch that is there already."""
+    return AlreadyExistsError(
+        f"branch {name!r} exists already; move it with repo.reset_branch, or choose another name",
+        ErrorKind.BRANCH_ALREADY_EXISTS,
+    )
+
+
+def tag_taken(name: str, *, was_deleted: bool) -> AlreadyExistsError:
+    """The error for a tag whose name is in use, or was."""
+    if was_deleted:
+        return AlreadyExistsError(
+            f"tag {name!r} was deleted and its name cannot be used again; choose another",
+            ErrorKind.TAG_PREVIOUSLY_DELETED,
+        )
+    return AlreadyExistsError(
+        f"tag {name!r} exists already and tags never move; choose another name", ErrorKind.TAG_ALREADY_EXISTS
+    )
+
+
+def require_deletable(branch: str) -> None:
+    """Raise SessionStateError (``cannot-delete-main``) for the branch that every repository has."""
+    if branch == MAIN:
+        raise SessionStateError("branch 'main' cannot be deleted; reset it instead", ErrorKind.CANNOT_DELETE_MAIN)
+
+
+def _listed(names: Collection[str]) -> str:
     shown = ", ".join(repr(name) for name in sorted(names)[:10])
     return (shown + (", …" if len(names) > 10 else "")) or "none"
 
@@ -211,10 +265,7 @@ def apply(update: Any, info: RepoInfo, at_us: int) -> tuple[RepoInfo, UpdateReco
 @apply.register
 def _(update: CreateBranch, info: RepoInfo, at_us: int) -> tuple[RepoInfo, UpdateRecord]:
     if update.name in info.branches:
-        raise AlreadyExistsError(
-            f"branch {update.name!r} exists already; move it with repo.reset_branch, or choose another name",
-            ErrorKind.BRANCH_ALREADY_EXISTS,
-        )
+        raise branch_taken(update.name)
     snapshot_row(info, update.snapshot_id)
     changed = replace(info, branches={**info.branches, update.name: update.snapshot_id})
     return changed, UpdateRecord(kind=UpdateKind.BRANCH_CREATED, updated_at_us=at_us, name=update.name)
@@ -223,22 +274,15 @@ def _(update: CreateBranch, info: RepoInfo, at_us: int) -> tuple[RepoInfo, Updat
 @apply.register
 def _(update: ResetBranch, info: RepoInfo, at_us: int) -> tuple[RepoInfo, UpdateRecord]:
     tip = branch_tip(info, update.name)
-    if update.expected is not None and tip != update.expected:
-        raise ConflictError(
-            str(update.expected),
-            str(tip),
-            f"branch {update.name!r} is at {tip}, not at {update.expected}. Look at repo.ancestry and reset again",
-            ErrorKind.BRANCH_UPDATE_CONFLICT,
-        )
-    snapshot_row(info, update.snapshot_id)
-    changed = replace(info, branches={**info.branches, update.name: update.snapshot_id})
+    target = next_tip(update, tip)
+    snapshot_row(info, target)
+    changed = replace(info, branches={**info.branches, update.name: target})
     return changed, UpdateRecord(kind=UpdateKind.BRANCH_RESET, updated_at_us=at_us, name=update.name, previous_id=tip)
 
 
 @apply.register
 def _(update: DeleteBranch, info: RepoInfo, at_us: int) -> tuple[RepoInfo, UpdateRecord]:
-    if update.name == MAIN:
-        raise SessionStateError("branch 'main' cannot be deleted; reset it instead", ErrorKind.CANNOT_DELETE_MAIN)
+    require_deletable(update.name)
     tip = branch_tip(info, update.name)
     branches = {name: target for name, target in info.branches.items() if name != update.name}
     return replace(info, branches=branches), UpdateRecord(
@@ -249,16 +293,9 @@ def _(update: DeleteBranch, info: RepoInfo, at_us: int) -> tuple[RepoInfo, Updat
 @apply.register
 def _(update: CreateTag, info: RepoInfo, at_us: int) -> tuple[RepoInfo, UpdateRecord]:
     _require_flag(info, FLAG_CREATE_TAG, "create_tag")
-    if update.name in info.deleted_tags:
-        raise AlreadyExistsError(
-            f"tag {update.name!r} was deleted and its name cannot be used again; choose another",
-            ErrorKind.TAG_PREVIOUSLY_DELETED,
-        )
-    if update.name in info.tags:
-        raise AlreadyExistsError(
-            f"tag {update.name!r} exists already and tags never move; choose another name",
-            ErrorKind.TAG_ALREADY_EXISTS,
-        )
+    was_deleted = update.name in info.deleted_tags
+    if was_deleted or update.name in info.tags:
+        raise tag_taken(update.name, was_deleted=was_deleted)
     snapshot_row(info, update.snapshot_id)
     changed = replace(info, tags={**info.tags, update.name: update.snapshot_id})
     return changed, UpdateRecord(kind=UpdateKind.TAG_CREATED, updated_at_us=at_us, name=update.name)
@@ -280,14 +317,9 @@ def _(update: DeleteTag, info: RepoInfo, at_us: int) -> tuple[RepoInfo, UpdateRe
 
 @apply.register
 def _(update: AddCommit, info: RepoInfo, at_us: int) -> tuple[RepoInfo, UpdateRecord]:
-    tip = branch_tip(info, update.branch)
-    parent = update.snapshot.parent_id
-    if tip != parent:
-        raise ConflictError(str(parent), str(tip))
+    tip = next_tip(update, branch_tip(info, update.branch))
     changed = replace(
-        info,
-        snapshots=info.snapshots.insert(update.snapshot),
-        branches={**info.branches, update.branch: update.snapshot.id},
+        info, snapshots=info.snapshots.insert(update.snapshot), branches={**info.branches, update.branch: tip}
     )
     return changed, UpdateRecord(
         kind=UpdateKind.NEW_COMMIT, updated_at_us=at_us, name=update.branch, new_id=update.snapshot.id

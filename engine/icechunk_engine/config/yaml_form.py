@@ -1,0 +1,99 @@
+"""Spec 1 keeps the persisted form of a configuration in ``config.yaml``.
+
+A choice that carries something (persisted as a map of one entry, ``{"s3": {…}}``) is a YAML tag there: ``!s3 {…}``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from icechunk_engine.errors import ErrorKind, FormatError
+
+_STORES = frozenset({"s3", "s3_compatible", "tigris", "gcs", "azure", "http", "local_file_system"})
+_CHOICES = _STORES | {
+    *("and", "or", "path_matches", "name_matches", "num_refs"),
+    *("Included", "Excluded", "Axis", "DimensionName"),
+}
+_STR, _INT, _BOOL, _NULL, _SEQ, _MAP = (
+    f"tag:yaml.org,2002:{name}" for name in ("str", "int", "bool", "null", "seq", "map")
+)
+
+
+class _Dumper(yaml.SafeDumper):
+    def choose_scalar_style(self) -> str:
+        event: Any = self.event
+        if event.tag is not None and event.tag.startswith("!") and event.value.isdecimal():
+            return ""  # `!Axis '1'` would be text for official
+        return super().choose_scalar_style()
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain scalars mean what they mean in YAML 1.2: ``no`` and ``12:30`` are text."""
+
+
+_Loader.yaml_implicit_resolvers = {}
+_Loader.add_implicit_resolver(_NULL, re.compile(r"^(~|null|Null|NULL|)$"), ["~", "n", "N", ""])
+_Loader.add_implicit_resolver(_BOOL, re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver(_INT, re.compile(r"^[-+]?(0|[1-9][0-9]*)$"), list("-+0123456789"))
+
+
+def to_yaml(plain: Any) -> bytes:
+    """The file that holds the persisted form of a configuration."""
+    return bytes(yaml.serialize(_node(plain), Dumper=_Dumper, encoding="utf-8", allow_unicode=True, width=2**30))
+
+
+def _node(value: Any, tag: str | None = None, *, has_choices: bool = True) -> yaml.Node:
+    if isinstance(value, Mapping):
+        if has_choices and tag is None and len(value) == 1:
+            (choice, inner), *_ = value.items()
+            if choice in _CHOICES:
+                # The options of a store are the user's own names; none of them is a choice.
+                return _node(inner, f"!{choice}", has_choices=choice not in _STORES)
+        pairs = [(_node(key), _node(entry, has_choices=has_choices)) for key, entry in value.items()]
+        return yaml.MappingNode(tag or _MAP, pairs, flow_style=not pairs)
+    if isinstance(value, list | tuple):
+        items = [_node(item, has_choices=has_choices) for item in value]
+        return yaml.SequenceNode(tag or _SEQ, items, flow_style=not items)
+    if value is None:
+        return yaml.ScalarNode(tag or _NULL, "null")
+    if isinstance(value, bool):
+        return yaml.ScalarNode(tag or _BOOL, "true" if value else "false")
+    return yaml.ScalarNode(tag or (_INT if isinstance(value, int) else _STR), str(value))
+
+
+def from_yaml(data: bytes) -> dict[str, Any]:
+    """Inverse of :func:`to_yaml`. Raises FormatError (``config-deserialization``)."""
+    try:
+        plain = yaml.load(data, Loader=_Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise _damaged(str(error)) from None
+    if plain is None:
+        return {}
+    if not isinstance(plain, dict):
+        raise _damaged("it is no map")
+    return plain
+
+
+def _choice(loader: _Loader, name: str, node: yaml.Node) -> dict[str, Any]:
+    if isinstance(node, yaml.MappingNode):
+        return {name: loader.construct_mapping(node, deep=True)}
+    if isinstance(node, yaml.SequenceNode):
+        return {name: loader.construct_sequence(node, deep=True)}
+    # Untagged, a plain scalar would be a number where it looks like one; a quoted one is text.
+    assert isinstance(node, yaml.ScalarNode)
+    tag = loader.resolve(yaml.ScalarNode, node.value, (node.style is None, True))  # type: ignore[no-untyped-call]
+    return {name: loader.construct_object(yaml.ScalarNode(tag, node.value))}
+
+
+_Loader.add_multi_constructor("!", _choice)
+
+
+def _damaged(problem: str) -> FormatError:
+    return FormatError(
+        f"config.yaml cannot be read: {problem}. Correct it, or restore it from a copy under overwritten/",
+        ErrorKind.CONFIG_DESERIALIZATION,
+    )

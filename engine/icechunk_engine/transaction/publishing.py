@@ -1,0 +1,27 @@
+"""Looking at refs and history, and changing them, in a repository of either spec version."""
+
+from __future__ import annotations
+
+from icechunk_engine.assets import AssetManager
+from icechunk_engine.transaction.ref_files import RefFileReferences, update_ref_files
+from icechunk_engine.transaction.references import References
+from icechunk_engine.transaction.repo_file import RepoFileReferences, update_repo_file
+from icechunk_engine.transaction.updates import Update
+
+
+def references(assets: AssetManager) -> References:
+    """The refs and history of a repository as they are now."""
+    return RefFileReferences(assets) if assets.spec_version == 1 else RepoFileReferences(assets.repo_info()[0])
+
+
+def publish(assets: AssetManager, update: Update) -> None:
+    """Make one update, all or nothing; tried again while others are faster.
+
+    Raises
+    ------
+    IcechunkError
+        The update's own precondition failed; nothing was changed.
+    ConflictError
+        ``update-attempts-exhausted``.
+    """
+    (update_ref_files if assets.spec_version == 1 else update_repo_file)(assets, update)

@@ -1,0 +1,250 @@
+"""Spec 1: each branch and tag is a small file of its own, and each snapshot file names its parent.
+
+A branch moves by compare-and-swap of its file. A tag's file is created once and stays; a tombstone beside it says that
+the tag was deleted. Nothing else of an update is kept: there is no ops log.
+
+Requests: one for a branch, two for a tag, one listing for the names; one for each snapshot of a history that is not
+cached. An update takes two or three.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import singledispatch
+from typing import Any
+
+from icechunk_engine.assets import AssetManager
+from icechunk_engine.config.yaml_form import to_yaml
+from icechunk_engine.errors import (
+    ErrorKind,
+    FormatError,
+    InvalidInputError,
+    ObjectNotFoundError,
+    SessionStateError,
+    VersionMismatchError,
+)
+from icechunk_engine.format import layout, v1
+from icechunk_engine.format.repo_info import SnapshotInfo
+from icechunk_engine.ids import ObjectId, SnapshotId
+from icechunk_engine.storage.base import Storage, Version
+from icechunk_engine.transaction import updates
+from icechunk_engine.transaction.references import References, needs_spec_2
+from icechunk_engine.transaction.swapping import now_us, swap
+
+
+class RefFileReferences(References):
+    """Refs and history from their files, each read when asked for."""
+
+    def __init__(self, assets: AssetManager) -> None:
+        self._assets = assets
+
+    def _names(self) -> layout.RefFiles:
+        return list_refs(self._assets.storage)
+
+    def branches(self) -> set[str]:
+        return set(self._names().branches)
+
+    def tags(self) -> set[str]:
+        return set(self._names().tags)
+
+    def branch_tip(self, name: str) -> SnapshotId:
+        return _branch(self._assets.storage, name)[0]
+
+    def tag_target(self, name: str) -> SnapshotId:
+        storage = self._assets.storage
+        key = layout.tag_ref_key(_ref_name(name))
+        was_deleted = storage.info(layout.deleted_tag_key(name)) is not None
+        if not was_deleted:
+            try:
+                return v1.decode_ref(storage.get(key), key)
+            except ObjectNotFoundError:
+                _require_not_upgraded(storage)
+        raise updates.unknown_tag(name, self.tags(), was_deleted=was_deleted)
+
+    def snapshot(self, snapshot_id: SnapshotId) -> SnapshotInfo:
+        found = self._assets.snapshot(snapshot_id)
+        return SnapshotInfo(
+            id=found.snapshot_id,
+            parent_id=found.parent_id,
+            flushed_at_us=found.flushed_at_us,
+            message=found.message,
+            metadata=found.metadata,
+        )
+
+    def ancestry(self, snapshot_id: SnapshotId) -> Iterator[SnapshotInfo]:
+        return self._walk(self.snapshot(snapshot_id))
+
+    def _walk(self, info: SnapshotInfo) -> Iterator[SnapshotInfo]:
+        seen = {info.id}
+        yield info
+        while info.parent_id is not None:
+            info = self.snapshot(info.parent_id)
+            if info.id in seen:
+                raise FormatError(
+                    f"the parents of the snapshots form a circle through {info.id}. Restore that snapshot's file from "
+                    f"a copy of the repository"
+                )
+            seen.add(info.id)
+            yield info
+
+    def require_online(self) -> None:
+        """Spec 1 has no status: always online."""
+
+
+def list_refs(storage: Storage) -> layout.RefFiles:
+    """Names of all refs: one listing."""
+    return layout.RefFiles.of_keys(found.key for found in storage.list(layout.REFS))
+
+
+def _branch(storage: Storage, name: str) -> tuple[SnapshotId, Version]:
+    key = layout.branch_ref_key(_ref_name(name))
+    try:
+        data, version = storage.get_versioned(key)
+    except ObjectNotFoundError:
+        _require_not_upgraded(storage)
+        raise updates.unknown_branch(name, list_refs(storage).branches) from None
+    return v1.decode_ref(data, key), version
+
+
+def _ref_name(name: str) -> str:
+    if "/" in name or not _is_unicode(name):
+        raise InvalidInputError(
+            f"{name!r} is no branch or tag name in a repository of spec version 1: names are text without '/'",
+            ErrorKind.INVALID_REF_NAME,
+        )
+    return name
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _require_not_upgraded(storage: Storage) -> None:
+    """Raise SessionStateError when there is a ``repo``: what is written to ref files from then on would be lost."""
+    if storage.info(layout.REPO) is not None:
+        raise SessionStateError(
+            f"the repository at {storage.identity} was upgraded to spec version 2 after it was opened here. Open it "
+            f"anew with Repository.open(storage); edits that are not committed must be made again",
+            ErrorKind.INVALID_REPOSITORY_MIGRATION,
+        )
+
+
+# --- updates -----------------------------------------------------------------------------------------------------
+
+
+def update_ref_files(assets: AssetManager, update: updates.Update) -> None:
+    """Make one update.
+
+    Raises
+    ------
+    IcechunkError
+        The update's own precondition failed; nothing was changed.
+    ConflictError
+        ``update-attempts-exhausted``.
+    FormatError
+        ``unsupported-spec-version``: spec 1 has no such update.
+    SessionStateError
+        ``invalid-repository-migration``: the repository is of spec version 2 by now.
+    """
+    assets.storage.flush()
+    swap(assets.config, lambda: _apply(update, assets))
+
+
+@singledispatch
+def _apply(update: Any, assets: AssetManager) -> None:
+    raise needs_spec_2(f"cannot make the update {type(update).__name__}")
+
+
+@_apply.register
+def _(update: updates.CreateBranch, assets: AssetManager) -> None:
+    key = layout.branch_ref_key(_ref_name(update.name))
+    assets.snapshot(update.snapshot_id)  # raises unless it is there
+    _require_not_upgraded(assets.storage)
+    try:
+        assets.storage.create(key, v1.encode_ref(update.snapshot_id))
+    except VersionMismatchError:
+        raise updates.branch_taken(update.name) from None
+
+
+@_apply.register
+def _(update: updates.ResetBranch, assets: AssetManager) -> None:
+    assets.snapshot(update.snapshot_id)
+    _move_branch(update.name, update, assets.storage)
+
+
+@_apply.register
+def _(update: updates.AddCommit, assets: AssetManager) -> None:
+    _move_branch(update.branch, update, assets.storage)
+
+
+def _move_branch(name: str, update: updates.AddCommit | updates.ResetBranch, storage: Storage) -> None:
+    tip, version = _branch(storage, name)
+    if isinstance(update, updates.AddCommit) and tip == update.snapshot.id:
+        return  # an earlier attempt took effect and its answer was lost
+    target = updates.next_tip(update, tip)
+    _require_not_upgraded(storage)
+    storage.replace(layout.branch_ref_key(name), v1.encode_ref(target), version)
+
+
+@_apply.register
+def _(update: updates.DeleteBranch, assets: AssetManager) -> None:
+    updates.require_deletable(update.name)
+    _branch(assets.storage, update.name)
+    _require_not_upgraded(assets.storage)
+    assets.storage.delete([layout.branch_ref_key(update.name)])
+
+
+@_apply.register
+def _(update: updates.CreateTag, assets: AssetManager) -> None:
+    key = layout.tag_ref_key(_ref_name(update.name))
+    assets.snapshot(update.snapshot_id)
+    _require_not_upgraded(assets.storage)
+    was_deleted = assets.storage.info(layout.deleted_tag_key(update.name)) is not None
+    if not was_deleted:
+        try:
+            assets.storage.create(key, v1.encode_ref(update.snapshot_id))
+        except VersionMismatchError:
+            pass
+        else:
+            return
+    raise updates.tag_taken(update.name, was_deleted=was_deleted)
+
+
+@_apply.register
+def _(update: updates.DeleteTag, assets: AssetManager) -> None:
+    references = RefFileReferences(assets)
+    references.tag_target(update.name)
+    _require_not_upgraded(assets.storage)
+    try:
+        assets.storage.create(layout.deleted_tag_key(update.name), b"")
+    except VersionMismatchError:
+        raise updates.unknown_tag(update.name, references.tags(), was_deleted=True) from None
+
+
+@_apply.register
+def _(update: updates.AddDetachedSnapshot, assets: AssetManager) -> None:
+    """The snapshot's files are all there is to it."""
+    _require_not_upgraded(assets.storage)
+
+
+@_apply.register
+def _(update: updates.SetConfig, assets: AssetManager) -> None:
+    storage, data = assets.storage, to_yaml(update.config or {})
+    _require_not_upgraded(storage)
+    try:
+        _, version = storage.get_versioned(layout.CONFIG_YAML)
+    except ObjectNotFoundError:
+        storage.create(layout.CONFIG_YAML, data)
+        return
+    name = layout.backup_name(now_us() // 1000, str(ObjectId.random()), of=layout.CONFIG_YAML)
+    backup = layout.overwritten_key(name)
+    storage.copy(layout.CONFIG_YAML, backup)
+    try:
+        storage.replace(layout.CONFIG_YAML, data, version)
+    except VersionMismatchError:
+        storage.delete([backup])
+        raise

@@ -1,0 +1,102 @@
+"""Spec 2: all refs and the whole history are in one file, ``repo``, which each update swaps for another.
+
+Requests: one GET for a look at the refs and history; an update takes a GET, a COPY and a conditional PUT, again for
+each time that it loses against another.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+from icechunk_engine._observe import request
+from icechunk_engine.assets import AssetManager
+from icechunk_engine.columns import I64
+from icechunk_engine.errors import VersionMismatchError
+from icechunk_engine.format import layout
+from icechunk_engine.format.repo_info import RepoInfo, SnapshotInfo, encode_repo_info
+from icechunk_engine.history import SnapshotInfo as PublicSnapshotInfo
+from icechunk_engine.history import snapshot_infos
+from icechunk_engine.ids import ObjectId, SnapshotId
+from icechunk_engine.transaction import updates
+from icechunk_engine.transaction.references import References
+from icechunk_engine.transaction.swapping import now_us, swap
+
+_LOG = logging.getLogger(__name__)
+
+
+class RepoFileReferences(References):
+    """Refs and history as one version of ``repo`` has them."""
+
+    def __init__(self, info: RepoInfo) -> None:
+        self.info = info
+
+    def branches(self) -> set[str]:
+        return set(self.info.branches)
+
+    def tags(self) -> set[str]:
+        return set(self.info.tags)
+
+    def branch_tip(self, name: str) -> SnapshotId:
+        return updates.branch_tip(self.info, name)
+
+    def tag_target(self, name: str) -> SnapshotId:
+        return updates.tag_target(self.info, name)
+
+    def snapshot(self, snapshot_id: SnapshotId) -> SnapshotInfo:
+        return self.info.snapshots.info(updates.snapshot_row(self.info, snapshot_id))
+
+    def _rows(self, snapshot_id: SnapshotId) -> I64:
+        return self.info.snapshots.ancestry_rows(updates.snapshot_row(self.info, snapshot_id))
+
+    def ancestry(self, snapshot_id: SnapshotId) -> Iterator[SnapshotInfo]:
+        return map(self.info.snapshots.info, self._rows(snapshot_id).tolist())
+
+    def history(self, snapshot_id: SnapshotId) -> Iterator[PublicSnapshotInfo]:
+        return snapshot_infos(self.info.snapshots, self._rows(snapshot_id))
+
+    def newest_at(self, tip: SnapshotId, time_us: int) -> SnapshotId | None:
+        table, rows = self.info.snapshots, self._rows(tip)
+        early = rows[table.flushed_at[rows] <= time_us]
+        return table.id(int(early[0])) if len(early) else None
+
+    def require_online(self) -> None:
+        updates.require_online(self.info)
+
+
+def update_repo_file(assets: AssetManager, update: updates.Update) -> RepoInfo:
+    """Apply one update to the present repo info and swap it in; retried while others win the swap.
+
+    Raises
+    ------
+    IcechunkError
+        The update's own precondition failed; nothing was changed.
+    ConflictError
+        ``update-attempts-exhausted``.
+    """
+    storage, config = assets.storage, assets.config
+    storage.flush()
+
+    def attempt() -> RepoInfo:
+        info, version = assets.repo_info()
+        time_us = now_us()
+        backup = layout.backup_name(time_us // 1000, str(ObjectId.random()))
+        changed = updates.advance(
+            info,
+            update,
+            now_us=time_us,
+            backup_name=backup,
+            max_updates=config.num_updates_per_repo_info_file,
+        )
+        data = encode_repo_info(changed, level=config.compression_level)
+        storage.copy(layout.REPO, layout.overwritten_key(backup))
+        try:
+            with request(_LOG, "replace", layout.REPO):
+                version = storage.replace(layout.REPO, data, version)
+        except VersionMismatchError:
+            storage.delete([layout.overwritten_key(backup)])
+            raise
+        assets.remember_repo_info(changed, version)
+        return changed
+
+    return swap(config, attempt)

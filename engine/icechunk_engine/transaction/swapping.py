@@ -1,0 +1,48 @@
+"""The only compare-and-swap loop of the engine."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+
+from icechunk_engine.config import ResolvedConfig
+from icechunk_engine.errors import ConflictError, ErrorKind, VersionMismatchError
+
+IMMEDIATE_RETRIES = 5
+
+
+def now_us() -> int:
+    """Wall clock in Unix microseconds."""
+    return time.time_ns() // 1000
+
+
+def swap[R](config: ResolvedConfig, attempt: Callable[[], R]) -> R:
+    """What the first attempt returns that wins; attempts that lose raise VersionMismatchError.
+
+    An attempt reads the object, decides, and replaces the version that it read. So preconditions (the branch's tip, a
+    free name) are checked anew each time.
+
+    Raises
+    ------
+    ConflictError
+        ``update-attempts-exhausted``.
+    """
+    for number in range(config.repo_update_max_tries):
+        try:
+            return attempt()
+        except VersionMismatchError:
+            time.sleep(_backoff_s(number, config.repo_update_initial_backoff_ms, config.repo_update_max_backoff_ms))
+    raise ConflictError(
+        message=f"the repository was changed by others during each of {config.repo_update_max_tries} tries. Try "
+        f"again, or raise RepositoryConfig.repo_update_retries",
+        kind=ErrorKind.UPDATE_ATTEMPTS_EXHAUSTED,
+    )
+
+
+def _backoff_s(attempt: int, initial_ms: int, maximum_ms: int) -> float:
+    """Nothing for the first retries, then exponential with jitter."""
+    if attempt < IMMEDIATE_RETRIES:
+        return 0.0
+    ceiling_ms = min(maximum_ms, initial_ms * 2 ** min(attempt - IMMEDIATE_RETRIES, 20))
+    return random.uniform(ceiling_ms / 2, ceiling_ms) / 1000
