@@ -85,6 +85,7 @@ from icechunk_engine.errors import (
     StorageError,
 )
 from icechunk_engine.history import ManifestFileInfo, SnapshotInfo, Update, UpdateType
+from icechunk_engine.ops.migrate import upgrade_icechunk_repository
 from icechunk_engine.repository import Repository
 from icechunk_engine.session import ForkSession, Session, SessionMode
 from icechunk_engine.storage import Storage, in_memory_storage, local_filesystem_storage
@@ -208,6 +209,8 @@ __all__ = [
     "s3_static_credentials",
     "s3_store",
     "spec_version",
+    "supported_spec_versions",
+    "upgrade_icechunk_repository",
     "user_agent",
 ]
 
@@ -217,6 +220,11 @@ __version__ = "0.1.0"
 def spec_version() -> SpecVersion:
     """Newest version of the on-disk format that is written."""
     return SpecVersion.current()
+
+
+def supported_spec_versions() -> list[SpecVersion]:
+    """Versions of the on-disk format that are read and written, newest first."""
+    return sorted(SpecVersion, reverse=True)
 
 
 def user_agent() -> str:

@@ -87,17 +87,25 @@ class SnapshotTable:
     pruned_ids: U8
 
     @classmethod
-    def of_root(cls, info: SnapshotInfo) -> SnapshotTable:
-        """A table of one snapshot without parent."""
+    def of(cls, infos: Sequence[SnapshotInfo]) -> SnapshotTable:
+        """A table of distinct snapshots, whose parents must be among them."""
+        infos = sorted(infos, key=lambda info: info.id.raw)
+        rows = {info.id: row for row, info in enumerate(infos)}
+        parents = [NO_PARENT if info.parent_id is None else rows[info.parent_id] for info in infos]
         return cls(
-            ids=info.id.to_row().reshape(1, -1),
-            parents=np.array([NO_PARENT], np.int32),
-            flushed_at=np.array([info.flushed_at_us], np.uint64),
-            messages=BytesTable.of([encode_text(info.message, "the message")]),
-            metadata=MetadataColumns.of([info.metadata]),
-            pruned_starts=np.array([0, len(info.pruned)], np.int64),
-            pruned_ids=_id_rows(info.pruned),
+            ids=_id_rows([info.id for info in infos]),
+            parents=np.array(parents, np.int32),
+            flushed_at=np.array([info.flushed_at_us for info in infos], np.uint64),
+            messages=BytesTable.of([encode_text(info.message, "the message") for info in infos]),
+            metadata=MetadataColumns.of([info.metadata for info in infos]),
+            pruned_starts=starts_of(np.array([len(info.pruned) for info in infos], np.int64)),
+            pruned_ids=_id_rows([pruned_id for info in infos for pruned_id in info.pruned]),
         )
+
+    @classmethod
+    def of_root(cls, info: SnapshotInfo) -> SnapshotTable:
+        """A table of one snapshot, whose parent does not count."""
+        return cls.of([replace(info, parent_id=None)])
 
     def __len__(self) -> int:
         return len(self.parents)
