@@ -26,8 +26,8 @@ _STR, _INT, _BOOL, _NULL, _SEQ, _MAP = (
 class _Dumper(yaml.SafeDumper):
     def choose_scalar_style(self) -> str:
         event: Any = self.event
-        if event.tag is not None and event.tag.startswith("!") and event.value.isdecimal():
-            return ""  # `!Axis '1'` would be text for official
+        if event.tag is not None and event.tag.startswith("!") and event.style is None:
+            return ""  # a number: `!Axis '1'` would be text for official
         return super().choose_scalar_style()
 
 
@@ -46,14 +46,17 @@ def to_yaml(plain: Any) -> bytes:
     return bytes(yaml.serialize(_node(plain), Dumper=_Dumper, encoding="utf-8", allow_unicode=True, width=2**30))
 
 
-def _node(value: Any, tag: str | None = None, *, has_choices: bool = True) -> yaml.Node:
+def _node(value: Any, tag: str | None = None, *, has_choices: bool = True, free_keys: bool = False) -> yaml.Node:
     if isinstance(value, Mapping):
-        if has_choices and tag is None and len(value) == 1:
+        if has_choices and not free_keys and tag is None and len(value) == 1:
             (choice, inner), *_ = value.items()
             if choice in _CHOICES:
-                # The options of a store are the user's own names; none of them is a choice.
+                # The options of a store have names that the user chose: what looks like a choice there is none.
                 return _node(inner, f"!{choice}", has_choices=choice not in _STORES)
-        pairs = [(_node(key), _node(entry, has_choices=has_choices)) for key, entry in value.items()]
+        pairs = [
+            (_node(key), _node(entry, has_choices=has_choices, free_keys=key == "virtual_chunk_containers"))
+            for key, entry in value.items()
+        ]
         return yaml.MappingNode(tag or _MAP, pairs, flow_style=not pairs)
     if isinstance(value, list | tuple):
         items = [_node(item, has_choices=has_choices) for item in value]
@@ -62,7 +65,9 @@ def _node(value: Any, tag: str | None = None, *, has_choices: bool = True) -> ya
         return yaml.ScalarNode(tag or _NULL, "null")
     if isinstance(value, bool):
         return yaml.ScalarNode(tag or _BOOL, "true" if value else "false")
-    return yaml.ScalarNode(tag or (_INT if isinstance(value, int) else _STR), str(value))
+    if isinstance(value, int):
+        return yaml.ScalarNode(tag or _INT, str(value))
+    return yaml.ScalarNode(tag or _STR, value, style=None if tag is None else "'")
 
 
 def from_yaml(data: bytes) -> dict[str, Any]:

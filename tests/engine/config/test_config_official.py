@@ -18,6 +18,7 @@ from icechunk import _icechunk_python as official_native
 from icechunk_engine import config as ours
 from icechunk_engine import credentials as our_credentials
 from icechunk_engine import types as our_types
+from icechunk_engine.config.yaml_form import from_yaml, to_yaml
 from icechunk_engine.format.repo_info import decode_repo_info, encode_repo_info
 
 SETTINGS = [
@@ -281,6 +282,23 @@ def test_official_reads_what_we_store(example: Any, tmp_path: Any):
             official.local_filesystem_storage(str(tmp_path / "other")), config=example(OFFICIAL)
         ).config
     )
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_reads_config_yaml_of_official(example: Any, tmp_path: Any):
+    storage = official.local_filesystem_storage(str(tmp_path))
+    official.Repository.create(storage, config=example(OFFICIAL), spec_version=1)
+    read = ours.RepositoryConfig.from_dict(from_yaml((tmp_path / "config.yaml").read_bytes()))
+    stored = stored_by_official(example(OFFICIAL), str(tmp_path / "spec-2"))
+    assert read == ours.RepositoryConfig.from_dict(stored)
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_official_reads_our_config_yaml(example: Any, tmp_path: Any):
+    storage = official.local_filesystem_storage(str(tmp_path))
+    official.Repository.create(storage, spec_version=1)
+    (tmp_path / "config.yaml").write_bytes(to_yaml(example(ours).to_dict()))
+    assert official.Repository.fetch_config(storage) == example(OFFICIAL)
 
 
 # --- merging ---------------------------------------------------------------------------------------------------------
