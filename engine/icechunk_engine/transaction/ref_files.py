@@ -4,12 +4,13 @@ A branch moves by compare-and-swap of its file. A tag's file is created once and
 the tag was deleted. Nothing else of an update is kept: there is no ops log.
 
 Requests: one for a branch, two for a tag, one listing for the names; one for each snapshot of a history that is not
-cached. An update takes two or three.
+cached. An update takes three to five.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import singledispatch
 from typing import Any
 
@@ -161,31 +162,32 @@ def _apply(update: Any, assets: AssetManager) -> None:
 
 @_apply.register
 def _(update: updates.CreateBranch, assets: AssetManager) -> None:
-    key = layout.branch_ref_key(_ref_name(update.name))
-    assets.snapshot(update.snapshot_id)  # raises unless it is there
-    _require_not_upgraded(assets.storage)
-    try:
-        assets.storage.create(key, v1.encode_ref(update.snapshot_id))
-    except VersionMismatchError:
-        raise updates.branch_taken(update.name) from None
+    storage, key = assets.storage, layout.branch_ref_key(_ref_name(update.name))
+    if storage.info(key) is None:
+        assets.snapshot(update.snapshot_id)  # raises unless it is there
+        _require_not_upgraded(storage)
+        with suppress(VersionMismatchError):
+            storage.create(key, v1.encode_ref(update.snapshot_id))
+            return
+    raise updates.branch_taken(update.name)
 
 
 @_apply.register
 def _(update: updates.ResetBranch, assets: AssetManager) -> None:
-    assets.snapshot(update.snapshot_id)
-    _move_branch(update.name, update, assets.storage)
+    tip, version = _branch(assets.storage, update.name)
+    target = updates.next_tip(update, tip)
+    assets.snapshot(target)
+    _move_branch(update.name, target, version, assets.storage)
 
 
 @_apply.register
 def _(update: updates.AddCommit, assets: AssetManager) -> None:
-    _move_branch(update.branch, update, assets.storage)
+    tip, version = _branch(assets.storage, update.branch)
+    if tip != update.snapshot.id:  # else an earlier attempt took effect and its answer was lost
+        _move_branch(update.branch, updates.next_tip(update, tip), version, assets.storage)
 
 
-def _move_branch(name: str, update: updates.AddCommit | updates.ResetBranch, storage: Storage) -> None:
-    tip, version = _branch(storage, name)
-    if isinstance(update, updates.AddCommit) and tip == update.snapshot.id:
-        return  # an earlier attempt took effect and its answer was lost
-    target = updates.next_tip(update, tip)
+def _move_branch(name: str, target: SnapshotId, version: Version, storage: Storage) -> None:
     _require_not_upgraded(storage)
     storage.replace(layout.branch_ref_key(name), v1.encode_ref(target), version)
 
@@ -200,16 +202,13 @@ def _(update: updates.DeleteBranch, assets: AssetManager) -> None:
 
 @_apply.register
 def _(update: updates.CreateTag, assets: AssetManager) -> None:
-    key = layout.tag_ref_key(_ref_name(update.name))
-    assets.snapshot(update.snapshot_id)
-    _require_not_upgraded(assets.storage)
-    was_deleted = assets.storage.info(layout.deleted_tag_key(update.name)) is not None
-    if not was_deleted:
-        try:
-            assets.storage.create(key, v1.encode_ref(update.snapshot_id))
-        except VersionMismatchError:
-            pass
-        else:
+    storage, key = assets.storage, layout.tag_ref_key(_ref_name(update.name))
+    was_deleted = storage.info(layout.deleted_tag_key(update.name)) is not None
+    if not was_deleted and storage.info(key) is None:
+        assets.snapshot(update.snapshot_id)
+        _require_not_upgraded(storage)
+        with suppress(VersionMismatchError):
+            storage.create(key, v1.encode_ref(update.snapshot_id))
             return
     raise updates.tag_taken(update.name, was_deleted=was_deleted)
 

@@ -12,7 +12,7 @@ import zarr
 
 import icechunk_engine as ic
 from icechunk_engine import ErrorKind, Repository, credentials
-from icechunk_engine.format import header, layout
+from icechunk_engine.format import header
 
 
 @pytest.fixture
@@ -256,15 +256,3 @@ def test_writing_to_a_read_only_session(path: Path) -> None:
         assert isinstance(caught.value, ic.ReadOnlyError | ic.InvalidInputError)
     with pytest.raises(ic.ReadOnlyError):
         session.delete_node("/inline")
-
-
-def test_v1_repositories_are_named_as_such(tmp_path: Path) -> None:
-    storage = ic.local_filesystem_storage(tmp_path)
-    storage.put(layout.branch_ref_key("main"), b'{"snapshot":"1CECHNKREP0F1RSTCMT0"}')
-    with pytest.raises(ic.FormatError, match="version 1") as caught:
-        Repository.open(storage)
-    assert caught.value.kind == ErrorKind.UNSUPPORTED_SPEC_VERSION
-    with pytest.raises(ic.AlreadyExistsError):
-        Repository.create(storage, check_clean_root=False)
-    with pytest.raises(ic.IcechunkError):
-        Repository.create(ic.in_memory_storage(), spec_version=1)
