@@ -17,6 +17,7 @@ import xarray as xr
 import zarr
 
 import xarray_icechunk as xi
+from icechunk_engine import Repository, local_filesystem_storage
 from icechunk_engine.errors import RepositoryNotFoundError
 from xarray_icechunk.backend import IcechunkBackendEntrypoint
 
@@ -122,6 +123,18 @@ def test_empty_repository(repo: Any, location: str) -> None:
         assert "write to it first" in str(error)  # noqa: PT017
     else:
         assert not opened.variables
+
+
+def test_spec_1(tmp_path: Path) -> None:
+    location = tmp_path / "repo"
+    repo = Repository.create(local_filesystem_storage(location), spec_version=1)
+    for value in (1.0, 2.0):
+        session = repo.writable_session("main")
+        xi.to_icechunk(xr.Dataset({"a": ("x", np.full(4, value))}), session, mode="w")
+        repo.create_tag(f"v{value:.0f}", session.commit("write"))
+    assert IcechunkBackendEntrypoint().guess_can_open(location)
+    assert float(xr.open_dataset(location, engine="icechunk").a.sum()) == 8
+    assert float(xr.open_dataset(location, engine="icechunk", tag="v1", chunks={}).a.sum()) == 4
 
 
 def test_no_repository(tmp_path: Path) -> None:

@@ -129,12 +129,6 @@ def test_config_of_another_founder_is_not_replaced(storage: ic.Storage) -> None:
     class Racing(WrapperStorage):
         raced = False
 
-        def put(self, key: str, data: bytes | memoryview) -> None:
-            if not self.raced:
-                self.raced = True
-                Repository.create(self.inner, theirs, spec_version=1)
-            super().put(key, data)
-
         def create(self, key: str, data: bytes) -> Version:
             if not self.raced:
                 self.raced = True
