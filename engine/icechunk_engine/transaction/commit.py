@@ -11,9 +11,8 @@ a lost swap repeats the last three.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -296,18 +295,18 @@ def rebase_changes(
     Raises
     ------
     RebaseFailedError
-        Naming the commit and the conflicts that the solver could not settle.
+        Naming the commit and the conflicts that the solver could not settle; or the branch was reset to another line.
     """
     refs = references(assets)
     tip = refs.branch_tip(branch)
     if tip == base_id:
         return base_id, changes
-    missed = list(takewhile(lambda info: info.id != base_id, refs.ancestry(tip)))
+    missed = _commits_since(base_id, refs.ancestry(tip), branch)
     base_nodes = assets.snapshot(base_id).nodes
-    for theirs in reversed(missed):
+    for theirs, log_ids in missed:
         tree = assets.snapshot(theirs.id).nodes
         found: list[Conflict] = []
-        for log_id in (*theirs.pruned, theirs.id):
+        for log_id in log_ids:
             log = assets.transaction_log(log_id)
             if log is None:
                 if log_id == INITIAL_SNAPSHOT_ID:
@@ -323,6 +322,28 @@ def rebase_changes(
             raise RebaseFailedError(str(theirs.id), unsettled, _rebase_failure(theirs, unsettled))
         changes, base_nodes = rebased(changes, found, solver, tree), tree
     return tip, changes
+
+
+def _commits_since(
+    base_id: SnapshotId, line: Iterable[SnapshotInfo], branch: str
+) -> list[tuple[SnapshotInfo, Sequence[SnapshotId]]]:
+    """Commits of a line, newest first, that came after the base: oldest first, with the logs of what they changed."""
+    missed: list[tuple[SnapshotInfo, Sequence[SnapshotId]]] = []
+    for info in line:
+        if info.id == base_id:
+            return missed[::-1]
+        log_ids = (*info.pruned, info.id)
+        if base_id in info.pruned:  # the base has expired
+            missed.append((info, log_ids[log_ids.index(base_id) + 1 :]))
+            return missed[::-1]
+        missed.append((info, log_ids))
+    raise RebaseFailedError(
+        str(missed[0][0].id),
+        [],
+        f"cannot rebase: branch {branch!r} no longer holds snapshot {base_id}, on which this session is "
+        f"based: the branch was reset, or the snapshot has expired. The session is unchanged; redo the change in a new "
+        f"session",
+    )
 
 
 def _rebase_failure(theirs: SnapshotInfo, conflicts: Sequence[Conflict]) -> str:

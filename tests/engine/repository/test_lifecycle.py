@@ -108,6 +108,24 @@ def test_branches(repo: Repository) -> None:
         repo.create_branch("other", "not an id")
 
 
+def test_no_rebase_onto_another_line(repo: Repository) -> None:
+    write(repo, 1)
+    base = write(repo, 2)
+    session = repo.writable_session("main")
+    zarr.open_array(session.store, path="a", mode="r+")[:] = 3
+    repo.reset_branch("main", "1CECHNKREP0F1RSTCMT0")
+    for attempt in (
+        lambda: session.rebase(ic.ConflictDetector()),
+        lambda: session.commit("rebased", rebase_with=ic.BasicConflictSolver()),
+    ):
+        with pytest.raises(ic.RebaseFailedError, match="was reset"):
+            attempt()
+    assert session.has_uncommitted_changes
+    repo.reset_branch("main", base)
+    session.commit("as if nothing had happened")
+    assert read(repo.readonly_session("main")) == [3] * 10
+
+
 def test_tags(repo: Repository) -> None:
     first = write(repo, 1)
     repo.create_tag("v1", first)

@@ -164,7 +164,7 @@ def test_parents_in_a_circle(storage: ic.Storage) -> None:
 # --- refs ----------------------------------------------------------------------------------------------------------
 
 
-@given(name=st.text(max_size=8).filter(lambda name: "/" not in name))
+@given(name=st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), max_size=8))
 def test_any_name(name: str) -> None:
     repo = Repository.create(ic.in_memory_storage(), spec_version=1)
     if name != "main":
@@ -178,7 +178,7 @@ def test_any_name(name: str) -> None:
     assert all(found.key.isascii() for found in repo.storage.list())
 
 
-@pytest.mark.parametrize("name", ["a/b", "/", "\ud800"])
+@pytest.mark.parametrize("name", ["a/b", "/", "\ud800", "\0"])
 def test_bad_names(repo: Repository, name: str) -> None:
     for attempt in (repo.create_branch, repo.create_tag):
         with pytest.raises(ic.InvalidInputError) as caught:
@@ -193,7 +193,8 @@ def test_foreign_files_among_the_refs(repo: Repository) -> None:
     assert repo.list_tags() == set()
 
 
-NAMES = st.sampled_from(["main", "dev", "é~", "x"])
+REF_NAMES = ["main", "dev", "é~"]
+NAMES = st.sampled_from(REF_NAMES)
 MARKS = st.integers(0, 8)
 
 
@@ -247,11 +248,6 @@ class TwinMachine(RuleBasedStateMachine):
     def delete_tag(self, name: str) -> None:
         self.both(lambda repo, at, side: repo.delete_tag(name))
 
-    @rule(name=NAMES)
-    def lookups(self, name: str) -> None:
-        self.both(lambda repo, at, side: repo.lookup_branch(name))
-        self.both(lambda repo, at, side: repo.lookup_tag(name))
-
     @rule(name=NAMES, at_time=st.booleans())
     def read(self, name: str, at_time: bool) -> None:
         as_of = datetime(2020, 1, 1, tzinfo=UTC) if at_time else None
@@ -294,6 +290,9 @@ class TwinMachine(RuleBasedStateMachine):
     @invariant()
     def same_refs_and_history(self) -> None:
         one, two = self.repos
+        for name in REF_NAMES:
+            self.both(lambda repo, at, side, name=name: repo.lookup_branch(name))  # type: ignore[misc]
+            self.both(lambda repo, at, side, name=name: repo.lookup_tag(name))  # type: ignore[misc]
         assert one.list_tags() == two.list_tags()
         assert one.list_branches() == two.list_branches()
         for branch in one.list_branches():
