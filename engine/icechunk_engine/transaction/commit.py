@@ -340,9 +340,8 @@ def _commits_since(
     raise RebaseFailedError(
         str(missed[0][0].id),
         [],
-        f"cannot rebase: branch {branch!r} no longer holds snapshot {base_id}, on which this session is "
-        f"based: the branch was reset, or the snapshot has expired. The session is unchanged; redo the change in a new "
-        f"session",
+        f"cannot rebase: branch {branch!r} no longer holds snapshot {base_id}, on which this session is based; the "
+        f"branch was reset, or the snapshot has expired. The session is unchanged: redo the change in a new session",
     )
 
 

@@ -40,7 +40,10 @@ class RefFileReferences(References):
         self._assets = assets
 
     def _names(self) -> layout.RefFiles:
-        return list_refs(self._assets.storage)
+        names = list_refs(self._assets.storage)
+        if updates.MAIN not in names.branches:
+            _require_not_upgraded(self._assets.storage)
+        return names
 
     def branches(self) -> set[str]:
         return set(self._names().branches)

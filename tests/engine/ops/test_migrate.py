@@ -157,6 +157,8 @@ def test_who_opened_it_before_cannot_write_any_more(storage: ic.Storage) -> None
             lambda stale=stale: stale.delete_tag("t"),  # type: ignore[misc]
             lambda stale=stale: stale.save_config(),  # type: ignore[misc]
         ]
+        if delete:
+            attempts += [stale.list_branches, stale.list_tags]
         for attempt in attempts:
             with pytest.raises(ic.SessionStateError, match=r"Repository\.open") as caught:
                 attempt()
