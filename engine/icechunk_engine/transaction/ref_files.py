@@ -9,11 +9,13 @@ cached. An update takes three to five.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import singledispatch
 from typing import Any
 
+from icechunk_engine._observe import request
 from icechunk_engine.assets import AssetManager
 from icechunk_engine.config.yaml_form import to_yaml
 from icechunk_engine.errors import (
@@ -31,6 +33,8 @@ from icechunk_engine.storage.base import Storage, Version
 from icechunk_engine.transaction import updates
 from icechunk_engine.transaction.references import References, needs_spec_2
 from icechunk_engine.transaction.swapping import now_us, swap
+
+_LOG = logging.getLogger(__name__)
 
 
 class RefFileReferences(References):
@@ -103,7 +107,8 @@ def list_refs(storage: Storage) -> layout.RefFiles:
 def _branch(storage: Storage, name: str) -> tuple[SnapshotId, Version]:
     key = layout.branch_ref_key(_ref_name(name))
     try:
-        data, version = storage.get_versioned(key)
+        with request(_LOG, "get", key):
+            data, version = storage.get_versioned(key)
     except ObjectNotFoundError:
         _require_not_upgraded(storage)
         raise updates.unknown_branch(name, list_refs(storage).branches) from None
@@ -192,7 +197,9 @@ def _(update: updates.AddCommit, assets: AssetManager) -> None:
 
 def _move_branch(name: str, target: SnapshotId, version: Version, storage: Storage) -> None:
     _require_not_upgraded(storage)
-    storage.replace(layout.branch_ref_key(name), v1.encode_ref(target), version)
+    key = layout.branch_ref_key(name)
+    with request(_LOG, "replace", key):
+        storage.replace(key, v1.encode_ref(target), version)
 
 
 @_apply.register
