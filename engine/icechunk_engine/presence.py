@@ -1,4 +1,4 @@
-"""Whether there is a repository at a place, of which spec version; and founding one."""
+"""Whether there is a repository at a place, of which spec version; and making one."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def spec_version_of(storage: Storage) -> SpecVersion | None:
 
 
 def require_free(storage: Storage, check_clean_root: bool) -> None:
-    """Raise unless a repository can be founded at this place."""
+    """Raise unless a repository can be made at this place."""
     if spec_version_of(storage) is not None:
         raise already_there(storage)
     if check_clean_root and (found := next(storage.list(), None)) is not None:
@@ -102,7 +102,7 @@ def already_there(storage: Storage) -> AlreadyExistsError:
     )
 
 
-def found_repository(assets: AssetManager, config: dict[str, Any] | None) -> None:
+def make_repository(assets: AssetManager, config: dict[str, Any] | None) -> None:
     """Write the files of a new repository, the one that makes it visible last.
 
     Parameters
@@ -137,7 +137,7 @@ def found_repository(assets: AssetManager, config: dict[str, Any] | None) -> Non
 
 
 def _create_v1_config(storage: Storage, data: bytes) -> None:
-    """Create-only: a put could replace the configuration of somebody who is founding a repository here just now."""
+    """Create-only: a put could replace the configuration of somebody who is making a repository here just now."""
     try:
         storage.create(layout.CONFIG_YAML, data)
     except VersionMismatchError:

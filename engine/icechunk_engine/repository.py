@@ -119,7 +119,7 @@ class Repository:
             storage, effective, authorize_virtual_chunk_access, attribution=attribution, spec_version=version
         )
         persisted = None if effective == RepositoryConfig() else effective.to_dict()
-        presence.found_repository(repository._assets, persisted)
+        presence.make_repository(repository._assets, persisted)
         return repository
 
     create_async = classmethod(async_twin(create.__func__))  # type: ignore[attr-defined]

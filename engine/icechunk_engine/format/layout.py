@@ -66,7 +66,10 @@ _BRANCH, _TAG = f"{REFS}branch.", f"{REFS}tag."
 _REF_FILE = "/ref.json"
 _TOMBSTONE = f"{_REF_FILE}.deleted"
 _PLAIN = " !$&'()+,-.:;=@_"
-"""Besides letters and digits, what official's object stores do not percent-encode in a key (``~`` is; see _encode)."""
+"""Besides letters and digits, what official does not percent-encode in a key (``~`` is; see :func:`_encode`).
+
+Its S3 client alone stores names as they are; that differs only for names with other characters than these.
+"""
 
 
 def branch_ref_key(name: str) -> str:

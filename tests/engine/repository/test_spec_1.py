@@ -122,7 +122,7 @@ def test_config(storage: ic.Storage) -> None:
     assert storage.get(backup.key) == before
 
 
-def test_config_of_another_founder_is_not_replaced(storage: ic.Storage) -> None:
+def test_config_of_another_maker_is_not_replaced(storage: ic.Storage) -> None:
     """Two make a repository at once: the slower one must not leave its settings to the faster one's repository."""
     mine, theirs = (ic.RepositoryConfig(inline_chunk_threshold_bytes=n) for n in (1, 2))
 
