@@ -15,8 +15,8 @@ import icechunk_engine as ours
 
 DIFFERENCES = Path(__file__).parents[2] / "docs" / "reference" / "differences.md"
 
-# Constructors that take the handles of the official extension module, and the mixed-in methods of Rust's exceptions
-# and unions: how official is built, not its API.
+# Constructors that take handles of the official extension module: how official is built, not its API. The same holds
+# for the constructors of a union's variants.
 INTERNAL_PARAMETERS = {
     ("Repository", "__init__"),
     ("Session", "__init__"),
@@ -34,7 +34,8 @@ def parameters(function: Any) -> list[inspect.Parameter]:
         found = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
         return []
-    return [p for p in found if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name != "self"]
+    named = [p for p in found if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    return [p for p in named if p.name != "self" and not p.name.startswith("_")]
 
 
 def missing_parameters(name: str, theirs: Any, own: Any) -> Iterator[str]:
@@ -61,7 +62,7 @@ def missing_members(name: str, theirs: type, own: type) -> Iterator[str]:
     for member in [*public(theirs), "__init__"]:
         if not hasattr(own, member):
             yield f"{name}.{member}"
-        elif (name, member) not in INTERNAL_PARAMETERS:
+        elif (name, member) not in INTERNAL_PARAMETERS and not inspect.isclass(getattr(theirs, member)):
             yield from missing_parameters(f"{name}.{member}", getattr(theirs, member), getattr(own, member))
 
 
