@@ -36,7 +36,7 @@ from icechunk_engine.format.manifest import Manifest, decode_manifest
 from icechunk_engine.format.repo_info import RepoInfo, decode_repo_info
 from icechunk_engine.format.snapshot import Snapshot, decode_snapshot
 from icechunk_engine.format.transaction_log import TransactionLog, decode_transaction_log
-from icechunk_engine.ids import ManifestId, NodeId, SnapshotId
+from icechunk_engine.ids import ChunkId, ManifestId, NodeId, SnapshotId
 from icechunk_engine.storage.base import Storage, Version
 
 _LOG = logging.getLogger(__name__)
@@ -69,6 +69,13 @@ class LoadedManifest:
                 )
             found = self._finders[node_id] = refs, ChunkFinder(refs)
         return found
+
+
+_BYTES_PER_CACHED_CHUNK = 256
+"""What a cached chunk takes besides its bytes."""
+
+
+_REMEMBERED_PRELOADS = 10_000
 
 
 class _WeighedCache:
@@ -108,9 +115,18 @@ class _SharedCaches:
         self.snapshots = _WeighedCache(caching.num_snapshot_nodes * BYTES_PER_SNAPSHOT_NODE)
         self.manifests = _WeighedCache(caching.num_chunk_refs * BYTES_PER_CHUNK_REF)
         self.logs = _WeighedCache(caching.num_transaction_changes * BYTES_PER_TRANSACTION_CHANGE)
+        self.chunks = _WeighedCache(caching.num_bytes_chunks)
+        self.preloaded: set[SnapshotId] = set()
         self.repo_info: tuple[Version, RepoInfo] | None = None
         self._lock = threading.Lock()
         self._in_flight: dict[Any, threading.Lock] = {}
+
+    def make_room(self, config: ResolvedConfig) -> None:
+        """Let the caches grow to what another opening of the same place asks for."""
+        other = _SharedCaches(config)
+        for name in ("snapshots", "manifests", "logs", "chunks"):
+            cache = getattr(self, name)
+            cache.limit_bytes = max(cache.limit_bytes, getattr(other, name).limit_bytes)
 
     def single_flight[T](self, cache: _WeighedCache, key: Any, load: Callable[[], tuple[T, int]]) -> T:
         """The cached value, or the loaded one; concurrent callers of one key load it once."""
@@ -139,6 +155,8 @@ def _shared_caches(storage: Storage, config: ResolvedConfig) -> _SharedCaches:
         caches = _CACHES.get(storage.identity)
         if caches is None:
             caches = _CACHES[storage.identity] = _SharedCaches(config)
+        else:
+            caches.make_room(config)
         return caches
 
 
@@ -265,6 +283,30 @@ class AssetManager:
             return self._caches.single_flight(self._caches.logs, snapshot_id, load)
         except ObjectNotFoundError:
             return None
+
+    def chunk(self, chunk_id: ChunkId, start: int, stop: int) -> bytes:
+        """Bytes of a chunk object. Raises StorageError, ObjectNotFoundError."""
+        key, cache = layout.chunk_key(chunk_id), self._caches.chunks
+        if stop - start > cache.limit_bytes:
+            with request(_LOG, "get", key):
+                return self.storage.get_range(key, start, stop)
+
+        def load() -> tuple[bytes, int]:
+            with request(_LOG, "get", key):
+                data = self.storage.get_range(key, start, stop)
+            return data, len(data) + _BYTES_PER_CACHED_CHUNK
+
+        return self._caches.single_flight(cache, (chunk_id, start, stop), load)
+
+    def begin_preload(self, snapshot_id: SnapshotId) -> bool:
+        """True the first time that a snapshot is to be preloaded in this process."""
+        preloaded = self._caches.preloaded
+        if snapshot_id in preloaded:
+            return False
+        if len(preloaded) >= _REMEMBERED_PRELOADS:
+            preloaded.clear()
+        preloaded.add(snapshot_id)
+        return True
 
     def write(self, files: dict[str, bytes]) -> None:
         """Write new immutable files, concurrently where the storage waits."""

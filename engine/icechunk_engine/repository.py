@@ -33,6 +33,7 @@ from icechunk_engine.store import IcechunkStore
 from icechunk_engine.transaction import updates
 from icechunk_engine.transaction.conflicts import ConflictSolver
 from icechunk_engine.transaction.diff import Diff, diff_of_logs
+from icechunk_engine.transaction.preloading import start_preload
 from icechunk_engine.transaction.publishing import publish, references
 from icechunk_engine.transaction.references import References, needs_spec_2
 from icechunk_engine.transaction.repo_file import RepoFileReferences, update_repo_file
@@ -603,6 +604,7 @@ class Repository:
                     ErrorKind.NO_SNAPSHOT_AT_TIME,
                 )
             found = early
+        start_preload(self._assets, found)
         return Session(self._context(), found)
 
     readonly_session_async = async_twin(readonly_session)
@@ -612,6 +614,7 @@ class Repository:
         refs = references(self._assets)
         tip = refs.branch_tip(branch)
         refs.require_online()
+        start_preload(self._assets, tip)
         return Session(self._context(), tip, branch=branch, mode=SessionMode.writable)
 
     writable_session_async = async_twin(writable_session)

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from icechunk_engine._observe import request
 from icechunk_engine.assets import AssetManager
 from icechunk_engine.chunk_refs import DELETED, INLINE, NATIVE, ChunkRef, ChunkRefs, concat
 from icechunk_engine.columns import U32
@@ -150,15 +149,13 @@ def fetch(ref: ChunkRef, start: int, stop: int, assets: AssetManager, resolver: 
         return ref.inline if stop - start == ref.length else ref.inline[start:stop]
     if ref.kind == NATIVE:
         assert ref.chunk_id is not None
-        key = layout.chunk_key(ref.chunk_id)
         try:
-            with request(_LOG, "get", key):
-                return assets.storage.get_range(key, ref.offset + start, ref.offset + stop)
+            return assets.chunk(ref.chunk_id, ref.offset + start, ref.offset + stop)
         except StorageError as error:
             if error.kind is not ErrorKind.OBJECT_NOT_FOUND:
                 raise
             raise StorageError(
-                f"chunk object {key} is missing: it was removed by garbage collection "
+                f"chunk object {layout.chunk_key(ref.chunk_id)} is missing: it was removed by garbage collection "
                 f"with too late a cutoff, or the repository was copied incompletely. Restore it from a copy",
                 ErrorKind.OBJECT_NOT_FOUND,
             ) from None

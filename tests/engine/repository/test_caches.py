@@ -1,0 +1,105 @@
+"""Caches bounded in bytes, and what is fetched before it is asked for."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+import zarr
+
+import icechunk_engine as ic
+from icechunk_engine import Repository
+from icechunk_engine.assets import _WeighedCache
+from icechunk_engine.storage.wrappers import CountingStorage, LatencyStorage
+from tests.engine.repository.test_requests import cold
+
+
+@pytest.fixture
+def stored() -> CountingStorage:
+    """Two coordinates, a large array, and an array in a group; native chunks, a manifest each."""
+    counted = CountingStorage(ic.in_memory_storage())
+    repo = Repository.create(counted)
+    with repo.transaction("main", message="start") as store:
+        root = zarr.create_group(store)
+        for name in ("lat", "lon"):
+            root.create_array(name, data=np.arange(500.0), chunks=(500,), compressors=None)
+        root.create_array("large", data=np.arange(3000.0), chunks=(100,), compressors=None)
+        root.create_array("group/time", data=np.arange(500.0), chunks=(500,), compressors=None)
+    return counted
+
+
+def config(**preload: object) -> ic.RepositoryConfig:
+    made = ic.RepositoryConfig.default()
+    made.manifest = ic.ManifestConfig(preload=ic.ManifestPreloadConfig(**preload))  # type: ignore[arg-type]
+    return made
+
+
+def manifests_fetched(storage: CountingStorage, opened_with: ic.RepositoryConfig | None) -> int:
+    """Manifests that opening a session fetches in the background."""
+    counted = cold(storage)
+    waiting = LatencyStorage(counted, read_latency_ms=1)
+    Repository.open(waiting, opened_with).readonly_session("main")
+    for thread in threading.enumerate():
+        if thread.name == "icechunk-preload":
+            thread.join()
+    return counted.requests["get"] - 1  # but for the snapshot
+
+
+condition = ic.ManifestPreloadCondition
+
+
+@pytest.mark.parametrize(
+    ("opened_with", "expected"),
+    [
+        (None, 3),  # by default small manifests of coordinates
+        (config(preload_if=condition.true()), 4),
+        (config(preload_if=condition.false()), 0),
+        (config(preload_if=condition.name_matches("^l")), 3),
+        (config(preload_if=condition.path_matches("^/group/")), 1),
+        (config(preload_if=condition.num_refs(2, None)), 1),
+        (config(preload_if=condition.true(), max_arrays_to_scan=2), 2),
+        (config(preload_if=condition.true(), max_total_refs=31), 2),
+    ],
+)
+def test_preload(stored: CountingStorage, opened_with: ic.RepositoryConfig | None, expected: int) -> None:
+    assert manifests_fetched(stored, opened_with) == expected
+
+
+def test_nothing_is_preloaded_where_reading_does_not_wait(stored: CountingStorage) -> None:
+    counted = cold(stored)
+    Repository.open(counted, config(preload_if=condition.true())).readonly_session("main")
+    time.sleep(0)
+    assert counted.requests["get"] == 0
+
+
+def test_lost_files_do_not_keep_a_session_from_opening(stored: CountingStorage) -> None:
+    counted = cold(stored)
+    counted.delete([info.key for info in counted.list("manifests/")])
+    session = Repository.open(LatencyStorage(counted, read_latency_ms=1)).readonly_session("main")
+    assert session.get_node("/large") is not None
+
+
+def test_chunks_are_kept_when_asked_for(stored: CountingStorage) -> None:
+    for limit, requests in ((0, 60), (10_000_000, 30), (10_000, 60)):
+        counted = cold(stored)
+        caching = ic.CachingConfig(num_bytes_chunks=limit)
+        session = Repository.open(counted, ic.RepositoryConfig(caching=caching)).readonly_session("main")
+        array = zarr.open_array(session.store, path="large", mode="r")
+        for _ in range(2):
+            np.testing.assert_array_equal(array[:], np.arange(3000.0))
+        assert counted.requests["get_range"] == requests
+
+
+def test_weights_are_bounded() -> None:
+    cache = _WeighedCache(100)
+    for key in range(50):
+        cache.put(key, str(key), 30)
+        assert sum(cache.get(other) is not None for other in range(50)) == min(key + 1, 3)
+    cache.put("huge", "value", 1000)  # the newest always stays: it is in use
+    assert cache.get("huge") == "value"
+    assert cache.get(49) is None
+    cache.put("huge", "value", 10)
+    cache.put(1, "1", 80)
+    assert cache.get("huge") == "value"
