@@ -5,6 +5,7 @@ Names, signatures and defaults follow the official ``icechunk`` package, so that
     import icechunk_engine as icechunk
 """
 
+from icechunk_engine.ancestry_graph import AncestryGraph
 from icechunk_engine.chunk_refs import ChunkType
 from icechunk_engine.config import (
     AnyObjectStoreConfig,
@@ -110,6 +111,7 @@ from icechunk_engine.types import (
 
 __all__ = [
     "AlreadyExistsError",
+    "AncestryGraph",
     "AnyAzureCredential",
     "AnyAzureStaticCredential",
     "AnyCredential",

@@ -284,6 +284,10 @@ class AssetManager:
         except ObjectNotFoundError:
             return None
 
+    def transaction_logs(self, snapshot_ids: list[SnapshotId]) -> list[TransactionLog | None]:
+        """Several transaction logs, fetched concurrently where the storage waits."""
+        return map_requests(self.storage, self.transaction_log, snapshot_ids)
+
     def chunk(self, chunk_id: ChunkId, start: int, stop: int) -> bytes:
         """Bytes of a chunk object. Raises StorageError, ObjectNotFoundError."""
         key, cache = layout.chunk_key(chunk_id), self._caches.chunks

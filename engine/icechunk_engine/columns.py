@@ -273,6 +273,15 @@ def row_strides(spans: Sequence[int]) -> list[int] | None:
     return strides[::-1] if total < 2**63 else None
 
 
+def distinct_rows(rows: U32) -> U32:
+    """The distinct rows, sorted lexicographically."""
+    if len(rows) < 2:
+        return rows
+    ordered = rows[lex_order(rows)]
+    distinct: U32 = ordered[np.append(rows_differ(ordered), True)]
+    return distinct
+
+
 def rows_differ(rows: NDArray[Any]) -> NDArray[np.bool_]:
     """For sorted rows: True where row ``i`` differs from row ``i + 1``, shape ``(n - 1,)``."""
     differ: NDArray[np.bool_] = (rows[1:] != rows[:-1]).any(axis=1)

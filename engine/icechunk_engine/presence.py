@@ -14,6 +14,7 @@ from icechunk_engine.errors import (
     InvalidInputError,
     ObjectNotFoundError,
     RepositoryNotFoundError,
+    StorageError,
     VersionMismatchError,
 )
 from icechunk_engine.format import layout, v1
@@ -86,7 +87,10 @@ def require_free(storage: Storage, check_clean_root: bool) -> None:
     """Raise unless a repository can be made at this place."""
     if spec_version_of(storage) is not None:
         raise already_there(storage)
-    if check_clean_root and (found := next(storage.list(), None)) is not None:
+    # What an interrupted creation left behind must not keep it from being repeated.
+    remains = {layout.snapshot_key(INITIAL_SNAPSHOT_ID), layout.transaction_log_key(INITIAL_SNAPSHOT_ID)}
+    found = next((info for info in storage.list() if info.key not in remains), None) if check_clean_root else None
+    if found is not None:
         raise InvalidInputError(
             f"{storage.identity} is not empty (there is {found.key!r}). Choose an empty place, or pass "
             f"check_clean_root=False if nothing else will ever write there",
@@ -134,6 +138,17 @@ def make_repository(assets: AssetManager, config: dict[str, Any] | None) -> None
         storage.create(last, data)
     except VersionMismatchError:
         raise already_there(storage) from None
+    except StorageError as error:
+        if not _landed(storage, last, data):
+            raise error from None
+
+
+def _landed(storage: Storage, key: str, data: bytes) -> bool:
+    """Whether a creation whose answer was lost took place."""
+    try:
+        return storage.get(key) == data
+    except StorageError:
+        return False
 
 
 def _create_v1_config(storage: Storage, data: bytes) -> None:

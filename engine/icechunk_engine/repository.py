@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Self
 
-from icechunk_engine import presence
+from icechunk_engine import inspection, presence
 from icechunk_engine._sync import async_twin
+from icechunk_engine.ancestry_graph import AncestryGraph, Entry
 from icechunk_engine.assets import AssetManager
 from icechunk_engine.config import RepositoryConfig, resolve
 from icechunk_engine.credentials import AnyCredential
@@ -468,6 +469,44 @@ class Repository:
         )():
             yield snapshot
 
+    def ancestry_graph(
+        self,
+        *,
+        branch: str | None = None,
+        tag: str | None = None,
+        snapshot_id: str | None = None,
+        plain: bool = False,
+    ) -> AncestryGraph:
+        """History as a picture: print it, or show it in a notebook.
+
+        Parameters
+        ----------
+        branch, tag, snapshot_id
+            Where to begin, at most one; all branches if none is given.
+        plain
+            Without colours.
+        """
+        refs = references(self._assets)
+        branches = {name: refs.branch_tip(name) for name in refs.branches()}
+        tags = {name: refs.tag_target(name) for name in refs.tags()}
+        if branch is tag is snapshot_id is None:
+            tips = [branches[name] for name in sorted(branches, key=lambda name: (name != DEFAULT_BRANCH, name))]
+        else:
+            tips = [self._resolve(refs, branch, tag, snapshot_id)]
+        found: dict[SnapshotId, SnapshotRecord] = {}
+        for tip in tips:
+            for record in refs.ancestry(tip):
+                if record.id in found:
+                    break
+                found[record.id] = record
+        newest_first = sorted(found.values(), key=lambda record: record.flushed_at_us, reverse=True)
+        entries = [
+            Entry.of(record, _names_at(branches, record.id), _names_at(tags, record.id)) for record in newest_first
+        ]
+        return AncestryGraph(entries, str(tips[0]), plain=plain)
+
+    ancestry_graph_async = async_twin(ancestry_graph)
+
     def lookup_snapshot(self, snapshot_id: str) -> SnapshotInfo:
         """One snapshot of the history. Raises SnapshotNotFoundError."""
         return SnapshotInfo.of(references(self._assets).snapshot(SnapshotId.from_str(snapshot_id)))
@@ -483,6 +522,35 @@ class Repository:
         ]
 
     list_manifest_files_async = async_twin(list_manifest_files)
+
+    def inspect_repo_info(self) -> dict[str, Any]:
+        """What the object ``repo`` holds, as a document; for debugging."""
+        self._info("inspect_repo_info")
+        return inspection.repo_info_document(self._storage.get(layout.REPO))
+
+    inspect_repo_info_async = async_twin(inspect_repo_info)
+
+    def inspect_snapshot(self, snapshot_id: str) -> dict[str, Any]:
+        """What a snapshot's file holds, as a document; for debugging. Raises SnapshotNotFoundError."""
+        return inspection.snapshot_document(self._file_of_snapshot(layout.snapshot_key, snapshot_id))
+
+    inspect_snapshot_async = async_twin(inspect_snapshot)
+
+    def inspect_transaction_log(self, snapshot_id: str) -> dict[str, Any]:
+        """What a commit's transaction log holds, as a document; for debugging. Raises SnapshotNotFoundError."""
+        return inspection.transaction_log_document(self._file_of_snapshot(layout.transaction_log_key, snapshot_id))
+
+    inspect_transaction_log_async = async_twin(inspect_transaction_log)
+
+    def _file_of_snapshot(self, key_of: Callable[[SnapshotId], str], snapshot_id: str) -> bytes:
+        key = key_of(SnapshotId.from_str(snapshot_id))
+        try:
+            return self._storage.get(key)
+        except ObjectNotFoundError:
+            raise SnapshotNotFoundError(
+                f"there is no object {key}: the snapshot never existed, or was collected. repo.ancestry lists those "
+                f"of a ref"
+            ) from None
 
     def ops_log(self) -> Iterator[Update]:
         """Everything that was done to the repository, newest first; one request per page of the log."""
@@ -619,6 +687,23 @@ class Repository:
 
     writable_session_async = async_twin(writable_session)
 
+    def rearrange_session(self, branch: str) -> Session:
+        """A session that moves and renames nodes (:meth:`Session.move`) and does nothing else.
+
+        Raises
+        ------
+        SessionStateError
+            ``feature-flag-disabled``: ``move_node`` is switched off.
+        """
+        info = self._info("moves")
+        tip = updates.branch_tip(info, branch)
+        updates.require_online(info)
+        updates.require_flag(info, updates.FLAG_MOVE_NODE, "move_node")
+        start_preload(self._assets, tip)
+        return Session(self._context(), tip, branch=branch, mode=SessionMode.rearrange)
+
+    rearrange_session_async = async_twin(rearrange_session)
+
     @contextmanager
     def transaction(
         self,
@@ -646,6 +731,11 @@ class Repository:
 
 def _named(branch: str | None, tag: str | None, snapshot_id: str | None) -> list[tuple[str, str | None]]:
     return [("branch", branch), ("tag", tag), ("snapshot_id", snapshot_id)]
+
+
+def _names_at(refs: Mapping[str, SnapshotId], snapshot_id: SnapshotId) -> tuple[str, ...]:
+    """Refs that point at a snapshot."""
+    return tuple(sorted(name for name, target in refs.items() if target == snapshot_id))
 
 
 def _known_version(spec_version: SpecVersion | int) -> SpecVersion:

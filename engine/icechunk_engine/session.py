@@ -1,9 +1,9 @@
 """Sessions: an isolated view of one snapshot, with uncommitted edits when writable.
 
 A read-only session is a snapshot and nothing else. A writable session belongs to a branch and ends with a commit,
-after which it is read-only at the new snapshot. A fork is a picklable child for a worker: it cannot commit, its
-edits go home through :meth:`Session.merge`. Unpickling does no I/O; the snapshot is fetched when first needed, once a
-process.
+after which it is read-only at the new snapshot; a rearrange session does the same with moves in place of edits. A fork
+is a picklable child for a worker: it cannot commit, its edits go home through :meth:`Session.merge`. Unpickling does
+no I/O; the snapshot is fetched when first needed, once a process.
 """
 
 from __future__ import annotations
@@ -18,17 +18,20 @@ from icechunk_engine._sync import async_twin
 from icechunk_engine.errors import (
     ConflictError,
     ErrorKind,
+    IcechunkError,
     ReadOnlyError,
     SessionStateError,
 )
 from icechunk_engine.ids import NodeId, SnapshotId
 from icechunk_engine.transaction.change_set import ChangeSet
-from icechunk_engine.transaction.commit import ManifestMemo, NewSnapshot, rebase_changes, write_snapshot
+from icechunk_engine.transaction.commit import ManifestMemo, NewSnapshot, write_snapshot
 from icechunk_engine.transaction.conflicts import ConflictSolver
 from icechunk_engine.transaction.diff import Diff, diff_of_changes
 from icechunk_engine.transaction.merge import merge_fork
-from icechunk_engine.transaction.publishing import publish
-from icechunk_engine.transaction.updates import AddCommit, AddDetachedSnapshot
+from icechunk_engine.transaction.publishing import publish, references
+from icechunk_engine.transaction.rebase import describe_conflicts, rebase_changes
+from icechunk_engine.transaction.references import References, needs_spec_2
+from icechunk_engine.transaction.updates import AddCommit, AddDetachedSnapshot, AmendCommit, require_amendable
 from icechunk_engine.view import RepositoryContext
 from icechunk_engine.workspace import Workspace
 
@@ -120,7 +123,7 @@ class Session(Workspace):
     def discard_changes(self) -> None:
         """Forget all uncommitted edits. Chunks written meanwhile stay as garbage until collected."""
         with self._lock:
-            self._require_writable()
+            self._require_not_read_only()
             self._changes = ChangeSet()
             self._touch_structure()
 
@@ -291,13 +294,10 @@ class Session(Workspace):
         """
         with self._lock:
             branch = self._require_committable()
-            if self._changes.is_empty and not allow_empty:
-                raise SessionStateError(
-                    "nothing to commit: no group, array or chunk was changed. Pass allow_empty=True to commit all the "
-                    "same",
-                    ErrorKind.NO_CHANGES_TO_COMMIT,
-                )
-            return self._commit_with_retries(branch, message, metadata, rebase_with, rebase_tries)
+            self._require_changes("commit", allow_empty=allow_empty)
+            with self._context.assets.storage.turn():
+                new = self._commit_with_retries(branch, message, metadata, rebase_with, rebase_tries)
+            return self._end(new)
 
     def _commit_with_retries(
         self,
@@ -306,35 +306,111 @@ class Session(Workspace):
         metadata: dict[str, Any] | None,
         solver: ConflictSolver | None,
         tries: int,
-    ) -> str:
-        """Commit; on a lost race rebase a copy of the edits and try again, keeping what need not be written anew."""
+    ) -> NewSnapshot:
+        """Commit; on a lost race rebase a copy of the edits and try again, keeping what need not be written anew.
+
+        The branch is looked at first: what has lost already is not written.
+        """
+        assets = self._context.assets
         memo: ManifestMemo = {}
         base_id, changes, attempts = self._snapshot_id, self._changes, 0
+        refs = references(assets)
         while True:
-            full = self._full_metadata(metadata, attempts if solver is not None else None)
-            new = write_snapshot(
-                self._context.assets,
-                self._context.assets.snapshot(base_id),
-                changes,
-                message=message,
-                metadata=full,
-                memo=memo,
-            )
+            refs.require_online()
             try:
-                publish(self._context.assets, AddCommit(branch, new.info))
+                _require_tip(refs, branch, base_id)
+                new = write_snapshot(
+                    assets,
+                    assets.snapshot(base_id),
+                    changes,
+                    message=message,
+                    metadata=self._full_metadata(metadata, attempts if solver is not None else None),
+                    memo=memo,
+                )
+                publish(assets, AddCommit(branch, new.info, bool(changes.moved_nodes)), refs)
             except ConflictError as error:
                 if error.kind is not ErrorKind.COMMIT_CONFLICT:
                     raise
                 if solver is None or attempts >= tries:
-                    error.add_note(f"while committing {message!r} to branch {branch!r}")
-                    raise
-                attempts += 1
-                base_id, changes = rebase_changes(self._context.assets, branch, base_id, changes, solver)
-                continue
-            self._become_read_only(new)
-            return str(new.info.id)
+                    raise self._told_apart(error, branch, base_id, changes) from None
+            else:
+                return new
+            attempts += 1
+            if base_id == refs.branch_tip(branch):  # it was lost after the branch was looked at
+                refs = references(assets)
+            base_id, changes = rebase_changes(assets, refs, branch, base_id, changes, solver)
+
+    def _told_apart(self, error: ConflictError, branch: str, base_id: SnapshotId, changes: ChangeSet) -> ConflictError:
+        """The error of a lost race, with what conflicts and with which commit, as far as that can be found out."""
+        assets = self._context.assets
+        try:
+            found = describe_conflicts(assets, references(assets), branch, base_id, changes)
+        except IcechunkError as unknown:
+            found = f"what conflicts could not be found out: {unknown}"
+        return ConflictError(error.expected_parent, error.actual_parent, f"{error.message}. {found}", error.kind)
 
     commit_async = async_twin(commit)
+
+    def amend(self, message: str, *, metadata: dict[str, Any] | None = None, allow_empty: bool = False) -> str:
+        """Put the branch's last snapshot and the edits together into one that takes its place.
+
+        The snapshot that is replaced can still be read by its id. Afterwards the session is read-only at the new one.
+
+        Parameters
+        ----------
+        message, metadata
+            Those of the new snapshot; nothing is taken over from the one that is replaced.
+        allow_empty
+            Amend even if nothing changed, to replace message and metadata only.
+
+        Returns
+        -------
+        Id of the new snapshot.
+
+        Raises
+        ------
+        ConflictError
+            Another commit came first; the session is unchanged.
+        SessionStateError
+            ``no-changes-to-commit``, ``commit-not-allowed``, ``no-amend-for-initial-commit``.
+        """
+        with self._lock:
+            branch = self._require_committable()
+            self._require_changes("amend", allow_empty=allow_empty)
+            with self._context.assets.storage.turn():
+                return self._end(self._amend(branch, message, metadata))
+
+    def _amend(self, branch: str, message: str, metadata: dict[str, Any] | None) -> NewSnapshot:
+        assets, changes = self._context.assets, self._changes
+        if assets.spec_version == 1:
+            raise needs_spec_2("cannot amend")
+        refs = references(assets)
+        refs.require_online()
+        try:
+            _require_tip(refs, branch, self._snapshot_id)
+            require_amendable(refs.snapshot(self._snapshot_id))
+            amended = assets.transaction_log(self._snapshot_id)
+            if amended is None:
+                raise SessionStateError(
+                    f"snapshot {self._snapshot_id} cannot be amended: its transaction log is gone. Commit instead",
+                    ErrorKind.REBASE_TX_LOG_PRUNED,
+                )
+            new = write_snapshot(
+                assets,
+                self._base(),
+                changes,
+                message=message,
+                metadata=self._full_metadata(metadata, None),
+                amended=amended,
+            )
+            publish(assets, AmendCommit(branch, self._snapshot_id, new.info, bool(changes.moved_nodes)), refs)
+        except ConflictError as error:
+            if error.kind is not ErrorKind.COMMIT_CONFLICT:
+                raise
+            raise self._told_apart(error, branch, self._snapshot_id, changes) from None
+        return new
+
+    amend_async = async_twin(amend)
 
     def flush(self, message: str, metadata: dict[str, Any] | None = None) -> str:
         """Store the edits as a detached snapshot that no branch points to; afterwards the session is read-only there.
@@ -345,8 +421,7 @@ class Session(Workspace):
         """
         with self._lock:
             self._require_committable()
-            if self._changes.is_empty:
-                raise SessionStateError("nothing to flush: nothing was changed", ErrorKind.NO_CHANGES_TO_COMMIT)
+            self._require_changes("flush")
             new = write_snapshot(
                 self._context.assets,
                 self._base(),
@@ -354,9 +429,8 @@ class Session(Workspace):
                 message=message,
                 metadata=self._full_metadata(metadata, None),
             )
-            publish(self._context.assets, AddDetachedSnapshot(new.info))
-            self._become_read_only(new)
-            return str(new.info.id)
+            publish(self._context.assets, AddDetachedSnapshot(new.info, bool(self._changes.moved_nodes)))
+            return self._end(new)
 
     flush_async = async_twin(flush)
 
@@ -370,8 +444,9 @@ class Session(Workspace):
         """
         with self._lock:
             branch = self._require_committable()
+            assets = self._context.assets
             self._snapshot_id, self._changes = rebase_changes(
-                self._context.assets, branch, self._snapshot_id, self._changes, solver
+                assets, references(assets), branch, self._snapshot_id, self._changes, solver
             )
             self._touch_structure()
 
@@ -384,22 +459,27 @@ class Session(Workspace):
             full["__icechunk"] = {**(own if isinstance(own, dict) else {}), "rebase_attempts": rebase_attempts}
         return full
 
-    def _become_read_only(self, new: NewSnapshot) -> None:
+    def _end(self, new: NewSnapshot) -> str:
+        """Become read-only at a snapshot that was published; returns its id."""
         self._snapshot_id = new.info.id
         self._changes = ChangeSet()
         self._mode = SessionMode.readonly
         self._branch = None
         self._touch_structure()
+        return self.snapshot_id
 
     # --- preconditions -----------------------------------------------------------------------------------------
 
-    def _require_writable(self) -> None:
+    def _require_not_read_only(self) -> None:
         if self._mode is SessionMode.readonly:
             raise ReadOnlyError(
                 "this session is read-only. Write through repo.writable_session(branch); after a commit, start a new "
                 "session to go on",
                 ErrorKind.READ_ONLY_SESSION,
             )
+
+    def _require_writable(self) -> None:
+        self._require_not_read_only()
         self._require_data_session()
 
     def _require_data_session(self) -> None:
@@ -409,15 +489,38 @@ class Session(Workspace):
                 ErrorKind.REARRANGE_SESSION_ONLY,
             )
 
+    def _require_rearranging(self) -> None:
+        self._require_not_read_only()
+        if self._mode is not SessionMode.rearrange:
+            raise SessionStateError(
+                "nodes are moved in a session of their own: session = repo.rearrange_session(branch)",
+                ErrorKind.NON_REARRANGE_SESSION,
+            )
+
     def _require_committable(self) -> str:
         if self.is_fork:
             raise SessionStateError(
                 "a fork cannot commit: bring it home with session.merge(fork) and commit that session",
                 ErrorKind.COMMIT_NOT_ALLOWED,
             )
-        self._require_writable()
+        self._require_not_read_only()
         assert self._branch is not None
         return self._branch
+
+    def _require_changes(self, action: str, *, allow_empty: bool = False) -> None:
+        if self._changes.is_empty and not allow_empty:
+            raise SessionStateError(
+                f"nothing to {action}: no group, array or chunk was changed"
+                + ("" if action == "flush" else f". Pass allow_empty=True to {action} all the same"),
+                ErrorKind.NO_CHANGES_TO_COMMIT,
+            )
+
+
+def _require_tip(refs: References, branch: str, expected: SnapshotId) -> None:
+    """Raise ConflictError unless a branch is where the session began: what has lost already need not be written."""
+    tip = refs.branch_tip(branch)
+    if tip != expected:
+        raise ConflictError(str(expected), str(tip))
 
 
 class ForkSession(Session):

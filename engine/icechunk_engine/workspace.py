@@ -1,4 +1,4 @@
-"""Editing the hierarchy: node metadata, chunks and chunk references go into the change set.
+"""Editing the hierarchy: node metadata, chunks, chunk references and moves go into the change set.
 
 Large chunks are stored before the call returns; everything else stays in memory until a commit. No edit touches
 what is committed.
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from icechunk_engine import paths
 from icechunk_engine._observe import request
+from icechunk_engine._sync import async_twin
 from icechunk_engine.chunk_refs import DELETED, INLINE, NATIVE, ChunkRef, ChunkRefs
 from icechunk_engine.errors import AlreadyExistsError, ErrorKind, InvalidInputError
 from icechunk_engine.format import layout
@@ -24,6 +25,7 @@ from icechunk_engine.format.nodes import Node
 from icechunk_engine.ids import ChunkId, NodeId, SnapshotId
 from icechunk_engine.keys import ChunkIndex
 from icechunk_engine.transaction import chunks as chunk_io
+from icechunk_engine.transaction import moves
 from icechunk_engine.transaction.hierarchy import array_above, find_node, subtree
 from icechunk_engine.transaction.reindex import IndexMap, reindexed, shifted
 from icechunk_engine.view import RepositoryContext, SnapshotView
@@ -34,7 +36,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class Workspace(SnapshotView):
-    """A view that takes edits; whether it may is for the session to say (:meth:`_require_writable`)."""
+    """A view that takes edits or moves; which it may is for the session to say (the methods ``_require_…``)."""
 
     def __init__(self, context: RepositoryContext, snapshot_id: SnapshotId) -> None:
         super().__init__(context, snapshot_id)
@@ -43,6 +45,10 @@ class Workspace(SnapshotView):
 
     def _require_writable(self) -> None:
         """Raise unless edits are allowed."""
+        raise NotImplementedError
+
+    def _require_rearranging(self) -> None:
+        """Raise unless moves are allowed."""
         raise NotImplementedError
 
     @contextmanager
@@ -130,6 +136,35 @@ class Workspace(SnapshotView):
     def delete_all(self) -> None:
         """Remove every node."""
         self.delete_node(paths.ROOT)
+
+    def move(self, from_path: str, to_path: str) -> None:
+        """Give a group or array, with all below it, another path. No data is copied, and nodes keep their ids.
+
+        Needs a session made by :meth:`Repository.rearrange_session`.
+
+        Parameters
+        ----------
+        from_path, to_path
+            Absolute paths; a slash at the end does not count. The group above the new path must exist, and nothing
+            at the new path.
+
+        Raises
+        ------
+        SessionStateError
+            ``non-rearrange-session``; ``move-into-self-or-descendant``, also for the root;
+            ``move-destination-parent-missing``, ``move-destination-parent-not-group``.
+        NodeNotFoundError
+            Nothing to move.
+        AlreadyExistsError
+            ``move-wont-overwrite``.
+        """
+        source, target = moves.require_absolute(from_path), moves.require_absolute(to_path)
+        with self._lock:
+            self._require_rearranging()
+            moves.move(self._base().nodes, self._changes, source, target)
+            self._touch_structure()
+
+    move_async = async_twin(move)
 
     # --- chunks ------------------------------------------------------------------------------------------------
 

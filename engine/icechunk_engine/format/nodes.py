@@ -241,10 +241,14 @@ class NodeTable:
         """Path of a node."""
         return self.paths.text(row)
 
+    def node_id(self, row: int) -> NodeId:
+        """Id of a node."""
+        return NodeId(self.node_ids[row].tobytes())
+
     def node(self, row: int) -> Node:
         """One node as an object. Raises FormatError when the extents of its manifests do not have its rank."""
         user_data = self.user_data.raw(row)
-        node_id = NodeId(self.node_ids[row].tobytes())
+        node_id = self.node_id(row)
         path = self.paths.text(row)
         if not self.is_array[row]:
             return Node(node_id, path, user_data, None)

@@ -19,7 +19,11 @@ from icechunk_engine.errors import ErrorKind, StorageError
 LOCK_NAME = ".icechunk.lock#1"
 """Neither this library nor official lists names that end in ``#`` and digits, so the file is no junk to either."""
 
+TURN_NAME = ".icechunk.turn#1"
+
 _POLLS = 12
+_TURN_PATIENCE_S = 5.0
+_TURN_POLL_S = 0.002
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL})
 
 if sys.platform == "win32":
@@ -80,6 +84,39 @@ def locked(directory: str, give_up: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         _release(fd)
+
+
+@contextmanager
+def turn(directory: str) -> Iterator[None]:
+    """Hold another lock of a directory, that nobody relies on: after some seconds, or where none can be had, go on."""
+    fd = _try_turn(os.path.join(directory, TURN_NAME))
+    try:
+        yield
+    finally:
+        if fd is not None:
+            _release(fd)
+
+
+def _try_turn(path: str) -> int | None:
+    try:
+        fd = _open(path)
+    except OSError:
+        return None
+    _open_fds.add(fd)
+    deadline = time.monotonic() + _TURN_PATIENCE_S
+    try:
+        while not _lock(fd, wait=False):
+            if time.monotonic() > deadline:
+                _release(fd)
+                return None
+            time.sleep(random.uniform(0.5, 1.5) * _TURN_POLL_S)
+    except OSError:
+        _release(fd)
+        return None
+    except BaseException:
+        _release(fd)
+        raise
+    return fd
 
 
 def _acquire(path: str, give_up: Callable[[], None]) -> int:

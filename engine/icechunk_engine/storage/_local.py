@@ -21,7 +21,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from functools import cached_property
 
 from icechunk_engine.errors import (
@@ -33,7 +33,7 @@ from icechunk_engine.errors import (
     VersionMismatchError,
 )
 from icechunk_engine.storage import _durability
-from icechunk_engine.storage._file_lock import LOCK_NAME, locked
+from icechunk_engine.storage._file_lock import LOCK_NAME, TURN_NAME, locked, turn
 from icechunk_engine.storage._ranges import check_range, too_short
 from icechunk_engine.storage.base import ObjectInfo, Storage, Version
 
@@ -234,6 +234,9 @@ class LocalStorage(Storage):
                 self._unflushed.flush()
             except OSError as error:
                 raise self._failure(error, "flush writes to", "") from error
+
+    def turn(self) -> AbstractContextManager[None]:
+        return turn(self._root)
 
     def sweep_temporaries(self, older_than_s: float = _STALE_AFTER_S) -> int:
         """Remove what writers that died left behind, in all directories; returns how many files."""
@@ -476,7 +479,7 @@ def _sweep(directory: str, older_than_s: float) -> int:
     before = time.time() - older_than_s
     with suppress(OSError), os.scandir(directory) as entries:
         for entry in entries:
-            if _IS_TEMPORARY(entry.name) and entry.name != LOCK_NAME:
+            if _IS_TEMPORARY(entry.name) and entry.name not in (LOCK_NAME, TURN_NAME):
                 with suppress(OSError):
                     if entry.is_file(follow_symlinks=False) and entry.stat(follow_symlinks=False).st_mtime < before:
                         os.unlink(entry.path)

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple, NewType
 
 Version = NewType("Version", str)
@@ -114,6 +115,14 @@ class Storage(ABC):
         A process that hands over what it wrote, for another process to commit, calls this before. Free when there is
         nothing to flush.
         """
+
+    def turn(self) -> AbstractContextManager[None]:
+        """Held while a commit is prepared and swapped in, so that others need not prepare what will lose.
+
+        Advice only, and only where it is cheap: whoever has waited a while goes on without. What keeps commits safe
+        is :meth:`replace`.
+        """
+        return nullcontext()
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Storage) and self.identity == other.identity

@@ -10,6 +10,7 @@ import time
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from typing import Literal, NamedTuple
 
 from icechunk_engine.errors import ErrorKind, ReadOnlyError, StorageError
@@ -78,6 +79,9 @@ class WrapperStorage(Storage):
 
     def flush(self) -> None:
         self.inner.flush()
+
+    def turn(self) -> AbstractContextManager[None]:
+        return self.inner.turn()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.inner!r})"

@@ -6,15 +6,12 @@ an open buffer of single writes. Later edits win. Nothing here does I/O.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 from icechunk_engine import paths
 from icechunk_engine.chunk_finder import ChunkFinder
-from icechunk_engine.chunk_refs import DELETED, ChunkRef, ChunkRefs, concat
+from icechunk_engine.chunk_refs import ChunkRef, ChunkRefs, concat
 from icechunk_engine.format.nodes import Node
 from icechunk_engine.ids import NodeId
 from icechunk_engine.keys import ChunkIndex
@@ -116,9 +113,18 @@ def _unpickle_edits(ndim: int, refs: ChunkRefs) -> ChunkEdits:
     return edits
 
 
+@dataclass(frozen=True, slots=True)
+class MoveStep:
+    """One move as it was asked for: a node, with all below it, from one path to another."""
+
+    node_id: NodeId
+    source: str
+    target: str
+
+
 @dataclass(slots=True)
 class ChangeSet:
-    """Edits relative to one base snapshot.
+    """Edits relative to one base snapshot: moves, or anything but moves.
 
     Attributes
     ----------
@@ -130,18 +136,28 @@ class ChangeSet:
         Nodes of the base that were removed, in their base form, by id.
     chunks
         Chunk edits of new and base arrays, by id.
+    moves
+        Moves in the order in which they were made, to be made again on another base.
+    moved_nodes
+        Nodes of the base that are elsewhere now, in their present form, by present path.
+    moved_from
+        Their paths in the base, by id.
     """
 
     new_nodes: dict[str, Node] = field(default_factory=dict)
     updated_nodes: dict[NodeId, Node] = field(default_factory=dict)
     deleted_nodes: dict[NodeId, Node] = field(default_factory=dict)
     chunks: dict[NodeId, ChunkEdits] = field(default_factory=dict)
-    _new_children: dict[str, dict[str, None]] = field(default_factory=dict)
+    moves: list[MoveStep] = field(default_factory=list)
+    moved_nodes: dict[str, Node] = field(default_factory=dict)
+    moved_from: dict[NodeId, str] = field(default_factory=dict)
+    _placed_children: dict[str, dict[str, None]] = field(default_factory=dict)
 
     @property
     def is_empty(self) -> bool:
         """True when committing would change nothing."""
-        return not (self.new_nodes or self.updated_nodes or self.deleted_nodes or any(self.chunks.values()))
+        nodes = self.new_nodes or self.updated_nodes or self.deleted_nodes or self.moved_nodes
+        return not (nodes or any(self.chunks.values()))
 
     def copy(self) -> ChangeSet:
         """An independent copy."""
@@ -150,15 +166,24 @@ class ChangeSet:
             self.updated_nodes.copy(),
             self.deleted_nodes.copy(),
             {node_id: edits.copy() for node_id, edits in self.chunks.items()},
-            {path: names.copy() for path, names in self._new_children.items()},
+            self.moves.copy(),
+            self.moved_nodes.copy(),
+            self.moved_from.copy(),
+            {path: names.copy() for path, names in self._placed_children.items()},
         )
+
+    def placed(self, path: str) -> Node | None:
+        """The node that was created at a path or moved there."""
+        return self.new_nodes.get(path) or self.moved_nodes.get(path)
+
+    def is_gone(self, node_id: NodeId) -> bool:
+        """True when a node of the base is no longer at its path there."""
+        return node_id in self.deleted_nodes or node_id in self.moved_from
 
     def add_node(self, node: Node) -> None:
         """Create a node at a free path, or replace the one created here before."""
         self.new_nodes[node.path] = node
-        above = paths.parent(node.path)
-        if above is not None:
-            self._new_children.setdefault(above, {})[node.path] = None
+        self._place(node.path)
 
     def update_node(self, node: Node) -> None:
         """New metadata of an existing node, wherever it comes from."""
@@ -171,24 +196,57 @@ class ChangeSet:
         """Remove one node (not its descendants) and all edits of its chunks."""
         self.chunks.pop(node.node_id, None)
         if self.new_nodes.pop(node.path, None) is not None:
-            above = paths.parent(node.path)
-            if above is not None:
-                del self._new_children[above][node.path]
+            self._unplace(node.path)
             return
         self.updated_nodes.pop(node.node_id, None)
         self.deleted_nodes[node.node_id] = node
 
-    def new_children(self, path: str) -> list[str]:
-        """Paths of nodes created directly below ``path``."""
-        return list(self._new_children.get(path, ()))
+    def move_nodes(self, step: MoveStep, nodes: Sequence[Node]) -> None:
+        """Make a move whose way is free.
 
-    def new_parents(self) -> list[str]:
-        """Paths, of nodes or not, that nodes were created directly below."""
-        return [path for path, names in self._new_children.items() if names]
+        Parameters
+        ----------
+        nodes
+            All nodes at and below the step's source, in their present form.
+        """
+        for node in nodes:
+            if self.moved_nodes.pop(node.path, None) is not None:
+                self._unplace(node.path)
+        for node in nodes:
+            origin = self.moved_from.pop(node.node_id, node.path)
+            path = step.target + node.path[len(step.source) :]
+            if path != origin:
+                self.moved_from[node.node_id] = origin
+                self.moved_nodes[path] = replace(node, path=path)
+                self._place(path)
+        self.moves.append(step)
 
-    def new_below(self, path: str) -> Iterator[str]:
-        """Paths of nodes created at or below ``path``."""
-        return (new for new in list(self.new_nodes) if paths.is_within(new, path))
+    def _place(self, path: str) -> None:
+        above = paths.parent(path)
+        if above is not None:
+            self._placed_children.setdefault(above, {})[path] = None
+
+    def _unplace(self, path: str) -> None:
+        above = paths.parent(path)
+        if above is not None:
+            del self._placed_children[above][path]
+
+    def placed_children(self, path: str) -> list[Node]:
+        """Nodes that were created or moved directly below ``path``."""
+        return self._all_placed(self._placed_children.get(path, ()))
+
+    def placed_parents(self) -> list[str]:
+        """Paths, of nodes or not, that nodes were created or moved directly below."""
+        return [path for path, names in self._placed_children.items() if names]
+
+    def placed_below(self, path: str) -> list[Node]:
+        """Nodes that were created or moved to ``path`` or below."""
+        return self._all_placed(
+            place for places in (self.new_nodes, self.moved_nodes) for place in places if paths.is_within(place, path)
+        )
+
+    def _all_placed(self, places: Iterable[str]) -> list[Node]:
+        return [node for place in places if (node := self.placed(place)) is not None]
 
     def edits_of(self, node: Node) -> ChunkEdits:
         """The (possibly new) chunk edits of an array."""
@@ -197,14 +255,3 @@ class ChangeSet:
             assert node.shape is not None
             edits = self.chunks[node.node_id] = ChunkEdits(node.shape.ndim)
         return edits
-
-    def node_rows(self, nodes: list[Node]) -> NDArray[np.uint8]:
-        """Sorted ``uint8 (n, 8)`` ids of nodes, the form that transaction logs want."""
-        raws = sorted(node.node_id.raw for node in nodes)
-        return np.frombuffer(b"".join(raws), np.uint8).reshape(len(raws), NodeId.SIZE)
-
-
-def live_rows(edits: ChunkRefs) -> NDArray[np.bool_]:
-    """Mask of the rows that set a chunk rather than delete it."""
-    alive: NDArray[np.bool_] = edits.kinds != DELETED
-    return alive

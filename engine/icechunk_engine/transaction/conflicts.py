@@ -1,8 +1,15 @@
-"""Facts about two changes that cannot both stand, and the policies that settle them."""
+"""Facts about two changes that cannot both stand, the policies that settle them, and edits put on another tree. Pure.
+
+Ours are the uncommitted edits of a session, theirs are commits. A conflict is found in two ways: by what one of their
+transaction logs lists, and by what their tree after the last of them looks like. Only the tree decides whether our
+edits have a place in it; the log says whose commit it was. What is in neither, because logs were lost or a branch was
+reset, is looked for in the tree alone (:func:`detect_unlogged`), so that no edit ever lands on a node that is not
+there, no path gets two nodes, and nothing lies below an array or a group that is gone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -12,11 +19,14 @@ from numpy.typing import NDArray
 from icechunk_engine import paths
 from icechunk_engine.chunk_finder import ChunkFinder
 from icechunk_engine.chunk_refs import DELETED, ChunkRefs
-from icechunk_engine.columns import U32, lex_order, rows_differ
+from icechunk_engine.columns import U32, distinct_rows, lex_order, rows_differ
+from icechunk_engine.errors import AlreadyExistsError, SessionStateError
 from icechunk_engine.format.nodes import NodeTable
 from icechunk_engine.format.transaction_log import TransactionLog
 from icechunk_engine.ids import NodeId
 from icechunk_engine.transaction.change_set import ChangeSet, ChunkEdits
+from icechunk_engine.transaction.hierarchy import find_node
+from icechunk_engine.transaction.moves import move, obstacle
 
 
 class ConflictType(Enum):
@@ -33,6 +43,12 @@ class ConflictType(Enum):
     DeleteOfUpdatedArray = (9,)
     DeleteOfUpdatedGroup = (10,)
     MoveOperationCannotBeRebased = (11,)
+
+
+SOLVABLE = frozenset(
+    {ConflictType.ChunkDoubleUpdate, ConflictType.DeleteOfUpdatedArray, ConflictType.DeleteOfUpdatedGroup}
+)
+"""Conflicts that a solver may settle. The others leave one side's edits without a place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +80,7 @@ class ConflictSolver:
     """Base of the policies that a rebase may apply: which of our edits give way, and which conflicts remain."""
 
     def settle(self, conflicts: Sequence[Conflict]) -> list[Conflict]:
-        """The conflicts that this policy cannot settle."""
+        """Those of some :data:`SOLVABLE` conflicts that this policy does not settle."""
         return list(conflicts)
 
     def chunks_of(self, conflict: Conflict) -> VersionSelection:
@@ -109,6 +125,57 @@ class BasicConflictSolver(ConflictSolver):
         return self.on_chunk_conflict
 
 
+class _Everything(Collection[NodeId]):
+    """The set of all node ids."""
+
+    def __contains__(self, item: object) -> bool:
+        return True
+
+    def __iter__(self) -> Iterator[NodeId]:
+        raise TypeError("all ids cannot be listed")
+
+    def __len__(self) -> int:
+        raise TypeError("all ids cannot be counted")
+
+
+@dataclass(frozen=True, slots=True)
+class _Touched:
+    """Node ids by what was done to them."""
+
+    new: Collection[NodeId]
+    deleted: Collection[NodeId]
+    updated: Collection[NodeId]
+    chunks: dict[NodeId, U32]
+
+
+_UNKNOWN = _Touched(_Everything(), _Everything(), frozenset(), {})
+"""Anything may have come or gone."""
+
+
+def _touched(log: TransactionLog) -> _Touched:
+    return _Touched(
+        new=_ids(log.new_groups) | _ids(log.new_arrays),
+        deleted=_ids(log.deleted_groups) | _ids(log.deleted_arrays),
+        updated=_ids(log.updated_groups) | _ids(log.updated_arrays),
+        chunks=log.updated_chunks,
+    )
+
+
+def _ids(rows: NDArray[np.uint8]) -> set[NodeId]:
+    return {NodeId.from_row(row) for row in rows}
+
+
+def undone(log: TransactionLog) -> TransactionLog:
+    """What taking a commit back does, for a branch that was reset or amended."""
+    return replace(
+        log,
+        new_groups=log.deleted_groups,
+        new_arrays=log.deleted_arrays,
+        deleted_groups=log.new_groups,
+        deleted_arrays=log.new_arrays,
+    )
+
+
 def detect(ours: ChangeSet, our_base: NodeTable, theirs: TransactionLog, their_tree: NodeTable) -> list[Conflict]:
     """Every conflict between our edits and one commit of theirs.
 
@@ -117,47 +184,63 @@ def detect(ours: ChangeSet, our_base: NodeTable, theirs: TransactionLog, their_t
     ours, our_base
         Our change set and the nodes that it is based on.
     theirs, their_tree
-        Their transaction log and the nodes after their commit.
+        Their transaction log, and the nodes after the last of their commits.
     """
     if theirs.moved_nodes:
         return [Conflict(ConflictType.MoveOperationCannotBeRebased, theirs.moved_nodes[0].source)]
-    touched = _Touched(theirs)
+    touched = _touched(theirs)
     return [
-        *_new_node_conflicts(ours, our_base, touched, their_tree),
-        *_update_conflicts(ours, touched),
-        *_chunk_conflicts(ours, our_base, theirs, touched),
-        *_delete_conflicts(ours, touched, their_tree),
+        *_detect(ours, our_base, touched, their_tree),
+        *(
+            conflict
+            for conflict in made_again(ours, their_tree)[1]
+            if _brought_about(conflict.path, touched, our_base, their_tree)
+        ),
     ]
 
 
-class _Touched:
-    """Node ids of one transaction log as sets."""
+def _brought_about(path: str, touched: _Touched, our_base: NodeTable, their_tree: NodeTable) -> bool:
+    """True when a commit added or deleted something at, above or below a path."""
+    rows = [their_tree.find(above) for above in paths.ancestors(path)] + list(their_tree.subtree(path))
+    base_rows = [our_base.find(above) for above in (path, *paths.ancestors(path))]
+    return any(row >= 0 and their_tree.node_id(row) in touched.new for row in rows) or any(
+        row >= 0 and our_base.node_id(row) in touched.deleted for row in base_rows
+    )
 
-    def __init__(self, log: TransactionLog) -> None:
-        self.new = _ids(log.new_groups) | _ids(log.new_arrays)
-        self.updated = _ids(log.updated_groups) | _ids(log.updated_arrays)
-        self.deleted = _ids(log.deleted_groups) | _ids(log.deleted_arrays)
-        self.written = set(log.updated_chunks)
+
+def detect_unlogged(ours: ChangeSet, our_base: NodeTable, their_tree: NodeTable) -> list[Conflict]:
+    """Conflicts between our edits and their tree, whichever of their commits they come from."""
+    return [*_detect(ours, our_base, _UNKNOWN, their_tree), *made_again(ours, their_tree)[1]]
 
 
-def _ids(rows: NDArray[np.uint8]) -> set[NodeId]:
-    return {NodeId.from_row(row) for row in rows}
+def _detect(ours: ChangeSet, our_base: NodeTable, touched: _Touched, their_tree: NodeTable) -> list[Conflict]:
+    return [
+        *_new_node_conflicts(ours, our_base, touched, their_tree),
+        *_update_conflicts(ours, touched, their_tree),
+        *_chunk_conflicts(ours, our_base, touched, their_tree),
+        *_delete_conflicts(ours, our_base, touched, their_tree),
+    ]
 
 
 def _new_node_conflicts(
     ours: ChangeSet, our_base: NodeTable, touched: _Touched, their_tree: NodeTable
 ) -> Iterator[Conflict]:
-    for path in sorted(ours.new_nodes):
+    for path, node in sorted(ours.new_nodes.items()):
         row = their_tree.find(path)
-        if row >= 0 and their_tree.node(row).node_id not in ours.deleted_nodes:
+        if row >= 0 and _stays(ours, touched.new, their_tree, row):
             yield Conflict(ConflictType.NewNodeConflictsWithExistingNode, path)
         elif _has_bad_ancestor(path, ours, our_base, touched, their_tree):
             yield Conflict(ConflictType.NewNodeInInvalidGroup, path)
-    our_arrays = {path for path, node in ours.new_nodes.items() if node.is_array}
-    for node_id in touched.new if our_arrays else ():
-        row = their_tree.row_of_id(node_id)
-        if row >= 0 and not our_arrays.isdisjoint(paths.ancestors(their_tree.path(row))):
-            yield Conflict(ConflictType.NewNodeInInvalidGroup, their_tree.path(row))
+        if node.is_array:
+            for below in their_tree.subtree(path):
+                if below != row and _stays(ours, touched.new, their_tree, below):
+                    yield Conflict(ConflictType.NewNodeInInvalidGroup, their_tree.path(below))
+
+
+def _stays(ours: ChangeSet, candidates: Collection[NodeId], their_tree: NodeTable, row: int) -> bool:
+    """True for a node of theirs that is one of the candidates and that we do not delete."""
+    node_id = their_tree.node_id(row)
+    return node_id in candidates and node_id not in ours.deleted_nodes
 
 
 def _has_bad_ancestor(
@@ -169,21 +252,22 @@ def _has_bad_ancestor(
             continue
         row = their_tree.find(above)
         if row >= 0:
-            node = their_tree.node(row)
-            if node.is_array and node.node_id not in ours.deleted_nodes:
+            if their_tree.is_array[row] and _stays(ours, touched.new, their_tree, row):
                 return True
             continue
         base_row = our_base.find(above)
-        if base_row >= 0 and our_base.node(base_row).node_id in touched.deleted:
-            return True
+        if base_row >= 0:
+            base_id = our_base.node_id(base_row)
+            if base_id in touched.deleted and base_id not in ours.deleted_nodes:
+                return True
     return False
 
 
-def _update_conflicts(ours: ChangeSet, touched: _Touched) -> Iterator[Conflict]:
+def _update_conflicts(ours: ChangeSet, touched: _Touched, their_tree: NodeTable) -> Iterator[Conflict]:
     for node_id, node in ours.updated_nodes.items():
         if node_id in touched.updated:
             yield Conflict(ConflictType.ZarrMetadataDoubleUpdate, node.path)
-        elif node_id in touched.deleted:
+        elif node_id in touched.deleted and their_tree.row_of_id(node_id) < 0:
             yield Conflict(
                 ConflictType.ZarrMetadataUpdateOfDeletedArray
                 if node.is_array
@@ -193,34 +277,45 @@ def _update_conflicts(ours: ChangeSet, touched: _Touched) -> Iterator[Conflict]:
 
 
 def _chunk_conflicts(
-    ours: ChangeSet, our_base: NodeTable, theirs: TransactionLog, touched: _Touched
+    ours: ChangeSet, our_base: NodeTable, touched: _Touched, their_tree: NodeTable
 ) -> Iterator[Conflict]:
     for node_id, edits in ours.chunks.items():
         row = our_base.row_of_id(node_id)
         if row < 0 or not edits:
             continue
         path = our_base.path(row)
-        if node_id in touched.deleted:
+        if node_id in touched.deleted and their_tree.row_of_id(node_id) < 0:
             yield Conflict(ConflictType.ChunksUpdatedInDeletedArray, path)
             continue
         if node_id in touched.updated:
             yield Conflict(ConflictType.ChunksUpdatedInUpdatedArray, path)
-        if node_id in touched.written:
-            both = common_rows(edits.collapse().indices, theirs.updated_chunks[node_id])
+        if node_id in touched.chunks:
+            both = common_rows(edits.collapse().indices, touched.chunks[node_id])
             if len(both):
                 yield Conflict(ConflictType.ChunkDoubleUpdate, path, both.tolist())
 
 
-def _delete_conflicts(ours: ChangeSet, touched: _Touched, their_tree: NodeTable) -> Iterator[Conflict]:
+def _delete_conflicts(
+    ours: ChangeSet, our_base: NodeTable, touched: _Touched, their_tree: NodeTable
+) -> Iterator[Conflict]:
     for node_id, node in ours.deleted_nodes.items():
+        if their_tree.row_of_id(node_id) < 0:
+            continue  # both deleted it
         if node.is_array:
-            if node_id in touched.updated or node_id in touched.written:
+            if node_id in touched.updated or node_id in touched.chunks:
                 yield Conflict(ConflictType.DeleteOfUpdatedArray, node.path)
         elif node_id in touched.updated or any(
-            their_tree.row_of_id(new) >= 0 and paths.is_within(their_tree.path(their_tree.row_of_id(new)), node.path)
-            for new in touched.new
+            new_id in touched.new for new_id in _added_below(node.path, our_base, their_tree)
         ):
             yield Conflict(ConflictType.DeleteOfUpdatedGroup, node.path)
+
+
+def _added_below(path: str, our_base: NodeTable, their_tree: NodeTable) -> Iterator[NodeId]:
+    """Nodes that they added at or below a path."""
+    for row in their_tree.subtree(path):
+        node_id = their_tree.node_id(row)
+        if our_base.row_of_id(node_id) < 0:
+            yield node_id
 
 
 def common_rows(one: U32, other: U32) -> U32:
@@ -229,43 +324,70 @@ def common_rows(one: U32, other: U32) -> U32:
         return one[:0]
     if one.shape[1] == 0:
         return one[: min(1, len(one), len(other))]
-    stacked = np.concatenate([_distinct(one), _distinct(other)])
+    stacked = np.concatenate([distinct_rows(one), distinct_rows(other)])
     stacked = stacked[lex_order(stacked)]
     return stacked[:-1][~rows_differ(stacked)] if len(stacked) > 1 else stacked[:0]
 
 
-def _distinct(rows: U32) -> U32:
-    ordered = rows[lex_order(rows)]
-    return ordered[np.append(rows_differ(ordered), True)] if len(ordered) > 1 else ordered
+def made_again(ours: ChangeSet, tree: NodeTable) -> tuple[ChangeSet, list[Conflict]]:
+    """Our moves made one after the other on another tree, and those for which there is no way."""
+    again = ChangeSet()
+    conflicts: list[Conflict] = []
+    for step in ours.moves:
+        node = find_node(tree, again, step.source)
+        if node is None or node.node_id != step.node_id:
+            conflicts.append(Conflict(ConflictType.MoveOperationCannotBeRebased, step.source))
+            continue
+        error = obstacle(tree, again, step.source, step.target)
+        if error is None:
+            move(tree, again, step.source, step.target)
+        elif isinstance(error, AlreadyExistsError):
+            conflicts.append(Conflict(ConflictType.NewNodeConflictsWithExistingNode, step.target))
+        else:
+            assert isinstance(error, SessionStateError)
+            conflicts.append(Conflict(ConflictType.NewNodeInInvalidGroup, step.target))
+    return again, conflicts
 
 
-def rebased(ours: ChangeSet, conflicts: Sequence[Conflict], solver: ConflictSolver, tree: NodeTable) -> ChangeSet:
+def unsettled(conflicts: Sequence[Conflict], solver: ConflictSolver) -> list[Conflict]:
+    """The conflicts that remain: what the solver does not settle, and what no solver may."""
+    solvable = [conflict for conflict in conflicts if conflict.conflict_type in SOLVABLE]
+    return [conflict for conflict in conflicts if conflict.conflict_type not in SOLVABLE] + solver.settle(solvable)
+
+
+def rebased(
+    ours: ChangeSet, our_base: NodeTable, conflicts: Sequence[Conflict], solver: ConflictSolver, tree: NodeTable
+) -> ChangeSet:
     """Our edits on top of their tree, after all conflicts were settled.
 
-    Nodes that we changed or deleted are taken in their form of ``tree``; what they deleted too is forgotten.
+    Nodes that we changed or deleted are taken in their form of ``tree``; what they deleted too is forgotten. A group
+    that we deleted goes with all that they added to it.
     """
+    if ours.moves:
+        return made_again(ours, tree)[0]
     result = ours.copy()
     for conflict in conflicts:
         both_wrote = conflict.conflict_type is ConflictType.ChunkDoubleUpdate
         if both_wrote and solver.chunks_of(conflict) is VersionSelection.UseTheirs:
-            _give_way(result, tree, conflict)
-    for node_id, node in list(result.updated_nodes.items()):
+            _give_way(result, our_base, conflict)
+    for node_id, node in ours.updated_nodes.items():
         theirs = tree.node(tree.row_of_id(node_id))
         result.updated_nodes[node_id] = replace(theirs, user_data=node.user_data, shape=node.shape)
-    for node_id, node in list(result.deleted_nodes.items()):
-        del result.deleted_nodes[node_id]
-        for row in () if node.path in result.new_nodes else tree.subtree(node.path):
-            below = tree.node(row)
-            result.deleted_nodes[below.node_id] = below
+    result.deleted_nodes.clear()
+    for node_id, node in ours.deleted_nodes.items():
         row = tree.row_of_id(node_id)
-        if row >= 0:
-            result.deleted_nodes[node_id] = tree.node(row)
+        if row < 0:
+            continue
+        result.deleted_nodes[node_id] = tree.node(row)
+        if node.path not in result.new_nodes:
+            for added_id in _added_below(node.path, our_base, tree):
+                result.deleted_nodes[added_id] = tree.node(tree.row_of_id(added_id))
     return result
 
 
-def _give_way(changes: ChangeSet, tree: NodeTable, conflict: Conflict) -> None:
+def _give_way(changes: ChangeSet, our_base: NodeTable, conflict: Conflict) -> None:
     """Drop our edits of the chunks that both sides wrote."""
-    node_id = tree.node(tree.find(conflict.path)).node_id
+    node_id = our_base.node_id(our_base.find(conflict.path))
     edits = changes.chunks[node_id].collapse()
     lost = np.asarray(conflict.conflicted_chunks, np.uint32).reshape(-1, edits.ndim)
     kept = edits.take(ChunkFinder(ChunkRefs.build(lost, DELETED).latest()).find_many(edits.indices) < 0)

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
-from icechunk_engine.columns import U32, lex_order, rows_differ
+from icechunk_engine.columns import U32, distinct_rows
 from icechunk_engine.format.nodes import NodeTable
 from icechunk_engine.format.transaction_log import TransactionLog
 from icechunk_engine.ids import NodeId
 from icechunk_engine.transaction.change_set import ChangeSet
+from icechunk_engine.transaction.logs import moves_of_changes
 
 
 @dataclass(slots=True, eq=False)
@@ -112,6 +112,7 @@ def diff_of_changes(changes: ChangeSet, base: NodeTable) -> Diff:
         if edits:
             path = paths.get(node_id) or base.path(base.row_of_id(node_id))
             diff.chunk_columns[path] = edits.collapse().indices
+    diff.moved_nodes = [(move.source, move.target) for move in moves_of_changes(changes)]
     return diff
 
 
@@ -119,7 +120,7 @@ def diff_of_logs(logs: Sequence[TransactionLog], before: NodeTable, after: NodeT
     """Union of what several consecutive commits changed, oldest first.
 
     Node ids become paths by the tree after, else the tree before; nodes that were created and deleted in between are
-    in neither and vanish.
+    in neither and vanish. Moves are listed step by step, those of the newest commit first.
     """
     diff = Diff()
     chunks: dict[str, list[U32]] = {}
@@ -145,15 +146,11 @@ def diff_of_logs(logs: Sequence[TransactionLog], before: NodeTable, after: NodeT
             path = path_of(node_id)
             if path is not None:
                 chunks.setdefault(path, []).append(indices)
-        diff.moved_nodes.extend((move.source, move.target) for move in log.moved_nodes)
+    diff.moved_nodes = [(move.source, move.target) for log in reversed(logs) for move in log.moved_nodes]
     diff.chunk_columns = {path: _distinct(parts) for path, parts in chunks.items()}
     return diff
 
 
-def _distinct(parts: Sequence[U32]) -> NDArray[np.uint32]:
-    if len(parts) == 1:
-        return parts[0]
-    widest = max(part.shape[1] for part in parts)  # an array deleted and made anew has another id, so ranks agree
-    rows = np.concatenate([part for part in parts if part.shape[1] == widest])
-    rows = rows[lex_order(rows)]
-    return rows[np.append(rows_differ(rows), True)] if len(rows) > 1 and widest else rows[:1] if not widest else rows
+def _distinct(parts: Sequence[U32]) -> U32:
+    listed = [part for part in parts if len(part)]  # an empty list does not tell the rank
+    return distinct_rows(np.concatenate(listed)) if listed else parts[0]

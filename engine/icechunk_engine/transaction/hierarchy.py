@@ -12,7 +12,7 @@ from icechunk_engine.transaction.change_set import ChangeSet
 
 def find_node(base: NodeTable, changes: ChangeSet, path: str) -> Node | None:
     """The node at a canonical path, in its present form; None if there is none."""
-    node = changes.new_nodes.get(path)
+    node = changes.placed(path)
     if node is not None:
         return node
     row = base.find(path)
@@ -21,7 +21,7 @@ def find_node(base: NodeTable, changes: ChangeSet, path: str) -> Node | None:
 
 def _present(base: NodeTable, changes: ChangeSet, row: int) -> Node | None:
     node = base.node(row)
-    if node.node_id in changes.deleted_nodes:
+    if changes.is_gone(node.node_id):
         return None
     return changes.updated_nodes.get(node.node_id, node)
 
@@ -51,7 +51,7 @@ def children(base: NodeTable, changes: ChangeSet, path: str) -> list[Node]:
     """Nodes directly below a path, sorted by name."""
     found = [_present(base, changes, row) for row in base.children(path)]
     nodes = [node for node in found if node is not None]
-    nodes.extend(changes.new_nodes[new] for new in changes.new_children(path))
+    nodes.extend(changes.placed_children(path))
     return sorted(nodes, key=lambda node: node.path)
 
 
@@ -69,16 +69,16 @@ def _orphans(base: NodeTable, changes: ChangeSet) -> Iterator[str]:
     for path in base.orphans:
         if find_node(base, changes, path) is not None:
             yield path
-    for parent in changes.new_parents():
+    for parent in changes.placed_parents():
         if parent != paths.ROOT and find_node(base, changes, parent) is None:
-            yield from changes.new_children(parent)
+            yield from (node.path for node in changes.placed_children(parent))
 
 
 def subtree(base: NodeTable, changes: ChangeSet, path: str) -> Iterator[Node]:
     """The node at a path and all below it, parents before children, siblings by name."""
     found = [_present(base, changes, row) for row in base.subtree(path)]
     nodes = [node for node in found if node is not None]
-    nodes.extend(changes.new_nodes[new] for new in changes.new_below(path))
+    nodes.extend(changes.placed_below(path))
     return iter(sorted(nodes, key=lambda node: paths.tree_order(node.path)))
 
 

@@ -11,11 +11,16 @@ from icechunk_engine.transaction.updates import Update
 
 def references(assets: AssetManager) -> References:
     """The refs and history of a repository as they are now."""
-    return RefFileReferences(assets) if assets.spec_version == 1 else RepoFileReferences(assets.repo_info()[0])
+    return RefFileReferences(assets) if assets.spec_version == 1 else RepoFileReferences(*assets.repo_info())
 
 
-def publish(assets: AssetManager, update: Update) -> None:
+def publish(assets: AssetManager, update: Update, present: References | None = None) -> None:
     """Make one update, all or nothing; tried again while others are faster.
+
+    Parameters
+    ----------
+    present
+        What :func:`references` just gave, to save a request.
 
     Raises
     ------
@@ -24,4 +29,7 @@ def publish(assets: AssetManager, update: Update) -> None:
     ConflictError
         ``update-attempts-exhausted``.
     """
-    (update_ref_files if assets.spec_version == 1 else update_repo_file)(assets, update)
+    if assets.spec_version == 1:
+        update_ref_files(assets, update)
+    else:
+        update_repo_file(assets, update, present if isinstance(present, RepoFileReferences) else None)

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from contextlib import suppress
 
 from icechunk_engine._observe import request
 from icechunk_engine.assets import AssetManager
 from icechunk_engine.columns import I64
-from icechunk_engine.errors import VersionMismatchError
+from icechunk_engine.errors import IcechunkError, StorageError
 from icechunk_engine.format import layout
 from icechunk_engine.format.repo_info import RepoInfo, SnapshotInfo, encode_repo_info
 from icechunk_engine.history import SnapshotInfo as PublicSnapshotInfo
 from icechunk_engine.history import snapshot_infos
 from icechunk_engine.ids import ObjectId, SnapshotId
+from icechunk_engine.storage.base import Version
 from icechunk_engine.transaction import updates
 from icechunk_engine.transaction.references import References
 from icechunk_engine.transaction.swapping import now_us, swap
@@ -28,8 +30,9 @@ _LOG = logging.getLogger(__name__)
 class RepoFileReferences(References):
     """Refs and history as one version of ``repo`` has them."""
 
-    def __init__(self, info: RepoInfo) -> None:
+    def __init__(self, info: RepoInfo, version: Version | None = None) -> None:
         self.info = info
+        self.version = version
 
     def branches(self) -> set[str]:
         return set(self.info.branches)
@@ -64,8 +67,18 @@ class RepoFileReferences(References):
         updates.require_online(self.info)
 
 
-def update_repo_file(assets: AssetManager, update: updates.Update) -> RepoInfo:
+def update_repo_file(
+    assets: AssetManager, update: updates.Update, present: RepoFileReferences | None = None
+) -> RepoInfo:
     """Apply one update to the present repo info and swap it in; retried while others win the swap.
+
+    When an answer is lost, the object is read back to see whether the swap took place: the name of our backup in its
+    ops log tells.
+
+    Parameters
+    ----------
+    present
+        What was just read, to save the first request.
 
     Raises
     ------
@@ -76,9 +89,10 @@ def update_repo_file(assets: AssetManager, update: updates.Update) -> RepoInfo:
     """
     storage, config = assets.storage, assets.config
     storage.flush()
+    known = [] if present is None or present.version is None else [(present.info, present.version)]
 
     def attempt() -> RepoInfo:
-        info, version = assets.repo_info()
+        info, version = known.pop() if known else assets.repo_info()
         time_us = now_us()
         backup = layout.backup_name(time_us // 1000, str(ObjectId.random()))
         changed = updates.advance(
@@ -93,10 +107,22 @@ def update_repo_file(assets: AssetManager, update: updates.Update) -> RepoInfo:
         try:
             with request(_LOG, "replace", layout.REPO):
                 version = storage.replace(layout.REPO, data, version)
-        except VersionMismatchError:
-            storage.delete([layout.overwritten_key(backup)])
+        except StorageError as error:
+            found = _read_back(assets, error)
+            if updates.has_landed(found, backup):
+                return found
+            with suppress(IcechunkError):  # a stray backup does no harm
+                storage.delete([layout.overwritten_key(backup)])
             raise
         assets.remember_repo_info(changed, version)
         return changed
 
     return swap(config, attempt)
+
+
+def _read_back(assets: AssetManager, error: StorageError) -> RepoInfo:
+    """The repo info after a swap that failed with ``error``, which counts more than one on the way."""
+    try:
+        return assets.repo_info()[0]
+    except IcechunkError:
+        raise error from None

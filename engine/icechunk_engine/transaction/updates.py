@@ -34,6 +34,7 @@ from icechunk_engine.ids import SnapshotId
 
 MAIN = "main"
 
+FLAG_MOVE_NODE = 3
 FLAG_CREATE_TAG = 4
 FLAG_DELETE_TAG = 5
 
@@ -83,6 +84,20 @@ class AddCommit:
 
     branch: str
     snapshot: SnapshotInfo
+    has_moves: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AmendCommit:
+    """A new snapshot takes the place of a branch's tip, which must be ``amended``; that one stays known.
+
+    The new snapshot gets the parent that the amended one has by then, and its pruned logs.
+    """
+
+    branch: str
+    amended: SnapshotId
+    snapshot: SnapshotInfo
+    has_moves: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +105,7 @@ class AddDetachedSnapshot:
     """A new snapshot that no branch points to."""
 
     snapshot: SnapshotInfo
+    has_moves: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +146,7 @@ Update = (
     | CreateTag
     | DeleteTag
     | AddCommit
+    | AmendCommit
     | AddDetachedSnapshot
     | SetConfig
     | SetMetadata
@@ -159,6 +176,11 @@ def advance(info: RepoInfo, update: Update, *, now_us: int, backup_name: str, ma
     )
 
 
+def has_landed(info: RepoInfo, backup_name: str) -> bool:
+    """True when the update that kept the object before it under that name is part of the repo info."""
+    return backup_name == info.repo_before_updates or backup_name.encode() in info.updates.backup_paths.raws()
+
+
 def require_online(info: RepoInfo) -> None:
     """Raise ReadOnlyError (``read-only-repository``) unless the repository takes writes."""
     if info.status.availability is not Availability.ONLINE:
@@ -186,12 +208,12 @@ def tag_target(info: RepoInfo, name: str) -> SnapshotId:
         raise unknown_tag(name, info.tags, was_deleted=name in info.deleted_tags) from None
 
 
-def next_tip(update: AddCommit | ResetBranch, tip: SnapshotId) -> SnapshotId:
+def next_tip(update: AddCommit | AmendCommit | ResetBranch, tip: SnapshotId) -> SnapshotId:
     """Where a branch that is at ``tip`` goes. Raises ConflictError when the update expected it elsewhere."""
-    if isinstance(update, AddCommit):
-        parent = update.snapshot.parent_id
-        if tip != parent:
-            raise ConflictError(str(parent), str(tip))
+    if not isinstance(update, ResetBranch):
+        expected = update.snapshot.parent_id if isinstance(update, AddCommit) else update.amended
+        if tip != expected:
+            raise ConflictError(str(expected), str(tip))
         return update.snapshot.id
     if update.expected is not None and tip != update.expected:
         raise ConflictError(
@@ -292,7 +314,7 @@ def _(update: DeleteBranch, info: RepoInfo, at_us: int) -> tuple[RepoInfo, Updat
 
 @apply.register
 def _(update: CreateTag, info: RepoInfo, at_us: int) -> tuple[RepoInfo, UpdateRecord]:
-    _require_flag(info, FLAG_CREATE_TAG, "create_tag")
+    require_flag(info, FLAG_CREATE_TAG, "create_tag")
     was_deleted = update.name in info.deleted_tags
     if was_deleted or update.name in info.tags:
         raise tag_taken(update.name, was_deleted=was_deleted)
@@ -303,7 +325,7 @@ def _(update: CreateTag, info: RepoInfo, at_us: int) -> tuple[RepoInfo, UpdateRe
 
 @apply.register
 def _(update: DeleteTag, info: RepoInfo, at_us: int) -> tuple[RepoInfo, UpdateRecord]:
-    _require_flag(info, FLAG_DELETE_TAG, "delete_tag")
+    require_flag(info, FLAG_DELETE_TAG, "delete_tag")
     target = tag_target(info, update.name)
     changed = replace(
         info,
@@ -317,6 +339,7 @@ def _(update: DeleteTag, info: RepoInfo, at_us: int) -> tuple[RepoInfo, UpdateRe
 
 @apply.register
 def _(update: AddCommit, info: RepoInfo, at_us: int) -> tuple[RepoInfo, UpdateRecord]:
+    _require_moves_allowed(info, update.has_moves)
     tip = next_tip(update, branch_tip(info, update.branch))
     changed = replace(
         info, snapshots=info.snapshots.insert(update.snapshot), branches={**info.branches, update.branch: tip}
@@ -327,7 +350,34 @@ def _(update: AddCommit, info: RepoInfo, at_us: int) -> tuple[RepoInfo, UpdateRe
 
 
 @apply.register
+def _(update: AmendCommit, info: RepoInfo, at_us: int) -> tuple[RepoInfo, UpdateRecord]:
+    _require_moves_allowed(info, update.has_moves)
+    tip = next_tip(update, branch_tip(info, update.branch))
+    amended = info.snapshots.info(snapshot_row(info, update.amended))
+    require_amendable(amended)
+    snapshot = replace(update.snapshot, parent_id=amended.parent_id, pruned=amended.pruned)
+    changed = replace(info, snapshots=info.snapshots.insert(snapshot), branches={**info.branches, update.branch: tip})
+    return changed, UpdateRecord(
+        kind=UpdateKind.COMMIT_AMENDED,
+        updated_at_us=at_us,
+        name=update.branch,
+        previous_id=update.amended,
+        new_id=snapshot.id,
+    )
+
+
+def require_amendable(snapshot: SnapshotInfo) -> None:
+    """Raise SessionStateError (``no-amend-for-initial-commit``) for a snapshot without parent."""
+    if snapshot.parent_id is None:
+        raise SessionStateError(
+            f"snapshot {snapshot.id} is the first of the repository, which cannot be amended; commit instead",
+            ErrorKind.NO_AMEND_FOR_INITIAL_COMMIT,
+        )
+
+
+@apply.register
 def _(update: AddDetachedSnapshot, info: RepoInfo, at_us: int) -> tuple[RepoInfo, UpdateRecord]:
+    _require_moves_allowed(info, update.has_moves)
     changed = replace(info, snapshots=info.snapshots.insert(update.snapshot))
     return changed, UpdateRecord(kind=UpdateKind.NEW_DETACHED_SNAPSHOT, updated_at_us=at_us, new_id=update.snapshot.id)
 
@@ -366,7 +416,13 @@ def _(update: SetFeatureFlag, info: RepoInfo, at_us: int) -> tuple[RepoInfo, Upd
     )
 
 
-def _require_flag(info: RepoInfo, flag_id: int, name: str) -> None:
+def _require_moves_allowed(info: RepoInfo, has_moves: bool) -> None:
+    if has_moves:
+        require_flag(info, FLAG_MOVE_NODE, "move_node")
+
+
+def require_flag(info: RepoInfo, flag_id: int, name: str) -> None:
+    """Raise SessionStateError (``feature-flag-disabled``) when a feature is switched off."""
     if flag_id in info.disabled_flags:
         raise SessionStateError(
             f"the feature {name!r} is switched off in this repository; "

@@ -8,7 +8,7 @@ import zarr
 
 import icechunk_engine as ic
 from icechunk_engine import Repository
-from icechunk_engine.storage.wrappers import CountingStorage
+from icechunk_engine.storage.wrappers import CountingStorage, FaultStorage, StorageCall
 
 
 @pytest.fixture
@@ -94,6 +94,94 @@ def test_a_lost_race_writes_no_manifest_twice(storage: CountingStorage) -> None:
     values = zarr.open_group(repo.readonly_session("main").store, mode="r")
     assert np.asarray(values["a3"][0, 0]) == 7
     assert np.asarray(values["a4"][0, 0]) == 8
+
+
+def overtaken(storage: CountingStorage, path: str, row: int) -> FaultStorage:
+    """The storage with another's commit in the middle of the next commit, just before its swap."""
+
+    def overtake(n: int, call: StorageCall, moment: str) -> None:
+        if call.method == "replace" and moment == "before" and racing.hook is not None:
+            racing.hook = None
+            with Repository.open(storage.inner).transaction("main", message="overtook") as store:
+                zarr.open_array(store, path=path, mode="r+")[row] = 9
+
+    racing = FaultStorage(storage, overtake)
+    return racing
+
+
+@pytest.mark.parametrize(("path", "row"), [("a4", 3), ("split", 3), ("split", 1)])
+def test_a_swap_that_was_lost_costs_log_snapshot_and_swap(storage: CountingStorage, path: str, row: int) -> None:
+    """The manifests stay, also when the other commit wrote other manifests of the same array."""
+    in_rows = ic.ManifestSplittingConfig.from_dict(
+        {ic.ManifestSplitCondition.name_matches("split"): {ic.ManifestSplitDimCondition.Axis(0): 2}}
+    )
+    Repository.open(storage, ic.RepositoryConfig(manifest=ic.ManifestConfig(splitting=in_rows))).save_config()
+    with Repository.open(storage).transaction("main", message="split") as store:
+        zarr.create_array(store, name="split", shape=(4, 1000), chunks=(1, 1000), dtype="int64")[:] = 1
+    racing = overtaken(storage, path, row)
+    mine = "split" if path == "split" else "a3"
+    session = Repository.open(racing).writable_session("main")
+    zarr.open_array(session.store, path=mine, mode="r+")[0] = 7
+    storage.reset()
+    session.commit("late", rebase_with=ic.ConflictDetector())
+    written = [key.split("/")[0] for key in storage.keys("put")]
+    again = ["manifests"] if row == 1 else []  # the only manifest that the other commit replaced too
+    assert written == ["manifests", "snapshots", "transactions", *again, "snapshots", "transactions"]
+    read = [key.split("/")[0] for key in storage.keys("get")]
+    assert set(read) <= {"manifests", "transactions"}  # their snapshot is in the cache
+    assert read.count("transactions") == 1
+    assert storage.requests["get_versioned"] == 4  # before; whether it was lost; to try again; to rebase
+    assert storage.requests["copy"] == storage.requests["replace"] == 2
+    values = zarr.open_group(Repository.open(storage).readonly_session("main").store, mode="r")
+    assert (values[mine][0, 0], values[path][row, 0]) == (7, 9)  # type: ignore[index]
+
+
+def test_a_rebase_reads_the_logs_and_the_tip(storage: CountingStorage) -> None:
+    late = Repository.open(cold(storage))
+    session = late.writable_session("main")
+    zarr.open_array(session.store, path="a3", mode="r+")[0] = 7
+    counted = late.storage
+    assert isinstance(counted, CountingStorage)
+    hidden = cold(counted)  # the others work where our cache does not see it
+    for i in range(5):
+        with Repository.open(hidden).transaction("main", message="early") as store:
+            zarr.open_array(store, path="a4", mode="r+")[i % 4] = i
+    for info in hidden.list():
+        counted.put(info.key, hidden.get(info.key))
+    counted.reset()
+    session.rebase(ic.ConflictDetector())
+    assert counted.requests == {"get_versioned": 1, "get": 6}  # repo, five logs, one snapshot
+    assert [key.split("/")[0] for key in counted.keys("get")] == ["snapshots"] + ["transactions"] * 5
+    counted.reset()
+    session.commit("rebased")
+    assert counted.requests == {"get_versioned": 1, "get": 1, "put": 3, "copy": 1, "replace": 1}
+
+
+def test_a_commit_that_comes_too_late_writes_nothing(storage: CountingStorage) -> None:
+    repo = Repository.open(storage)
+    late = repo.writable_session("main")
+    zarr.open_array(late.store, path="a3", mode="r+")[0] = 7
+    with repo.transaction("main", message="early") as store:
+        zarr.open_array(store, path="a4", mode="r+")[0] = 8
+    storage.reset()
+    with pytest.raises(ic.ConflictError):
+        late.commit("late")
+    with pytest.raises(ic.ConflictError):
+        late.amend("late")
+    assert storage.requests == {"get_versioned": 4, "get": 1}  # to look twice, and once at what the other changed
+
+
+def test_moving_and_amending_write_no_manifest(storage: CountingStorage) -> None:
+    repo = Repository.open(storage)
+    session = repo.rearrange_session("main")
+    session.move("/a3", "/moved")
+    storage.reset()
+    session.commit("moved")
+    assert storage.requests == {"get_versioned": 1, "put": 2, "copy": 1, "replace": 1}
+    session = repo.writable_session("main")
+    storage.reset()
+    session.amend("another message", allow_empty=True)
+    assert storage.requests == {"get_versioned": 1, "get": 1, "put": 2, "copy": 1, "replace": 1}
 
 
 def test_refs_take_one_swap(storage: CountingStorage) -> None:

@@ -1,0 +1,162 @@
+"""Edits of a session against the commits that came first: what conflicts, and the edits on the branch's new tip.
+
+Requests: one GET a log of a commit since the session's base, all at once, and one GET of the tip's snapshot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from icechunk_engine.assets import AssetManager
+from icechunk_engine.errors import ErrorKind, RebaseFailedError, SessionStateError, SnapshotNotFoundError
+from icechunk_engine.format.repo_info import SnapshotInfo
+from icechunk_engine.format.transaction_log import TransactionLog
+from icechunk_engine.ids import INITIAL_SNAPSHOT_ID, SnapshotId
+from icechunk_engine.transaction.change_set import ChangeSet
+from icechunk_engine.transaction.conflicts import (
+    Conflict,
+    ConflictSolver,
+    detect,
+    detect_unlogged,
+    rebased,
+    undone,
+    unsettled,
+)
+from icechunk_engine.transaction.references import References
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """A commit between the session's base and the tip, made or, where the branch was reset, taken back.
+
+    Attributes
+    ----------
+    log_ids
+        Which logs tell what it changed.
+    """
+
+    commit: SnapshotInfo
+    log_ids: Sequence[SnapshotId]
+    is_undone: bool = False
+
+
+def _steps(refs: References, branch: str, base_id: SnapshotId, tip: SnapshotId) -> list[_Step]:
+    """The way from the base to the tip: back to their last common snapshot, then forward, oldest first."""
+    forward: list[_Step] = []
+    for commit in refs.ancestry(tip):
+        if commit.id == base_id:
+            return forward[::-1]
+        log_ids = (*commit.pruned, commit.id)
+        if base_id in commit.pruned:  # the base has expired
+            return [_Step(commit, log_ids[log_ids.index(base_id) + 1 :]), *forward[::-1]]
+        forward.append(_Step(commit, log_ids))
+    line = {step.commit.id for step in forward}
+    back: list[_Step] = []
+    try:
+        for commit in refs.ancestry(base_id):
+            if commit.id in line:
+                common = next(i for i, step in enumerate(forward) if step.commit.id == commit.id)
+                return back + forward[:common][::-1]
+            back.append(_Step(commit, (*commit.pruned, commit.id), is_undone=True))
+    except SnapshotNotFoundError:
+        pass
+    raise RebaseFailedError(
+        str(tip),
+        [],
+        f"cannot rebase: branch {branch!r} no longer holds snapshot {base_id}, on which this session is based; the "
+        f"branch was reset, or the snapshot has expired. The session is unchanged: redo the change in a new session",
+    )
+
+
+def _logs(assets: AssetManager, steps: Sequence[_Step]) -> list[list[TransactionLog]]:
+    """The logs of each step."""
+    wanted = [log_id for step in steps for log_id in step.log_ids]
+    found = dict(zip(wanted, assets.transaction_logs(wanted), strict=True))
+    logs: list[list[TransactionLog]] = []
+    for step in steps:
+        logs.append([])
+        for log_id in step.log_ids:
+            log = found[log_id]
+            if log is not None:
+                logs[-1].append(undone(log) if step.is_undone else log)
+            elif log_id != INITIAL_SNAPSHOT_ID:  # in spec 1 there is none of the first snapshot, which changed nothing
+                raise SessionStateError(
+                    f"cannot rebase over snapshot {step.commit.id}: its transaction log {log_id} is gone (expired "
+                    f"and collected). Redo the change in a new session",
+                    ErrorKind.REBASE_TX_LOG_PRUNED,
+                )
+    return logs
+
+
+def _find_conflicts(
+    assets: AssetManager, refs: References, branch: str, tip: SnapshotId, base_id: SnapshotId, changes: ChangeSet
+) -> list[tuple[_Step, list[Conflict]]]:
+    """The commits that our edits conflict with, oldest first, and how."""
+    steps = _steps(refs, branch, base_id, tip)
+    base, tree = assets.snapshot(base_id).nodes, assets.snapshot(tip).nodes
+    by_commit = [
+        (step, [conflict for log in logs for conflict in detect(changes, base, log, tree)])
+        for step, logs in zip(steps, _logs(assets, steps), strict=True)
+    ]
+    known = {(conflict.conflict_type, conflict.path) for _, conflicts in by_commit for conflict in conflicts}
+    others = [
+        conflict
+        for conflict in detect_unlogged(changes, base, tree)
+        if (conflict.conflict_type, conflict.path) not in known
+    ]
+    by_commit.append((steps[-1], others))
+    return [(step, conflicts) for step, conflicts in by_commit if conflicts]
+
+
+def rebase_changes(
+    assets: AssetManager,
+    refs: References,
+    branch: str,
+    base_id: SnapshotId,
+    changes: ChangeSet,
+    solver: ConflictSolver,
+) -> tuple[SnapshotId, ChangeSet]:
+    """The branch's tip and our edits on top of it; ``changes`` itself is left as it was.
+
+    Raises
+    ------
+    RebaseFailedError
+        Naming the first commit with conflicts that the solver does not settle, and those.
+    """
+    tip = refs.branch_tip(branch)
+    if tip == base_id:
+        return base_id, changes
+    found = _find_conflicts(assets, refs, branch, tip, base_id, changes)
+    for step, conflicts in found:
+        remaining = unsettled(conflicts, solver)
+        if remaining:
+            raise RebaseFailedError(str(step.commit.id), remaining, _rebase_failure(step, remaining))
+    all_found = [conflict for _, conflicts in found for conflict in conflicts]
+    base, tree = assets.snapshot(base_id).nodes, assets.snapshot(tip).nodes
+    return tip, rebased(changes, base, all_found, solver, tree)
+
+
+def _rebase_failure(step: _Step, conflicts: Sequence[Conflict]) -> str:
+    taken_back = ", which was taken back when the branch was reset or amended" if step.is_undone else ""
+    return (
+        f"cannot rebase over snapshot {step.commit.id} ({step.commit.message!r}){taken_back}: "
+        + "; ".join(map(str, conflicts))
+        + ". The session is unchanged: choose another solver, or redo the change in a new session"
+    )
+
+
+def describe_conflicts(
+    assets: AssetManager, refs: References, branch: str, base_id: SnapshotId, changes: ChangeSet
+) -> str:
+    """What came first, and what of it conflicts, for the message of a commit that came too late."""
+    tip = refs.branch_tip(branch)
+    newest = f"The branch is at snapshot {tip} ({refs.snapshot(tip).message!r}) now"
+    found = [] if tip == base_id else _find_conflicts(assets, refs, branch, tip, base_id, changes)
+    if not found:
+        return f"{newest}; nothing conflicts, so any solver will do"
+    listed = [
+        f"{', '.join(map(str, conflicts))} with snapshot {step.commit.id} ({step.commit.message!r})"
+        for step, conflicts in found
+    ]
+    return f"{newest}; conflicts: {'; '.join(listed)}"
