@@ -5,6 +5,12 @@ Names, signatures and defaults follow the official ``icechunk`` package, so that
     import icechunk_engine as icechunk
 """
 
+import os
+import platform
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+
+from icechunk_engine._observe import initialize_logs, set_logs_filter, shutdown_telemetry
 from icechunk_engine.ancestry_graph import AncestryGraph
 from icechunk_engine.chunk_refs import ChunkType
 from icechunk_engine.config import (
@@ -202,14 +208,18 @@ __all__ = [
     "gcs_store",
     "http_store",
     "in_memory_storage",
+    "initialize_logs",
     "local_filesystem_storage",
     "local_filesystem_store",
+    "print_debug_info",
     "s3_anonymous_credentials",
     "s3_credentials",
     "s3_from_env_credentials",
     "s3_refreshable_credentials",
     "s3_static_credentials",
     "s3_store",
+    "set_logs_filter",
+    "shutdown_telemetry",
     "spec_version",
     "supported_spec_versions",
     "upgrade_icechunk_repository",
@@ -229,6 +239,19 @@ def supported_spec_versions() -> list[SpecVersion]:
     return sorted(SpecVersion, reverse=True)
 
 
+def print_debug_info() -> None:
+    """Print the versions that a bug report needs."""
+    print(f"platform: {platform.platform()}")
+    print(f"python: {platform.python_version()}")
+    for package in ("xarray-icechunk", "zarr", "numcodecs", "numpy", "xarray", "dask", "kerchunk"):
+        with suppress(PackageNotFoundError):
+            print(f"{package}: {version(package)}")
+
+
 def user_agent() -> str:
     """How requests to HTTP servers introduce themselves."""
     return f"xarray-icechunk/{__version__}"
+
+
+if "ICECHUNK_LOG" in os.environ:
+    initialize_logs()

@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from typing import Any
+from typing import Any, Protocol
 
 from icechunk_engine.errors import IcechunkError, InvalidInputError
 
@@ -43,7 +43,11 @@ logging.addLevelName(TRACE, "TRACE")
 logging.getLogger(PACKAGE).addHandler(logging.NullHandler())
 
 
-def operation[**P, R](describe: Callable[P, str]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+class _Decorator(Protocol):
+    def __call__[**P, R](self, function: Callable[P, R]) -> Callable[P, R]: ...
+
+
+def operation(describe: Callable[..., str]) -> _Decorator:
     """Decorator of an operation that users ask for.
 
     Parameters
@@ -53,7 +57,7 @@ def operation[**P, R](describe: Callable[P, str]) -> Callable[[Callable[P, R]], 
         when somebody listens or something fails.
     """
 
-    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+    def decorate[**P, R](function: Callable[P, R]) -> Callable[P, R]:
         log = logging.getLogger(function.__module__)
         name = f"icechunk.{function.__name__}"
 

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any, Self
 
 from icechunk_engine import inspection, presence
+from icechunk_engine._observe import operation
 from icechunk_engine._sync import async_twin
 from icechunk_engine.ancestry_graph import AncestryGraph, Entry
 from icechunk_engine.assets import AssetManager
@@ -83,6 +84,7 @@ class Repository:
     # --- create and open ---------------------------------------------------------------------------------------
 
     @classmethod
+    @operation(lambda cls, storage, *_, **__: f"creating a repository at {storage.identity}")
     def create(
         cls,
         storage: Storage,
@@ -127,6 +129,7 @@ class Repository:
     create_async = classmethod(async_twin(create.__func__))  # type: ignore[attr-defined]
 
     @classmethod
+    @operation(lambda cls, storage, *_, **__: f"opening the repository at {storage.identity}")
     def open(
         cls,
         storage: Storage,
@@ -381,6 +384,7 @@ class Repository:
             raise needs_spec_2(what)
         return self._assets.repo_info()[0]
 
+    @operation(lambda self, update, *_: f"{updates.describe(update)} of {self.storage.identity}")
     def _update(self, update: updates.Update, what: str) -> RepoInfo:
         if self.spec_version < SpecVersion.v2:
             raise needs_spec_2(what)
@@ -574,6 +578,9 @@ class Repository:
         for update in await async_twin(lambda: list(self.ops_log()))():
             yield update
 
+    @operation(
+        lambda self, *refs, **named: f"comparing two snapshots ({_told(refs, named)}) of {self.storage.identity}"
+    )
     def diff(
         self,
         *,
@@ -636,6 +643,9 @@ class Repository:
         assert snapshot_id is not None
         return SnapshotId.from_str(snapshot_id)
 
+    @operation(
+        lambda self, *refs, **named: f"opening a snapshot to read ({_told(refs, named)}) of {self.storage.identity}"
+    )
     def readonly_session(
         self,
         branch: str | None = None,
@@ -677,6 +687,9 @@ class Repository:
 
     readonly_session_async = async_twin(readonly_session)
 
+    @operation(
+        lambda self, *refs, **named: f"opening a branch to write ({_told(refs, named)}) of {self.storage.identity}"
+    )
     def writable_session(self, branch: str) -> Session:
         """A session whose commit goes to a branch, based on the branch's present tip."""
         refs = references(self._assets)
@@ -687,6 +700,9 @@ class Repository:
 
     writable_session_async = async_twin(writable_session)
 
+    @operation(
+        lambda self, *refs, **named: f"opening a branch to rearrange ({_told(refs, named)}) of {self.storage.identity}"
+    )
     def rearrange_session(self, branch: str) -> Session:
         """A session that moves and renames nodes (:meth:`Session.move`) and does nothing else.
 
@@ -727,6 +743,11 @@ class Repository:
         session = self.writable_session(branch)
         yield session.store
         session.commit(message, metadata, rebase_with=rebase_with, rebase_tries=rebase_tries)
+
+
+def _told(refs: tuple[Any, ...], named: dict[str, Any]) -> str:
+    """Arguments of an operation, for messages."""
+    return ", ".join([*map(repr, refs), *(f"{name}={value!r}" for name, value in named.items() if value is not None)])
 
 
 def _named(branch: str | None, tag: str | None, snapshot_id: str | None) -> list[tuple[str, str | None]]:

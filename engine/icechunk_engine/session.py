@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
+from icechunk_engine._observe import operation
 from icechunk_engine._sync import async_twin
 from icechunk_engine.errors import (
     ConflictError,
@@ -222,6 +223,7 @@ class Session(Workspace):
         new = write_snapshot(self._context.assets, self._base(), self._changes, message="fork point", metadata={})
         return new.snapshot.snapshot_id
 
+    @operation(lambda self, *_, **__: f"merging forks into a session of {self.storage_identity}")
     def merge(self, *others: ForkSession) -> None:
         """Bring the edits of forks of this session home; all of them or none.
 
@@ -255,6 +257,7 @@ class Session(Workspace):
 
     # --- ending ------------------------------------------------------------------------------------------------
 
+    @operation(lambda self, *_, **__: f"committing to branch {self.branch!r} of {self.storage_identity}")
     def commit(
         self,
         message: str,
@@ -351,6 +354,7 @@ class Session(Workspace):
 
     commit_async = async_twin(commit)
 
+    @operation(lambda self, *_, **__: f"amending the tip of branch {self.branch!r} of {self.storage_identity}")
     def amend(self, message: str, *, metadata: dict[str, Any] | None = None, allow_empty: bool = False) -> str:
         """Put the branch's last snapshot and the edits together into one that takes its place.
 
@@ -412,6 +416,7 @@ class Session(Workspace):
 
     amend_async = async_twin(amend)
 
+    @operation(lambda self, *_, **__: f"storing a snapshot in {self.storage_identity}")
     def flush(self, message: str, metadata: dict[str, Any] | None = None) -> str:
         """Store the edits as a detached snapshot that no branch points to; afterwards the session is read-only there.
 
@@ -434,6 +439,7 @@ class Session(Workspace):
 
     flush_async = async_twin(flush)
 
+    @operation(lambda self, *_, **__: f"rebasing a session on branch {self.branch!r} of {self.storage_identity}")
     def rebase(self, solver: ConflictSolver) -> None:
         """Put the edits on top of the branch's present tip.
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icechunk_engine import paths
-from icechunk_engine._observe import request
+from icechunk_engine._observe import operation, request
 from icechunk_engine._sync import async_twin
 from icechunk_engine.chunk_refs import DELETED, INLINE, NATIVE, ChunkRef, ChunkRefs
 from icechunk_engine.errors import AlreadyExistsError, ErrorKind, InvalidInputError
@@ -137,6 +137,7 @@ class Workspace(SnapshotView):
         """Remove every node."""
         self.delete_node(paths.ROOT)
 
+    @operation(lambda self, from_path, to_path: f"moving {from_path} to {to_path}")
     def move(self, from_path: str, to_path: str) -> None:
         """Give a group or array, with all below it, another path. No data is copied, and nodes keep their ids.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from icechunk_engine._observe import operation
 from icechunk_engine.chunk_refs import INLINE
 from icechunk_engine.config import resolve
 from icechunk_engine.errors import AlreadyExistsError, ErrorKind, InternalError
@@ -27,6 +28,9 @@ Progress = Callable[[str, int, int], None]
 """Called with the path of an array that was written, how many were, and how many there are."""
 
 
+@operation(
+    lambda refs, session, group="/", **_: f"importing a reference set into {group} of {session.storage_identity}"
+)
 def import_kerchunk(
     refs: Any,
     session: Session,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from icechunk_engine._observe import operation
 from icechunk_engine.assets import AssetManager
 from icechunk_engine.transaction.ref_files import RefFileReferences, update_ref_files
 from icechunk_engine.transaction.references import References
 from icechunk_engine.transaction.repo_file import RepoFileReferences, update_repo_file
-from icechunk_engine.transaction.updates import Update
+from icechunk_engine.transaction.updates import Update, describe
 
 
 def references(assets: AssetManager) -> References:
@@ -14,6 +15,7 @@ def references(assets: AssetManager) -> References:
     return RefFileReferences(assets) if assets.spec_version == 1 else RepoFileReferences(*assets.repo_info())
 
 
+@operation(lambda assets, update, *_: f"{describe(update)} of {assets.storage.identity}")
 def publish(assets: AssetManager, update: Update, present: References | None = None) -> None:
     """Make one update, all or nothing; tried again while others are faster.
 

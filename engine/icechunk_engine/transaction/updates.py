@@ -155,6 +155,35 @@ Update = (
 )
 
 
+def describe(update: Update) -> str:
+    """What an update does, for messages."""
+    match update:
+        case CreateBranch(name=name):
+            return f"creating branch {name!r}"
+        case ResetBranch(name=name):
+            return f"resetting branch {name!r}"
+        case DeleteBranch(name=name):
+            return f"deleting branch {name!r}"
+        case CreateTag(name=name):
+            return f"creating tag {name!r}"
+        case DeleteTag(name=name):
+            return f"deleting tag {name!r}"
+        case AddCommit(branch=branch, snapshot=snapshot):
+            return f"putting snapshot {snapshot.id} onto branch {branch!r}"
+        case AmendCommit(branch=branch, amended=amended, snapshot=snapshot):
+            return f"putting snapshot {snapshot.id} in the place of {amended} on branch {branch!r}"
+        case AddDetachedSnapshot(snapshot=snapshot):
+            return f"listing snapshot {snapshot.id}"
+        case SetConfig():
+            return "storing the configuration"
+        case SetMetadata():
+            return "changing the metadata"
+        case SetStatus(availability=availability):
+            return f"setting the status to {availability.name.lower()}"
+        case SetFeatureFlag(flag_id=flag_id):
+            return f"setting feature flag {flag_id}"
+
+
 def advance(info: RepoInfo, update: Update, *, now_us: int, backup_name: str, max_updates: int) -> RepoInfo:
     """The repo info after one update.
 
