@@ -76,15 +76,23 @@ class HistoryMachine(RuleBasedStateMachine):
 
     @rule(data=st.data(), is_move=st.booleans())
     def begin(self, data: st.DataObject, is_move: bool) -> None:
-        branch = data.draw(st.sampled_from(sorted(self.branches)))
+        self._begin(data, is_move)
+
+    def _begin(self, data: st.DataObject, is_move: bool, branch: str | None = None) -> Open:
+        branch = branch or data.draw(st.sampled_from(sorted(self.branches)))
         session = self.repo.rearrange_session(branch) if is_move else self.repo.writable_session(branch)
         assert session.snapshot_id == self.branches[branch]
-        self.open.append(Open(session, branch, session.snapshot_id, is_move))
+        mine = Open(session, branch, session.snapshot_id, is_move)
+        self.open.append(mine)
+        self._edit(data, mine)
+        return mine
 
     @precondition(lambda self: self.open)
     @rule(data=st.data())
     def edit(self, data: st.DataObject) -> None:
-        mine = data.draw(st.sampled_from(self.open))
+        self._edit(data, data.draw(st.sampled_from(self.open)))
+
+    def _edit(self, data: st.DataObject, mine: Open) -> None:
         edits = data.draw(st.lists(moves if mine.is_move else data_edits, min_size=1, max_size=3))
         note(f"{made(mine.session, edits)}")
         mine.dirty = mine.session.has_uncommitted_changes
@@ -104,10 +112,27 @@ class HistoryMachine(RuleBasedStateMachine):
         self.log.insert(0, kind)
         self.open.remove(mine)
 
+    @rule(data=st.data(), is_move=st.booleans(), how=st.sampled_from(["commit", "commit", "amend"]))
+    def begin_and_end(self, data: st.DataObject, is_move: bool, how: str) -> None:
+        self._finish(self._begin(data, is_move), how)
+
+    @rule(
+        data=st.data(),
+        is_move=st.booleans(),
+        fast=st.sampled_from(["commit", "amend"]),
+        slow=st.sampled_from(["rebase", "commit with rebase", "commit", "amend"]),
+    )
+    def race(self, data: st.DataObject, is_move: bool, fast: str, slow: str) -> None:
+        behind = self._begin(data, is_move)
+        self._finish(self._begin(data, False, behind.branch), fast)
+        self._finish(behind, slow)
+
     @precondition(lambda self: self.open)
     @rule(data=st.data(), how=st.sampled_from(["commit", "amend", "flush", "rebase", "commit with rebase"]))
     def end(self, data: st.DataObject, how: str) -> None:
-        mine = data.draw(st.sampled_from(self.open))
+        self._finish(data.draw(st.sampled_from(self.open)), how)
+
+    def _finish(self, mine: Open, how: str) -> None:
         session, tree = mine.session, state(mine.session)
         self.count += 1
         message = str(self.count)
