@@ -18,6 +18,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 import icechunk_engine as ic
+from icechunk_engine._observe import TRACE
 from icechunk_engine.errors import IcechunkError, InvalidInputError, RefNotFoundError
 from icechunk_engine.storage.wrappers import LatencyStorage
 
@@ -56,6 +57,7 @@ def test_operations_and_requests(repo: ic.Repository, caplog: pytest.LogCaptureF
     assert "committing to branch 'main'" in operations
     assert "chunks/" not in operations
     ic.set_logs_filter("trace")
+    caplog.handler.setLevel(TRACE)
     caplog.clear()
     use_again = repo.readonly_session("main")
     zarr.open_array(use_again.store, path="a", mode="r")[:]
