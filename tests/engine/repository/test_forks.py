@@ -246,3 +246,20 @@ def test_copies_with_other_edits_are_told_apart(session: ic.Session) -> None:
     assert one != other
     assert one != fork
     assert copy(one) == one
+
+
+@pytest.mark.parametrize("deleted_first", [True, False])
+@pytest.mark.parametrize("change", ["chunks", "metadata"])
+def test_a_deletion_and_a_change_disagree(session: ic.Session, deleted_first: bool, change: str) -> None:
+    deleting, changing = session.fork(), session.fork()
+    deleting.delete_node("/a")
+    if change == "chunks":
+        write(changing, 0, 2, 1)
+    else:
+        zarr.open_array(changing.store, path="a", mode="r+").attrs["units"] = "K"
+    forks = [deleting, changing] if deleted_first else [changing, deleting]
+    with pytest.raises(ic.SessionStateError, match="/a") as caught:
+        session.merge(*forks)
+    assert caught.value.kind == ErrorKind.MERGE_FAILED
+    assert not session.has_uncommitted_changes
+    assert session.get_node("/a") is not None
