@@ -8,20 +8,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
+from urllib.parse import unquote
 from uuid import uuid4
 
 from icechunk_engine.config import RepositoryConfig
 from icechunk_engine.errors import ErrorKind, InvalidInputError, RepositoryNotFoundError
 from icechunk_engine.repository import Repository
 from icechunk_engine.session import Session
-from icechunk_engine.storage import LocalStorage, MemoryStorage, Storage
+from icechunk_engine.storage.urls import scheme_of, storage_from_url
 from icechunk_engine.store import IcechunkStore
 
-__all__ = ["Located", "locate", "open_or_create_repository", "open_repository"]
+__all__ = ["Located", "locate", "open_or_create_repository", "open_repository", "split_pipeline"]
 
-_SUPPORTED = "a local path, file:///absolute/path, or memory://name"
+_PIPELINE = "|icechunk:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +30,8 @@ class Located:
     session: Session
     location: str | None
     """The repository's absolute path or URL; None when a session or store was passed."""
+    path: str = ""
+    """Of the group that the URL names inside the repository; empty for the root."""
 
     @property
     def source(self) -> str:
@@ -60,7 +61,8 @@ def locate(
     Parameters
     ----------
     source : str, os.PathLike, Repository, Session or IcechunkStore
-        A session or store is used as it is: a writable one shows its uncommitted changes.
+        A session or store is used as it is: a writable one shows its uncommitted changes. A URL may go on with
+        ``|icechunk:@branch.main/group``, ``|icechunk:@tag.v1/group`` or ``|icechunk:@SNAPSHOT/group``.
     branch, tag, snapshot_id
         At most one of them; by default the branch ``main``.
     as_of
@@ -97,19 +99,69 @@ def locate(
         return Located(_readonly_session(source, refs), source.storage.identity)
 
     if isinstance(source, str | os.PathLike):
+        place, named, path = split_pipeline(source)
+        if named and refs:
+            raise InvalidInputError(
+                f"{os.fspath(source)!r} says which snapshot to read, and so does {', '.join(refs)}: leave one out",
+                ErrorKind.INVALID_REF_TYPE,
+            )
         repository = open_repository(
-            source,
+            place,
             storage_options=storage_options,
             config=config,
             authorize_virtual_chunk_access=authorize_virtual_chunk_access,
         )
-        return Located(_readonly_session(repository, refs), _normal_location(source))
+        return Located(_readonly_session(repository, named or refs), _normal_location(place), path)
 
     raise InvalidInputError(
         f"cannot open a {type(source).__module__}.{type(source).__qualname__} as an Icechunk repository. Pass a path, "
         f"a URL, or a Repository, Session or IcechunkStore of icechunk_engine",
         ErrorKind.CANNOT_PARSE_URL,
     )
+
+
+def split_pipeline(location: str | os.PathLike[str]) -> tuple[str, dict[str, str], str]:
+    """The repository's location, the ref and the group of a URL pipeline ``location|icechunk:@ref/group``.
+
+    A ref is ``branch.NAME``, ``tag.NAME`` or a snapshot id; ``%2F`` stands for a ``/`` in a name.
+
+    Raises
+    ------
+    InvalidInputError
+        ``cannot-parse-url``: an empty ref, or a further step behind it.
+    """
+    text = os.fspath(location)
+    place, found, rest = text.partition(_PIPELINE)
+    if not found:
+        return text, {}, ""
+    ref, _, path = rest.removeprefix("//").partition("/")
+    kind, dot, name = ref.removeprefix("@").partition(".")
+    if "|" in rest or (ref and not ref.startswith("@")) or (ref and not (name if dot else kind)):
+        raise InvalidInputError(
+            f"{text!r}: behind '|icechunk:' goes '@branch.NAME', '@tag.NAME' or '@SNAPSHOT', then '/group', and "
+            f"nothing else",
+            ErrorKind.CANNOT_PARSE_URL,
+        )
+    if not ref:
+        return place, {}, path
+    if not dot:
+        return place, {"snapshot_id": kind}, path
+    if kind not in ("branch", "tag"):
+        raise InvalidInputError(
+            f"{text!r}: {kind!r} is no kind of ref; write '@branch.{name}' or '@tag.{name}'",
+            ErrorKind.CANNOT_PARSE_URL,
+        )
+    return place, {kind: unquote(name)}, path
+
+
+def _repository_only(location: str | os.PathLike[str]) -> str:
+    place, named, path = split_pipeline(location)
+    if named or path:
+        raise InvalidInputError(
+            f"{os.fspath(location)!r} names a snapshot or group, not a repository: write {place!r}",
+            ErrorKind.CANNOT_PARSE_URL,
+        )
+    return place
 
 
 def open_repository(
@@ -124,9 +176,11 @@ def open_repository(
     Parameters
     ----------
     location
-        A local path, ``file:///absolute/path``, or ``memory://name`` (which lives as long as this process).
+        A local path, ``file:///absolute/path``, ``memory://name`` (which lives as long as this process),
+        ``s3://bucket/prefix``, ``gs://…``, ``az://container/prefix``, ``https://host/path``, or a URL of any other
+        installed fsspec file system, for reading.
     storage_options
-        Options of the storage; those supported today take none.
+        Options of the storage, as fsspec's file systems take them: ``anon``, ``key``, ``secret``, ``endpoint_url``, …
     config
         Merged over the configuration saved in the repository.
     authorize_virtual_chunk_access
@@ -139,7 +193,8 @@ def open_repository(
     InvalidInputError
         A location of a kind that is not supported, or unknown storage options.
     """
-    storage = _storage_at(location, storage_options)
+    location = _repository_only(location)
+    storage = storage_from_url(location, storage_options)
     try:
         return Repository.open(
             storage,
@@ -159,7 +214,7 @@ def open_or_create_repository(
 ) -> Repository:
     """Open the repository at a path or URL, or create one there; parameters as for :func:`open_repository`."""
     return Repository.open_or_create(
-        _storage_at(location, storage_options),
+        storage_from_url(_repository_only(location), storage_options),
         config=config,
         authorize_virtual_chunk_access=_as_dict(authorize_virtual_chunk_access),
     )
@@ -211,45 +266,9 @@ def _refuse(names: list[str], reason: str, instead: str) -> None:
         )
 
 
-def _scheme(location: str) -> str:
-    """The part before ``://`` or ``::``, empty for a path."""
-    for mark in ("::", "://"):
-        scheme, found, _ = location.partition(mark)
-        if found and scheme.replace("+", "").replace("-", "").replace(".", "").isalnum() and scheme[0].isalpha():
-            return scheme.lower()
-    return ""
-
-
 def _normal_location(location: str | os.PathLike[str]) -> str:
     text = os.fspath(location)
-    return text if _scheme(text) else str(Path(text).expanduser().absolute())
-
-
-def _storage_at(location: str | os.PathLike[str], storage_options: Mapping[str, Any] | None) -> Storage:
-    text = os.fspath(location)
-    scheme = _scheme(text)
-    if storage_options and scheme in ("", "file", "memory"):
-        raise InvalidInputError(
-            f"storage_options {', '.join(map(repr, storage_options))}: {'memory' if scheme == 'memory' else 'local'} "
-            f"storage takes none. Leave storage_options out",
-            ErrorKind.STORAGE_CONFIG,
-        )
-    if scheme == "":
-        return LocalStorage(_normal_location(text))
-    if scheme == "file":
-        parts = urlsplit(text)
-        if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
-            raise InvalidInputError(
-                f"{text!r} names no absolute local path: write file:///absolute/path, or the path alone",
-                ErrorKind.CANNOT_PARSE_URL,
-            )
-        return LocalStorage(url2pathname(parts.path))
-    if scheme == "memory":
-        return MemoryStorage.named(text.partition("://")[2].strip("/"))
-    raise InvalidInputError(
-        f"{text!r}: there is no storage for {scheme!r} locations. Supported are {_SUPPORTED}",
-        ErrorKind.CANNOT_PARSE_URL,
-    )
+    return text if scheme_of(text) else str(Path(text).expanduser().absolute())
 
 
 def _not_found(location: str | os.PathLike[str]) -> RepositoryNotFoundError:

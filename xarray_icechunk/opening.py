@@ -10,7 +10,6 @@ import zarr
 from xarray.backends import StoreBackendEntrypoint, ZarrStore
 
 from icechunk_engine.errors import ErrorKind, InvalidInputError, NodeNotFoundError
-from icechunk_engine.session import Session
 
 from ._xarray_compat import fuse_codec_pipeline
 from .dask_names import SnapshotVariable
@@ -29,7 +28,7 @@ def open_group(
 ) -> xr.Dataset:
     """One group as a dataset; ``where`` goes to :func:`~.locate.locate`, ``decoders`` to xarray."""
     located = locate(source, **where)
-    path = _group_path(located.session, group)
+    path = _group_path(located, group)
     return _read(located, path, located.source, use_zarr_fill_value_as_mask, decoders)
 
 
@@ -43,7 +42,7 @@ def open_groups(
 ) -> dict[str, xr.Dataset]:
     """A group and all groups below it, in tree order; keys are absolute paths with ``group`` as the root."""
     located = locate(source, **where)
-    root = _group_path(located.session, group)
+    root = _group_path(located, group)
     name = located.source
     prefix = root.rstrip("/")
     return {
@@ -61,8 +60,8 @@ def open_tree(source: Any, **kwargs: Any) -> xr.DataTree:
     return tree
 
 
-def _group_path(session: Session, group: str | None) -> str:
-    """The absolute path of a group that exists.
+def _group_path(located: Located, group: str | None) -> str:
+    """The absolute path of a group that exists; ``group`` is below the group that the URL names.
 
     Raises
     ------
@@ -71,7 +70,8 @@ def _group_path(session: Session, group: str | None) -> str:
     InvalidInputError
         ``not-a-group``: an array.
     """
-    path = "/" + (group or "").strip("/")
+    session = located.session
+    path = "/" + "/".join(part for part in (located.path.strip("/"), (group or "").strip("/")) if part)
     node = session.get_node(path)
     if node is None:
         there = [known.path for known in session.list_nodes("/") if not known.is_array]

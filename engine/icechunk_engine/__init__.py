@@ -36,6 +36,7 @@ from icechunk_engine.config import (
     StorageTimeoutSettings,
     VirtualChunkContainer,
     VirtualChunkSpec,
+    azure_store,
     gcs_store,
     http_store,
     local_filesystem_store,
@@ -92,10 +93,24 @@ from icechunk_engine.errors import (
     StorageError,
 )
 from icechunk_engine.history import ManifestFileInfo, SnapshotInfo, Update, UpdateType
+from icechunk_engine.ops.doctor import doctor
 from icechunk_engine.ops.migrate import upgrade_icechunk_repository
 from icechunk_engine.repository import Repository
 from icechunk_engine.session import ForkSession, Session, SessionMode
-from icechunk_engine.storage import Storage, in_memory_storage, local_filesystem_storage
+from icechunk_engine.storage import (
+    Storage,
+    azure_storage,
+    gcs_storage,
+    hf_storage,
+    http_storage,
+    in_memory_storage,
+    local_filesystem_storage,
+    r2_storage,
+    redirect_storage,
+    s3_object_store_storage,
+    s3_storage,
+    tigris_storage,
+)
 from icechunk_engine.store import IcechunkStore
 from icechunk_engine.transaction.conflicts import (
     BasicConflictSolver,
@@ -200,28 +215,39 @@ __all__ = [
     "azure_from_env_credentials",
     "azure_refreshable_credentials",
     "azure_static_credentials",
+    "azure_storage",
+    "azure_store",
     "containers_credentials",
+    "doctor",
     "gcs_credentials",
     "gcs_from_env_credentials",
     "gcs_refreshable_credentials",
     "gcs_static_credentials",
+    "gcs_storage",
     "gcs_store",
+    "hf_storage",
+    "http_storage",
     "http_store",
     "in_memory_storage",
     "initialize_logs",
     "local_filesystem_storage",
     "local_filesystem_store",
     "print_debug_info",
+    "r2_storage",
+    "redirect_storage",
     "s3_anonymous_credentials",
     "s3_credentials",
     "s3_from_env_credentials",
+    "s3_object_store_storage",
     "s3_refreshable_credentials",
     "s3_static_credentials",
+    "s3_storage",
     "s3_store",
     "set_logs_filter",
     "shutdown_telemetry",
     "spec_version",
     "supported_spec_versions",
+    "tigris_storage",
     "upgrade_icechunk_repository",
     "user_agent",
 ]

@@ -72,13 +72,13 @@ class Repository:
         attribution: Attribution | None = None,
         spec_version: SpecVersion | int = SpecVersion.v2,
     ) -> None:
-        self._storage = storage
         self._config = config
         self._authorized = dict(authorize_virtual_chunk_access or {})
         self._default_commit_metadata = dict(default_commit_metadata or {})
         self._attribution = attribution or Attribution()
         resolved = resolve(config)
-        self._assets = AssetManager(storage, resolved, int(spec_version))
+        self._storage = storage.with_settings(resolved.storage)
+        self._assets = AssetManager(self._storage, resolved, int(spec_version))
         self._resolver = VirtualResolver(resolved.virtual_chunk_containers, self._authorized)
 
     # --- create and open ---------------------------------------------------------------------------------------
@@ -151,6 +151,8 @@ class Repository:
         FormatError
             There is something, but not a repository that can be read.
         """
+        if config is not None:
+            storage = storage.with_settings(resolve(config).storage)
         found = presence.find(storage)
         persisted = found.config if found.config is not None else RepositoryConfig()
         effective = persisted.merge(config) if config is not None else persisted

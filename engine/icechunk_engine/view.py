@@ -158,6 +158,11 @@ class SnapshotView:
         """Bytes ``start:stop`` of a chunk, within ``0 … ref.length``."""
         return chunk_io.fetch(ref, start, stop, self._context.assets, self._context.resolver)
 
+    @property
+    def chunks_may_wait(self) -> bool:
+        """True when some chunk, native or virtual, may have to be read through a network."""
+        return self.storage_waits or self._context.resolver.may_wait
+
     def fetch_waits(self, ref: ChunkRef) -> bool:
         """True when :meth:`fetch_chunk` would wait for a network."""
         return chunk_io.fetch_waits(ref, self._context.assets, self._context.resolver)

@@ -127,12 +127,55 @@ def test_unknown_refs(location: str, history: list[str]) -> None:
         locate(location, snapshot_id="0" * 20)
 
 
-@pytest.mark.parametrize("url", ["s3://bucket/repo", "icechunk::s3://bucket/repo", "https://host/repo", "zip::/x.zip"])
+@pytest.mark.parametrize(
+    "url", ["oss+s3://bucket/repo", "icechunk::s3://bucket/repo", "nothing://host/repo", "r2://bucket/x"]
+)
 def test_unsupported_storage_is_named(url: str) -> None:
     with pytest.raises(InvalidInputError, match="Supported are") as caught:
         locate(url)
     assert caught.value.kind is ErrorKind.CANNOT_PARSE_URL
     assert repr(url.partition(":")[0]) in str(caught.value)
+
+
+def test_a_url_may_name_the_ref_and_the_group(
+    repo: Any, location: str, history: list[str], dataset: xr.Dataset
+) -> None:
+    first, second = history
+    repo.create_branch("a/b", first)
+    write(repo, dataset, "below", group="deep/er", mode="a")
+    for ref, snapshot_id in {
+        "@tag.v1": first,
+        "@branch.old/": first,
+        "@branch.a%2Fb": first,
+        f"@{second}": second,
+        "//@tag.v1": first,
+    }.items():
+        assert locate(f"{location}|icechunk:{ref}").session.snapshot_id == snapshot_id
+    assert locate(f"{location}|icechunk:").location == location
+    for url, group in {
+        "|icechunk:@branch.main/deep/er": None,
+        "|icechunk:/deep/er": None,
+        "|icechunk:@branch.main/deep": "er",
+        "|icechunk:@branch.main/": "/deep/er",
+    }.items():
+        opened = xr.open_dataset(location + url, engine="icechunk", group=group)
+        xr.testing.assert_identical(opened.load(), dataset)
+
+
+@pytest.mark.parametrize("rest", ["main", "@", "@branch.", "@.x", "@snapshot.x", "@tag.v1|zip:", "@tag.v1/a|zarr:"])
+def test_pipelines_that_mean_nothing(location: str, history: list[str], rest: str) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        locate(f"{location}|icechunk:{rest}")
+    assert caught.value.kind is ErrorKind.CANNOT_PARSE_URL
+
+
+def test_pipelines_and_arguments_do_not_mix(location: str, history: list[str]) -> None:
+    with pytest.raises(InvalidInputError, match="leave one out"):
+        locate(f"{location}|icechunk:@tag.v1", branch="main")
+    with pytest.raises(InvalidInputError, match="not a repository"):
+        xi.open_repository(f"{location}|icechunk:@tag.v1")
+    with pytest.raises(InvalidInputError, match="not a repository"):
+        xi.open_or_create_repository(f"{location}|icechunk:/group")
 
 
 @pytest.mark.parametrize("url", ["file://host/path", "file://relative", "file:"])

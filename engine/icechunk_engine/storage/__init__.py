@@ -5,12 +5,26 @@ from __future__ import annotations
 import os
 
 from icechunk_engine.errors import ErrorKind, InvalidInputError
+from icechunk_engine.storage._fsspec import FsspecStorage
 from icechunk_engine.storage._local import LocalStorage
 from icechunk_engine.storage._memory import MemoryStorage
 from icechunk_engine.storage.base import ObjectInfo, Storage, Version
+from icechunk_engine.storage.object_stores import (
+    azure_storage,
+    gcs_storage,
+    hf_storage,
+    http_storage,
+    r2_storage,
+    redirect_storage,
+    s3_object_store_storage,
+    s3_storage,
+    tigris_storage,
+)
+from icechunk_engine.storage.urls import storage_from_url
 from icechunk_engine.storage.wrappers import PrefixStorage, ReadOnlyStorage
 
 __all__ = [
+    "FsspecStorage",
     "LocalStorage",
     "MemoryStorage",
     "ObjectInfo",
@@ -18,8 +32,18 @@ __all__ = [
     "ReadOnlyStorage",
     "Storage",
     "Version",
+    "azure_storage",
+    "gcs_storage",
+    "hf_storage",
+    "http_storage",
     "in_memory_storage",
     "local_filesystem_storage",
+    "r2_storage",
+    "redirect_storage",
+    "s3_object_store_storage",
+    "s3_storage",
+    "storage_from_url",
+    "tigris_storage",
 ]
 
 

@@ -105,7 +105,7 @@ class LocalStorage(Storage):
                 if len(data) != stop - start or start == stop:
                     size_bytes = os.fstat(fd).st_size
                     if size_bytes < stop:
-                        raise too_short(key, self.identity, size_bytes, stop)
+                        raise too_short(f"{key!r} in {self.identity}", size_bytes, stop)
                 return data
             finally:
                 os.close(fd)

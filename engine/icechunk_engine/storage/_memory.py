@@ -65,7 +65,7 @@ class MemoryStorage(Storage):
         check_range(key, start, stop)
         data = self._object(key)[0]
         if stop > len(data):
-            raise too_short(key, self.identity, len(data), stop)
+            raise too_short(f"{key!r} in {self.identity}", len(data), stop)
         return data[start:stop]
 
     def get_versioned(self, key: str) -> tuple[bytes, Version]:

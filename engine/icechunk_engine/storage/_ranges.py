@@ -13,10 +13,10 @@ def check_range(key: str, start: int, stop: int) -> None:
         )
 
 
-def too_short(key: str, place: str, size_bytes: int, stop: int) -> StorageError:
-    """The error for an object that ends before ``stop``."""
+def too_short(shown: str, size_bytes: int, stop: int) -> StorageError:
+    """The error for an object, named for people, that ends before ``stop``."""
     return StorageError(
-        f"{key!r} in {place} has {size_bytes} bytes, bytes up to {stop} were asked for: the object was cut short or "
+        f"{shown} has {size_bytes} bytes, bytes up to {stop} were asked for: the object was cut short or "
         f"replaced. Restore it, or write the data anew",
         ErrorKind.INVALID_OBJECT_SIZE,
     )

@@ -22,7 +22,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple, NewType
+from typing import TYPE_CHECKING, NamedTuple, NewType
+
+if TYPE_CHECKING:
+    from icechunk_engine.config import StorageSettings
 
 Version = NewType("Version", str)
 """Opaque name of one version of one object (an etag, a generation, a content hash)."""
@@ -99,7 +102,10 @@ class Storage(ABC):
 
     @abstractmethod
     def delete(self, keys: Iterable[str]) -> int:
-        """Remove objects, those that are there; returns how many were removed."""
+        """Remove objects, those that are there; returns how many were removed.
+
+        Where a store does not tell, all keys of a large deletion count as removed.
+        """
 
     @abstractmethod
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
@@ -123,6 +129,10 @@ class Storage(ABC):
         is :meth:`replace`.
         """
         return nullcontext()
+
+    def with_settings(self, settings: StorageSettings) -> Storage:
+        """The same place, used with other retries, timeouts and storage classes, where these mean something."""
+        return self
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Storage) and self.identity == other.identity

@@ -11,10 +11,13 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from icechunk_engine.errors import ErrorKind, ReadOnlyError, StorageError
 from icechunk_engine.storage.base import ObjectInfo, Storage, Version
+
+if TYPE_CHECKING:
+    from icechunk_engine.config import StorageSettings
 
 WRITING_METHODS = frozenset({"put", "create", "replace", "copy", "delete"})
 READING_METHODS = frozenset({"get", "get_range", "get_versioned", "list", "info"})
@@ -82,6 +85,14 @@ class WrapperStorage(Storage):
 
     def turn(self) -> AbstractContextManager[None]:
         return self.inner.turn()
+
+    def with_settings(self, settings: StorageSettings) -> Storage:
+        inner = self.inner.with_settings(settings)
+        if inner is self.inner:
+            return self
+        other = object.__new__(type(self))  # not copied: what instruments counted stays shared
+        other.__dict__.update(self.__dict__, inner=inner)
+        return other
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.inner!r})"

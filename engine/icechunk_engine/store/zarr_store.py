@@ -22,7 +22,7 @@ from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from icechunk_engine import key_listing, keys, paths
 from icechunk_engine._observe import add_step
 from icechunk_engine._sync import in_thread, request
-from icechunk_engine.chunk_refs import ChunkRef, ChunkRefs
+from icechunk_engine.chunk_refs import VIRTUAL, ChunkRef, ChunkRefs
 from icechunk_engine.errors import (
     ErrorKind,
     IcechunkError,
@@ -34,6 +34,7 @@ from icechunk_engine.errors import (
 from icechunk_engine.keys import ChunkIndex
 from icechunk_engine.session import Session
 from icechunk_engine.store.byte_ranges import Piece, coalesce, cut, deal, resolve
+from icechunk_engine.store.joint_reads import JointReads
 from icechunk_engine.store.virtual_references import Target, VirtualReferences
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ class IcechunkStore(VirtualReferences, Store):
         super().__init__(read_only=bool(read_only))
         self._session = session
         self._paths: dict[str, str] = {}
+        self._joint_reads = JointReads(session.fetch_chunk)
 
     # --- identity ----------------------------------------------------------------------------------------------
 
@@ -174,7 +176,7 @@ class IcechunkStore(VirtualReferences, Store):
     @property
     def _supports_sync_io(self) -> bool:
         """Zarr's synchronous pipeline reads with a handful of threads: right for disks, far too few for a network."""
-        return not self._session.storage_waits
+        return not self._session.chunks_may_wait
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         """The value of a key, or a range of it; None when it is not there. Ranges are cut at the value's end.
@@ -193,11 +195,13 @@ class IcechunkStore(VirtualReferences, Store):
             await self._ready()
             document = self._session.read_metadata(target.path)
             return None if document is None else prototype.buffer.from_bytes(cut(document, byte_range))
-        if self._session.storage_waits:
-            data = await request(self._read_chunk, target.path, target.chunk_index, byte_range)
-            return None if data is None else prototype.buffer.from_bytes(data)
         try:
-            ref = self._session.locate_chunk(target.path, target.chunk_index)
+            if self._session.storage_waits:
+                ref, data = await request(self._locate_or_read, target.path, target.chunk_index, byte_range)
+                if data is not None:
+                    return prototype.buffer.from_bytes(data)
+            else:
+                ref = self._session.locate_chunk(target.path, target.chunk_index)
             if ref is None:
                 return None
             start, stop = resolve(byte_range, ref.length)
@@ -213,10 +217,21 @@ class IcechunkStore(VirtualReferences, Store):
 
     async def _fetch(self, ref: ChunkRef, start: int, stop: int) -> bytes:
         if self._session.fetch_waits(ref):
+            if ref.kind == VIRTUAL and start < stop:
+                return await self._joint_reads.read(ref, start, stop)
             return await request(self._session.fetch_chunk, ref, start, stop)
         if stop - start <= IN_PLACE_BYTES:
             return self._session.fetch_chunk(ref, start, stop)
         return await in_thread(self._session.fetch_chunk, ref, start, stop)
+
+    def _locate_or_read(
+        self, path: str, index: ChunkIndex, byte_range: ByteRequest | None
+    ) -> tuple[ChunkRef | None, bytes | None]:
+        """A chunk's reference, with its bytes unless it is virtual: those are read together with others."""
+        ref = self._session.locate_chunk(path, index)
+        if ref is None or ref.kind == VIRTUAL:
+            return ref, None
+        return ref, self._session.fetch_chunk(ref, *resolve(byte_range, ref.length))
 
     def _read_chunk(self, path: str, index: ChunkIndex, byte_range: ByteRequest | None) -> bytes | None:
         try:
@@ -255,7 +270,7 @@ class IcechunkStore(VirtualReferences, Store):
     ) -> builtins.list[Buffer | None]:
         """Values or ranges of several keys, in their order; None for each that is not there."""
         wanted = list(key_ranges)
-        if not self._session.storage_waits:
+        if not self._session.chunks_may_wait:
             return [await self.get(key, prototype, byte_range) for key, byte_range in wanted]
         return await _gather(
             [_Call(self.get, (key, prototype, byte_range)) for key, byte_range in wanted],

@@ -1,7 +1,8 @@
 """Read virtual chunks: find the container, require authorisation, fetch a range, notice changed objects.
 
 Deny by default: a location is read only when it lies in a container of the configuration and that container was
-authorised by whoever opened the repository. Local files and named memory storages are read here.
+authorised by whoever opened the repository. Local files and named memory storages are read here, all others by
+:mod:`.remote`.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from icechunk_engine.chunk_refs import ChunkRef
-from icechunk_engine.config import VirtualChunkContainer
+from icechunk_engine.config import VirtualChunkContainer, urls
 from icechunk_engine.credentials import AnyCredential
 from icechunk_engine.errors import ErrorKind, ObjectNotFoundError, StorageError
 from icechunk_engine.storage import MemoryStorage
 from icechunk_engine.virtual import containers as rules
+from icechunk_engine.virtual.remote import bucket_of, read_remote
 
+_LOCAL = ("file:", "memory:")
 LOCATION_CACHE_SIZE = 4096
 
 
@@ -57,15 +60,24 @@ class VirtualResolver:
         return self._reader(ref.location)(ref, ref.offset + start, ref.offset + stop)
 
     def waits(self, ref: ChunkRef) -> bool:
-        """True when reading the location waits for a network: none of the kinds read here does."""
-        return False
+        """True when reading the location waits for a network."""
+        location = ref.location or ""
+        if location.startswith("vcc://"):
+            name = urls.authority_of(location)
+            location = next((known.url_prefix for known in self.containers.values() if known.name == name), "")
+        return not location.startswith(_LOCAL)
+
+    @property
+    def may_wait(self) -> bool:
+        """True when locations that need a network may be read here: one of their containers was authorised."""
+        return any(not prefix.lower().startswith(_LOCAL) for prefix in self.authorized)
 
     def _reader(self, location: str) -> _Reader:
         reader = self._readers.get(location)
         if reader is None:
             url, container = rules.resolve_location(location, self.containers)
-            rules.authorize(container, self.authorized)
-            reader = _reader_for(url)
+            credential = rules.authorize(container, self.authorized)
+            reader = _reader_for(url, container, credential)
             if len(self._readers) >= LOCATION_CACHE_SIZE:
                 self._readers.clear()
             self._readers[location] = reader
@@ -75,7 +87,7 @@ class VirtualResolver:
 _Reader = Callable[[ChunkRef, int, int], bytes]
 
 
-def _reader_for(url: str) -> _Reader:
+def _reader_for(url: str, container: VirtualChunkContainer, credential: AnyCredential | None) -> _Reader:
     scheme = url.partition("://")[0]
     if scheme == "file":
         path = rules.location_to_path(url)
@@ -83,10 +95,8 @@ def _reader_for(url: str) -> _Reader:
     if scheme == "memory":
         name, _, key = url.removeprefix("memory://").partition("/")
         return lambda ref, start, stop: _read_memory(name, key, ref, start, stop)
-    raise StorageError(
-        f"virtual chunks at {scheme}:// cannot be read yet (asked for {url}); file:// and memory:// can",
-        ErrorKind.STORAGE_CONFIG,
-    )
+    bucket, key = bucket_of(url, container, credential), rules.location_to_key(url)
+    return lambda ref, start, stop: read_remote(bucket, key, url, ref, start, stop)
 
 
 def _read_file(path: str, ref: ChunkRef, start: int, stop: int) -> bytes:

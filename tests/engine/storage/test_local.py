@@ -38,7 +38,7 @@ def storage(tmp_path: Path) -> LocalStorage:
 def no_leaked_files() -> Iterator[None]:
     before = os.listdir("/proc/self/fd")
     yield
-    assert len(os.listdir("/proc/self/fd")) == len(before)
+    assert len(os.listdir("/proc/self/fd")) <= len(before)  # idle connections of other tests may be closed
 
 
 def names(storage: LocalStorage) -> set[str]:

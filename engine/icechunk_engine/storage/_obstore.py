@@ -1,0 +1,452 @@
+"""Objects in S3 and compatible stores, Google Cloud Storage, Azure Blob Storage and on web servers, through obstore.
+
+The only module that imports obstore. Its synchronous calls are used, on the engine's threads: its asynchronous ones
+may abort the interpreter at exit. They work in no forked child, so a child is refused instead of left hanging.
+
+Clients are made when they are first used, and shared by all storages of a process that mean the same bucket.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from icechunk_engine.config import StorageSettings, default_storage_settings
+from icechunk_engine.errors import (
+    ErrorKind,
+    IcechunkError,
+    ObjectNotFoundError,
+    StorageError,
+    VersionMismatchError,
+)
+from icechunk_engine.storage._places import Bucket, StoreKind, with_settings
+from icechunk_engine.storage._providers import access
+from icechunk_engine.storage._ranges import check_range, too_short
+from icechunk_engine.storage._store_errors import (
+    CutShortError,
+    RefusedError,
+    UnsatisfiableRangeError,
+    short_text,
+    translated,
+)
+from icechunk_engine.storage.base import ObjectInfo, Storage, Version
+from icechunk_engine.storage.readback import WRITE_ID, WRITE_ID_SPELLINGS, Attempt, Found, Outcome, judge
+
+_DEFAULTS = default_storage_settings("object_store")
+_CONDITIONAL_TRIES = 6
+_COUNTED_DELETES = 16
+"""Up to so many keys are looked up before they are deleted, because stores do not say what was there."""
+_PART_BYTES = 12 * 2**20
+
+_COMPARE_WITHOUT_QUOTES: set[str] = set()
+"""Buckets that want etags in conditions without the quotes of the standard (Ceph); found out by being refused."""
+
+
+class ObjectStorage(Storage):
+    """The objects below a prefix of a bucket.
+
+    Parameters
+    ----------
+    bucket
+        Where, with which credentials.
+    prefix
+        Without slashes at its ends; empty for the whole bucket.
+    settings
+        Retries, timeouts, storage classes, conditional writes.
+
+    Notes
+    -----
+    :meth:`delete` of more than 16 keys counts those that were not there as removed: object stores do not tell.
+    """
+
+    waits = True
+
+    def __init__(self, bucket: Bucket, prefix: str = "", settings: StorageSettings = _DEFAULTS) -> None:
+        self.bucket = bucket
+        self.prefix = prefix.strip("/")
+        self.settings = settings
+        self._start = f"{self.prefix}/" if self.prefix else ""
+        self._place = with_settings(bucket, settings)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.bucket, self.prefix, self.settings)
+
+    @property
+    def identity(self) -> str:
+        return f"{self.bucket.url}/{self.prefix}" if self.prefix else self.bucket.url
+
+    def with_settings(self, settings: StorageSettings) -> ObjectStorage:
+        merged = _DEFAULTS.merge(settings)
+        return self if merged == self.settings else type(self)(self.bucket, self.prefix, merged)
+
+    # --- reading -----------------------------------------------------------------------------------------------
+
+    def get(self, key: str) -> bytes:
+        return self._read(key)[0]
+
+    def get_versioned(self, key: str) -> tuple[bytes, Version]:
+        data, found = self._read(key)
+        return data, found.version
+
+    def get_range(self, key: str, start: int, stop: int) -> bytes:
+        check_range(key, start, stop)
+        if start == stop:  # no request can ask for nothing
+            found = self.info(key)
+            if found is None:
+                raise self._missing(key)
+            if found.size_bytes < stop:
+                raise too_short(f"{key!r} in {self.identity}", found.size_bytes, stop)
+            return b""
+        return read_range(self._place, self._start + key, start, stop, f"{key!r} in {self.identity}").data
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        if prefix.startswith("/") or "//" in prefix:
+            return
+        # The client lists directories, the contract is about text.
+        directory = prefix.rpartition("/")[0]
+        n = len(self._start)
+        call = self._call(prefix)
+        with call:
+            pages = call.obstore.list(call.reader, prefix=self._start + directory)
+        while True:
+            with call:
+                page = next(pages, None)
+            if page is None:
+                return
+            for meta in page:
+                key = meta["path"][n:]
+                if key.startswith(prefix):
+                    yield _info(key, meta)
+
+    def info(self, key: str) -> ObjectInfo | None:
+        call = self._call(key)
+        try:
+            with call:
+                return _info(key, call.obstore.head(call.reader, call.path))
+        except ObjectNotFoundError:
+            return None
+
+    # --- writing -----------------------------------------------------------------------------------------------
+
+    def put(self, key: str, data: bytes | memoryview, *, is_unknown: bool = False) -> None:
+        payload = data if isinstance(data, bytes) else memoryview(data).cast("B")
+        limit = self.settings.minimum_size_for_multipart_upload
+        call = self._call(key)
+        with call:
+            call.obstore.put(
+                call.writer,
+                call.path,
+                payload,
+                attributes=self._attributes(key) or None,
+                use_multipart=limit is not None and len(payload) >= limit,
+                chunk_size=_PART_BYTES,
+            )
+
+    def create(self, key: str, data: bytes) -> Version:
+        return self._write_if(key, data, None)
+
+    def replace(self, key: str, data: bytes, version: Version) -> Version:
+        return self._write_if(key, data, version)
+
+    def copy(self, source: str, target: str) -> None:
+        call = self._call(source)
+        for last in (False, False, True):
+            try:
+                with call:
+                    call.obstore.copy(call.writer, call.path, self._start + target)
+                return
+            except CutShortError:  # the client repeats other failures, but not this one; a copy may be made again
+                if last:
+                    raise
+
+    def delete(self, keys: Iterable[str]) -> int:
+        wanted = list(keys)
+        if len(wanted) <= _COUNTED_DELETES:
+            wanted = [key for key in wanted if self.info(key) is not None]
+        if not wanted:
+            return 0
+        call = self._call("")
+        try:
+            with call:
+                call.obstore.delete(call.writer, [self._start + key for key in wanted])
+        except ObjectNotFoundError:  # some stores stop at the first that is missing
+            return sum(self._delete_one(key) for key in wanted)
+        return len(wanted)
+
+    # --- parts -------------------------------------------------------------------------------------------------
+
+    def _call(self, key: str) -> _Call:
+        return _Call(self._place, self._start + key, f"{key!r} in {self.identity}")
+
+    def _delete_one(self, key: str) -> bool:
+        call = self._call(key)
+        try:
+            with call:
+                call.obstore.delete(call.writer, call.path)
+        except ObjectNotFoundError:
+            return False
+        return True
+
+    def _read(self, key: str) -> tuple[bytes, Found]:
+        call = self._call(key)
+        with call:
+            result = call.obstore.get(call.reader, call.path)
+            attributes = result.attributes
+            write_id = next((attributes[name] for name in WRITE_ID_SPELLINGS if name in attributes), None)
+            return result.bytes().to_bytes(), Found(_version(self.bucket.kind, result.meta), write_id)
+
+    def _write_if(self, key: str, data: bytes, expected: Version | None) -> Version:
+        """Write on a condition, and settle by reading what an answer leaves open (:mod:`.readback`)."""
+        attempt = Attempt(str(uuid.uuid4()), expected)
+        for n in range(_CONDITIONAL_TRIES):
+            quoted = (n % 2 == 0) is (self.bucket.url not in _COMPARE_WITHOUT_QUOTES)
+            try:
+                version = self._try(key, data, attempt, quoted=quoted)
+            except RefusedError:
+                failure = None
+            except StorageError as error:
+                if error.kind is ErrorKind.STORAGE_CONFIG:
+                    raise
+                failure = error
+            else:
+                if expected is not None and not quoted:
+                    _COMPARE_WITHOUT_QUOTES.add(self.bucket.url)
+                return version
+            found = None
+            try:
+                _, found = self._read(key)
+            except ObjectNotFoundError:
+                pass
+            except StorageError as error:
+                raise failure or error from None
+            match judge(attempt, found):
+                case Outcome.WON:
+                    assert found is not None
+                    return found.version
+                case Outcome.LOST:
+                    raise VersionMismatchError(
+                        f"{key!r} in {self.identity} "
+                        + ("exists already" if expected is None else "is not the version that was read")
+                        + ": read it and decide anew"
+                    )
+            if failure is not None:
+                raise failure  # nothing of ours is there, but it may still be on its way: not to be repeated here
+            # A concurrent request was in the way, or the store wants the etag without its quotes.
+            time.sleep(random.uniform(0, 0.02 * 2**n))
+        raise StorageError(
+            f"{self.identity} refused {_CONDITIONAL_TRIES} times to write {key!r} although its condition held. Try "
+            f"again; if that does not help, the store has no conditional writes and cannot hold a repository that is "
+            f"written to",
+            ErrorKind.OBJECT_STORE,
+        )
+
+    def _try(self, key: str, data: bytes, attempt: Attempt, *, quoted: bool) -> Version:
+        mode: Any = "create"
+        if attempt.expected is not None and self.bucket.kind is StoreKind.GCS:
+            mode = {"version": attempt.expected}
+        elif attempt.expected is not None:
+            mode = {"e_tag": f'"{attempt.expected}"' if quoted else str(attempt.expected)}
+        call = self._call(key)
+        with call:
+            done = call.obstore.put(
+                call.writer,
+                call.path,
+                data,
+                mode=mode,
+                attributes={**self._attributes(key), WRITE_ID: attempt.write_id},
+            )
+        return _version(self.bucket.kind, done)
+
+    def _attributes(self, key: str) -> dict[str, str]:
+        special = self.settings.chunks_storage_class
+        if not key.startswith("chunks/"):
+            special = self.settings.metadata_storage_class
+        storage_class = special or self.settings.storage_class
+        return {"Storage-Class": storage_class} if storage_class else {}
+
+    def _missing(self, key: str) -> ObjectNotFoundError:
+        return ObjectNotFoundError(f"no object {key!r} in {self.identity}")
+
+
+class RangeRead(NamedTuple):
+    """Bytes of an object, and which version of it they are of."""
+
+    data: bytes
+    etag: str | None
+    last_modified: datetime
+
+
+def read_range(bucket: Bucket, path: str, start: int, stop: int, shown: str) -> RangeRead:
+    """Bytes ``start:stop`` (at least one) of an object.
+
+    Parameters
+    ----------
+    shown
+        Names the object in errors.
+
+    Raises
+    ------
+    ObjectNotFoundError
+        No such object.
+    StorageError
+        ``invalid-object-size``, and whatever the store says.
+    """
+    call = _Call(bucket, path, shown)
+    size_bytes = None
+    try:
+        with call:
+            result = call.obstore.get(call.reader, path, options={"range": (start, stop)})
+            meta = result.meta
+            size_bytes = meta["size"]
+            if stop <= size_bytes:
+                return RangeRead(result.bytes().to_bytes(), meta["e_tag"], meta["last_modified"])
+    except StorageError as error:
+        if not isinstance(error, UnsatisfiableRangeError):
+            raise
+        with call:
+            size_bytes = call.obstore.head(call.reader, path)["size"]
+    raise too_short(shown, size_bytes, stop)
+
+
+# --- clients -------------------------------------------------------------------------------------------------------
+
+
+class _Clients:
+    """The process's clients, by bucket and headers."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._clients: dict[tuple[Bucket, bool], Any] = {}
+        self._forked = False
+
+    def get(self, bucket: Bucket, *, writes: bool) -> Any:
+        if self._forked:
+            raise StorageError(
+                "this process was forked from one that had used object stores, whose connections do not survive a "
+                "fork. Start processes with multiprocessing.get_context('spawn') or 'forkserver'",
+                ErrorKind.STORAGE_CONFIG,
+            )
+        writes = writes and bucket.read_headers != bucket.write_headers
+        client = self._clients.get((bucket, writes))
+        if client is None:
+            with self._lock:
+                client = self._clients.get((bucket, writes))
+                if client is None:
+                    client = self._clients[bucket, writes] = _open(bucket, writes)
+        return client
+
+    def forget(self) -> None:
+        """In a forked child."""
+        self._lock = threading.Lock()
+        self._forked = self._forked or bool(self._clients)
+
+
+_CLIENTS = _Clients()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_CLIENTS.forget)
+
+
+def _open(bucket: Bucket, writes: bool) -> Any:
+    """A client; no request is made."""
+    _import_obstore()
+    from obstore.store import AzureStore, GCSStore, HTTPStore, S3Store
+
+    classes: dict[StoreKind, Any] = {StoreKind.S3: S3Store, StoreKind.GCS: GCSStore, StoreKind.AZURE: AzureStore}
+    client: Any = {"user_agent": "xarray-icechunk", **dict(bucket.client)}
+    headers = dict(bucket.write_headers if writes else bucket.read_headers)
+    if headers:
+        client["default_headers"] = headers
+    retry: Any = dict(bucket.retry)
+    if "backoff" in retry:
+        retry["backoff"] = dict(retry["backoff"])
+    try:
+        if bucket.kind is StoreKind.HTTP:
+            return HTTPStore.from_url(bucket.name, client_options=client, retry_config=retry or None)
+        options = dict(bucket.options)
+        given = access(bucket.kind, bucket.credential, options)
+        return classes[bucket.kind](
+            bucket.name,
+            config=options | given.options,
+            client_options=client,
+            retry_config=retry or None,
+            credential_provider=given.provider,
+        )
+    except IcechunkError:
+        raise
+    except Exception as error:
+        raise StorageError(
+            f"cannot set up access to {bucket.url}: {short_text(error)}. Correct the options or credentials",
+            ErrorKind.STORAGE_CONFIG,
+        ) from None
+
+
+def _import_obstore() -> ModuleType:
+    try:
+        import obstore
+    except ImportError as error:
+        raise StorageError(
+            "object stores need the package obstore, which is not installed; install it with\n"
+            "    pip install 'xarray-icechunk[cloud]'",
+            ErrorKind.STORAGE_CONFIG,
+        ) from error
+    return obstore
+
+
+# --- calls ----------------------------------------------------------------------------------------------------------
+
+
+class _Call:
+    """A context in which obstore's errors become ours."""
+
+    __slots__ = ("bucket", "path", "shown")
+
+    def __init__(self, bucket: Bucket, path: str, shown: str) -> None:
+        self.bucket = bucket
+        self.path = path
+        self.shown = shown
+
+    @property
+    def obstore(self) -> Any:
+        return _import_obstore()
+
+    @property
+    def reader(self) -> Any:
+        return _CLIENTS.get(self.bucket, writes=False)
+
+    @property
+    def writer(self) -> Any:
+        return _CLIENTS.get(self.bucket, writes=True)
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception) and not isinstance(error, IcechunkError):
+            raise translated(error, self.shown, self.bucket.url) from None
+
+
+# --- values --------------------------------------------------------------------------------------------------------
+
+
+def _version(kind: StoreKind, meta: Any) -> Version:
+    """The generation on Google Cloud Storage, elsewhere the etag."""
+    if kind is StoreKind.GCS:
+        return Version(meta["version"] or "")
+    return Version(bare_etag(meta["e_tag"] or ""))
+
+
+def bare_etag(etag: str) -> str:
+    """An etag without quotes and mark of weakness, which some put around it, and some do not."""
+    return etag.removeprefix("W/").strip('"')
+
+
+def _info(key: str, meta: Any) -> ObjectInfo:
+    # Whole seconds, which is what every request of every store can tell.
+    return ObjectInfo(key, meta["size"], int(meta["last_modified"].timestamp()) * 1_000_000)

@@ -1,0 +1,205 @@
+"""From our credentials to what obstore asks for: options, or a function that it calls for fresh ones.
+
+Refreshable credentials are asked for once a process and expiry, whatever number of storages and copies use them.
+"""
+
+from __future__ import annotations
+
+import configparser
+import os
+import pickle
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from icechunk_engine.credential_types import (
+    AzureAccessKey,
+    AzureAnonymous,
+    AzureBearerToken,
+    AzureRefreshable,
+    AzureRefreshableAccessKey,
+    AzureRefreshableSasToken,
+    AzureSasToken,
+    AzureStatic,
+    GcsAnonymous,
+    GcsApplicationCredentials,
+    GcsBearerToken,
+    GcsRefreshable,
+    GcsServiceAccount,
+    GcsServiceAccountKey,
+    GcsStatic,
+    S3Anonymous,
+    S3Refreshable,
+    S3Static,
+    S3StaticCredentials,
+)
+from icechunk_engine.errors import ErrorKind, InvalidInputError
+from icechunk_engine.storage._places import AnyStoreCredential, StoreKind
+
+Provider = Callable[[], dict[str, Any]]
+
+_EARLY = timedelta(minutes=1)
+
+# Without it the client asks the metadata server of a Google machine, for minutes where there is none.
+_NO_GCS_ACCOUNT = (
+    '{"disable_oauth": true, "client_email": "", "private_key": "", "private_key_id": "", "gcs_base_url": "%s"}'
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How a client authenticates."""
+
+    options: dict[str, Any]
+    provider: Provider | None = None
+
+
+def access(kind: StoreKind, credential: AnyStoreCredential | None, options: dict[str, Any]) -> Access:
+    """Options to add to ``options``, and the function to call for credentials."""
+    match credential:
+        case S3Anonymous() | AzureAnonymous():
+            return Access({"skip_signature": True})
+        case GcsAnonymous():
+            base = options.get("base_url", "https://storage.googleapis.com")
+            return Access({"skip_signature": True, "service_account_key": _NO_GCS_ACCOUNT % base})
+        case S3Static(keys):
+            # By a function, because keys given as options are completed from the environment (a session token there).
+            return Access({}, Constant(_s3(keys)))
+        case GcsStatic(GcsServiceAccount(path)):
+            return Access({"service_account": path})
+        case GcsStatic(GcsServiceAccountKey(key)):
+            return Access({"service_account_key": key})
+        case GcsStatic(GcsApplicationCredentials(path)):
+            return Access({"application_credentials": path})
+        case GcsStatic(GcsBearerToken(token)) | AzureStatic(AzureBearerToken(token)):
+            return Access({}, Constant({"token": token, "expires_at": None}))
+        case AzureStatic(AzureAccessKey(key)):
+            return Access({"account_key": key})
+        case AzureStatic(AzureSasToken(token)):
+            return Access({"sas_key": token.removeprefix("?")})
+        case S3Refreshable():
+            return Access({}, Refreshing(credential, _s3))
+        case GcsRefreshable():
+            return Access({}, Refreshing(credential, _gcs))
+        case AzureRefreshable():
+            return Access({}, Refreshing(credential, _azure))
+    if kind is StoreKind.S3 and "AWS_ACCESS_KEY_ID" not in os.environ:
+        profile = profile_keys()
+        if profile is not None:
+            return Access({}, Constant(_s3(profile)))
+    return Access({})
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """Gives the same credentials for ever."""
+
+    credentials: dict[str, Any]
+
+    def __call__(self) -> dict[str, Any]:
+        return self.credentials
+
+
+@dataclass(frozen=True, slots=True)
+class Refreshing:
+    """Calls the user's function when what it returned last expires."""
+
+    credential: S3Refreshable | GcsRefreshable | AzureRefreshable
+    convert: Callable[[Any], dict[str, Any]]
+
+    def __call__(self) -> dict[str, Any]:
+        return self.convert(_CALLED.current(self.credential.pickled_function, self.credential.current))
+
+
+class _Called:
+    """What users' functions returned, by their pickled form; shared by the process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._returned: dict[bytes, tuple[Any, datetime | None]] = {}
+
+    def current(self, pickled: bytes, scattered: Any) -> Any:
+        with self._lock:  # so that only one thread asks
+            credentials, stale_at = self._returned.get(pickled) or (scattered, _stale_at(scattered))
+            if credentials is None or (stale_at is not None and datetime.now(UTC) >= stale_at):
+                credentials = pickle.loads(pickled)()
+                stale_at = _stale_at(credentials)
+            self._returned[pickled] = credentials, stale_at
+            return credentials
+
+    def forget(self) -> None:
+        """In a forked child, in which the lock may be held by nobody."""
+        self._lock = threading.Lock()
+
+
+_CALLED = _Called()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_CALLED.forget)
+
+
+def _stale_at(credentials: Any) -> datetime | None:
+    """A little before the expiry: a tenth of the time that is left, a minute at most."""
+    expires = _utc(getattr(credentials, "expires_after", None))
+    if expires is None:
+        return None
+    return expires - max(timedelta(), min(_EARLY, (expires - datetime.now(UTC)) / 10))
+
+
+def _utc(time: datetime | None) -> datetime | None:
+    return time.replace(tzinfo=UTC) if time is not None and time.tzinfo is None else time
+
+
+def _s3(credentials: Any) -> dict[str, Any]:
+    if not hasattr(credentials, "secret_access_key"):
+        raise _wrong(credentials, "S3StaticCredentials")
+    return {
+        "access_key_id": credentials.access_key_id,
+        "secret_access_key": credentials.secret_access_key,
+        "token": credentials.session_token,
+        "expires_at": _utc(credentials.expires_after),
+    }
+
+
+def _gcs(credentials: Any) -> dict[str, Any]:
+    if not hasattr(credentials, "bearer"):
+        raise _wrong(credentials, "GcsBearerCredential")
+    return {"token": credentials.bearer, "expires_at": _utc(credentials.expires_after)}
+
+
+def _azure(credentials: Any) -> dict[str, Any]:
+    expires_at = {"expires_at": _utc(getattr(credentials, "expires_after", None))}
+    if isinstance(credentials, AzureRefreshableAccessKey | AzureAccessKey):
+        return {"access_key": credentials.key, **expires_at}
+    if isinstance(credentials, AzureRefreshableSasToken | AzureSasToken):
+        return {"sas_token": credentials.token.removeprefix("?"), **expires_at}
+    token = getattr(credentials, "bearer", None) or getattr(credentials, "token", None)
+    if token is None:
+        raise _wrong(credentials, "AzureRefreshableCredential")
+    return {"token": token, **expires_at}
+
+
+def _wrong(credentials: Any, wanted: str) -> InvalidInputError:
+    return InvalidInputError(
+        f"get_credentials returned a {type(credentials).__name__}; it must return {wanted}",
+        ErrorKind.INVALID_CREDENTIALS,
+    )
+
+
+def profile_keys() -> S3StaticCredentials | None:
+    """Keys of the user's AWS profile (``~/.aws/credentials``), which the client library does not read itself."""
+    path = Path(os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or "~/.aws/credentials").expanduser()
+    profiles = configparser.RawConfigParser(default_section="\0")
+    try:
+        profiles.read(path, encoding="utf-8")
+    except (OSError, configparser.Error, UnicodeDecodeError):
+        return None
+    name = os.environ.get("AWS_PROFILE") or "default"
+    if not profiles.has_section(name):
+        return None
+    keys = profiles[name]
+    if "aws_access_key_id" not in keys or "aws_secret_access_key" not in keys:
+        return None
+    return S3StaticCredentials(keys["aws_access_key_id"], keys["aws_secret_access_key"], keys.get("aws_session_token"))

@@ -1,0 +1,112 @@
+"""Virtual chunks in object stores and on web servers: which bucket, with which credentials, and is it unchanged.
+
+The container of a repository's configuration says how its bucket is reached; who opened the repository says with
+which credentials. Clients are shared by all locations of a bucket and all repositories of a process.
+"""
+
+from __future__ import annotations
+
+from icechunk_engine.chunk_refs import ChunkRef
+from icechunk_engine.config import ObjectStoreConfig, S3Options, StorageSettings, VirtualChunkContainer, urls
+from icechunk_engine.credential_types import AzureAccess, GcsAccess, GcsAnonymous, S3Access
+from icechunk_engine.credentials import AnyCredential
+from icechunk_engine.errors import ErrorKind, InvalidInputError, ObjectNotFoundError, StorageError
+from icechunk_engine.storage._obstore import RangeRead, bare_etag, read_range
+from icechunk_engine.storage._places import (
+    Bucket,
+    azure_bucket,
+    gcs_bucket,
+    s3_bucket,
+    web_server,
+    with_settings,
+)
+
+_TIGRIS = "https://t3.storage.dev"
+
+
+def bucket_of(url: str, container: VirtualChunkContainer, credential: AnyCredential | None) -> Bucket:
+    """The bucket that a canonical URL of a container lies in.
+
+    Parameters
+    ----------
+    credential
+        None: on S3 and Azure what the process finds, on Google Cloud Storage no credentials.
+
+    Raises
+    ------
+    InvalidInputError
+        ``storage-config``, ``invalid-config``: the container's options are not usable.
+    """
+    return with_settings(_bucket(urls.authority_of(url), url, container, credential), StorageSettings())
+
+
+def _bucket(name: str, url: str, container: VirtualChunkContainer, credential: AnyCredential | None) -> Bucket:
+    match container.store:
+        case ObjectStoreConfig.S3(options) | ObjectStoreConfig.S3Compatible(options):
+            return _s3(name, options, credential)
+        case ObjectStoreConfig.Tigris(options):
+            return _s3(name, options.merge(S3Options(endpoint_url=options.endpoint_url or _TIGRIS)), credential)
+        case ObjectStoreConfig.Gcs(opts):
+            return gcs_bucket(
+                name, credential.credentials if isinstance(credential, GcsAccess) else GcsAnonymous(), opts
+            )
+        case ObjectStoreConfig.Azure(opts):
+            config = dict(opts or {})
+            account = config.pop("account", None)
+            if account is None:
+                raise InvalidInputError(
+                    f"the virtual chunk container at {container.url_prefix!r} does not say which account: give it "
+                    f"azure_store(account='…')",
+                    ErrorKind.INVALID_CONFIG,
+                )
+            given = credential.credentials if isinstance(credential, AzureAccess) else None
+            return azure_bucket(account, name.partition("@")[0], given, config)
+        case ObjectStoreConfig.Http(opts, headers):
+            return web_server(f"{urls.scheme_of(url)}://{name}", opts, headers)
+    raise InvalidInputError(
+        f"virtual chunks at {url} cannot be read through {container.store!r}; use the store that fits",
+        ErrorKind.INVALID_CONFIG,
+    )
+
+
+def _s3(name: str, options: S3Options, credential: AnyCredential | None) -> Bucket:
+    return s3_bucket(options, name, credential.credentials if isinstance(credential, S3Access) else None)
+
+
+def read_remote(bucket: Bucket, key: str, url: str, ref: ChunkRef, start: int, stop: int) -> bytes:
+    """Bytes ``start:stop`` of the object at ``url``.
+
+    Raises
+    ------
+    StorageError
+        ``virtual-chunk-fetch``, ``invalid-object-size``, ``virtual-chunk-modified``.
+    """
+    try:
+        read = read_range(bucket, key, start, stop, url)
+    except ObjectNotFoundError:
+        raise StorageError(
+            f"there is no object {url}, which a virtual chunk refers to. Put it back, or correct the references",
+            ErrorKind.VIRTUAL_CHUNK_FETCH,
+        ) from None
+    except StorageError as error:
+        if error.kind in (ErrorKind.INVALID_OBJECT_SIZE, ErrorKind.STORAGE_CONFIG, ErrorKind.THROTTLED):
+            raise
+        raise StorageError(error.message, ErrorKind.VIRTUAL_CHUNK_FETCH) from None
+    _require_unchanged(url, read, ref)
+    return read.data
+
+
+def _require_unchanged(url: str, read: RangeRead, ref: ChunkRef) -> None:
+    """Compared here and not by a condition of the request, which stores spell and round differently."""
+    if ref.etag is not None:
+        wanted = bare_etag(ref.etag)
+        same = wanted == "*" or (read.etag is not None and wanted == bare_etag(read.etag))
+    elif ref.last_modified:
+        same = int(read.last_modified.timestamp()) <= ref.last_modified
+    else:
+        return
+    if not same:
+        raise StorageError(
+            f"{url} was changed after its chunks were referenced. Put the old object back, or import it again",
+            ErrorKind.VIRTUAL_CHUNK_MODIFIED,
+        )

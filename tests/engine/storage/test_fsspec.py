@@ -1,0 +1,70 @@
+"""File systems of fsspec: the contract, but for what competing writers need, and the refusal to write."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+import zarr
+
+from icechunk_engine import Repository
+from icechunk_engine.errors import ErrorKind, ReadOnlyError, RepositoryNotFoundError, StorageError
+from icechunk_engine.storage import FsspecStorage, LocalStorage, Storage
+from icechunk_engine.testing.storage_suite import StorageSuite
+
+
+class _OneWriter(StorageSuite):
+    # No promises of this storage, which says so and wants to be asked for explicitly.
+    test_one_thread_creates = None
+    test_one_thread_replaces = None
+    test_no_increment_of_threads_is_lost = None
+    test_readers_never_see_a_part = None
+
+
+class TestLocalFiles(_OneWriter):
+    @pytest.fixture
+    def storage(self, tmp_path: Path) -> Storage:
+        return FsspecStorage(f"file://{tmp_path}/made", single_writer=True)
+
+
+class TestMemoryFiles(_OneWriter):
+    @pytest.fixture
+    def storage(self, tmp_path: Path) -> Iterator[Storage]:
+        url = f"memory:/{tmp_path}"
+        yield FsspecStorage(url, single_writer=True)
+        if fsspec.filesystem("memory").exists(str(tmp_path)):
+            fsspec.filesystem("memory").rm(str(tmp_path), recursive=True)
+
+
+@pytest.fixture
+def zipped(tmp_path: Path) -> str:
+    repo = Repository.create(LocalStorage(tmp_path / "repo"))
+    session = repo.writable_session("main")
+    zarr.create_array(session.store, name="a", shape=(4,), chunks=(2,), dtype="i4")[:] = [1, 2, 3, 4]
+    session.commit("data")
+    archive = shutil.make_archive(str(tmp_path / "archive"), "zip", tmp_path / "repo")
+    return f"zip::file://{archive}"
+
+
+def test_a_repository_in_a_zip_file(zipped: str) -> None:
+    storage = pickle.loads(pickle.dumps(FsspecStorage(zipped)))
+    repo = Repository.open(storage)
+    array = zarr.open_array(repo.readonly_session("main").store, path="a", mode="r")
+    np.testing.assert_array_equal(array[:], [1, 2, 3, 4])
+    with pytest.raises(ReadOnlyError, match="single_writer=True") as caught:
+        repo.create_tag("v1", repo.lookup_branch("main"))
+    assert caught.value.kind is ErrorKind.READ_ONLY_STORAGE
+    assert repo.list_tags() == set()
+
+
+def test_what_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(RepositoryNotFoundError):
+        Repository.open(FsspecStorage(f"file://{tmp_path}/nothing"))
+    with pytest.raises(StorageError, match="fsspec") as caught:
+        Repository.open(FsspecStorage(f"zip::file://{tmp_path}/nothing.zip"))
+    assert caught.value.kind is ErrorKind.STORAGE_CONFIG

@@ -1,0 +1,172 @@
+"""Servers of object stores on the loopback interface, started once a test process and ended by their process ids.
+
+Where a server is not installed its tests are skipped with the reason; in continuous integration (``CI`` is set) that
+is a failure.
+"""
+
+from __future__ import annotations
+
+import base64
+import email.utils
+import hmac
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from icechunk_engine.storage import Storage, azure_storage, gcs_storage, s3_storage
+
+HERE = Path(__file__).parent
+BUCKET = "bucket"
+AZURITE_ACCOUNT = "devstoreaccount1"
+AZURITE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+_START_S = 60
+
+
+def unavailable(reason: str) -> None:
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server that listens."""
+
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+
+def running(command: list[str], port_in_output: str = r"^(\d+)$") -> Iterator[Running]:
+    """Start a program that says its port, and end it. What it prints later is read, so that it never blocks."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    output = process.stdout
+    lines: list[str] = []
+
+    def read() -> None:
+        lines.extend(iter(output.readline, ""))
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    try:
+        deadline = time.monotonic() + _START_S
+        while not (found := [match for line in list(lines) if (match := re.search(port_in_output, line))]):
+            assert process.poll() is None, f"{command[0]} ended: {''.join(lines)}"
+            assert time.monotonic() < deadline, f"{command[0]} does not listen: {''.join(lines)}"
+            time.sleep(0.01)
+        yield Running(int(found[0][1]))
+    finally:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        reader.join(10)
+        output.close()
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[Running]:
+    """S3, with a bucket."""
+    if importlib.util.find_spec("moto") is None or importlib.util.find_spec("flask") is None:
+        unavailable("moto is not installed: pip install 'moto[s3]' flask flask-cors")
+    yield from running([sys.executable, str(HERE / "s3_server.py"), BUCKET])
+
+
+@pytest.fixture(scope="session")
+def gcs_server() -> Iterator[Running]:
+    """Google Cloud Storage, as far as :mod:`gcs_server` plays it, with a bucket."""
+    yield from running([sys.executable, str(HERE / "gcs_server.py")])
+
+
+@pytest.fixture(scope="session")
+def azure_server() -> Iterator[Running]:
+    """Azure Blob Storage, with a container."""
+    installed = Path(sys.prefix, "azurite", "node_modules", ".bin", "azurite-blob")
+    program = str(installed) if installed.exists() else shutil.which("azurite-blob")
+    if program is None or shutil.which("node") is None:
+        unavailable(f"Azurite is not installed: npm install --prefix {Path(sys.prefix, 'azurite')} azurite")
+        return
+    options = ["--inMemoryPersistence", "--disableTelemetry", "--skipApiVersionCheck"]
+    command = [program, "--blobHost", "127.0.0.1", "--blobPort", "0", *options]
+    for server in running(command, r"listens on http://127\.0\.0\.1:(\d+)"):
+        make_container(server)
+        yield server
+
+
+def make_container(server: Running) -> None:
+    """What clients of objects cannot do: one request, signed with the account's key."""
+    path = f"/{AZURITE_ACCOUNT}/{BUCKET}"
+    headers = {"x-ms-date": email.utils.formatdate(usegmt=True), "x-ms-version": "2021-08-06"}
+    signed = "PUT" + "\n" * 12 + "".join(f"{name}:{value}\n" for name, value in headers.items())
+    signed += f"/{AZURITE_ACCOUNT}{path}\nrestype:container"
+    digest = hmac.digest(base64.b64decode(AZURITE_KEY), signed.encode(), "sha256")
+    headers["Authorization"] = f"SharedKey {AZURITE_ACCOUNT}:{base64.b64encode(digest).decode()}"
+    request = urllib.request.Request(f"{server.url}{path}?restype=container", method="PUT", headers=headers)
+    with urllib.request.urlopen(request, timeout=_START_S) as answer:
+        assert answer.status == 201
+
+
+@pytest.fixture(scope="session")
+def web_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("web")
+
+
+@pytest.fixture(scope="session")
+def web_server(web_root: Path) -> Iterator[Running]:
+    """A web server for a directory."""
+    yield from running([sys.executable, str(HERE / "web_server.py"), str(web_root)])
+
+
+def s3_at(server: Running, prefix: str, **options: object) -> Storage:
+    given = {"access_key_id": "key", "secret_access_key": "secret", **options}
+    return s3_storage(
+        bucket=BUCKET, prefix=prefix, region="us-east-1", endpoint_url=server.url, allow_http=True, **given
+    )
+
+
+def gcs_at(server: Running, prefix: str) -> Storage:
+    return gcs_storage(bucket=BUCKET, prefix=prefix, anonymous=True, config={"base_url": server.url})
+
+
+def azure_at(server: Running, prefix: str) -> Storage:
+    return azure_storage(
+        account=AZURITE_ACCOUNT,
+        container=BUCKET,
+        prefix=prefix,
+        access_key=AZURITE_KEY,
+        config={"endpoint": f"{server.url}/{AZURITE_ACCOUNT}"},
+    )
+
+
+Maker = Callable[[Running, str], Storage]
+MAKERS: dict[str, Maker] = {"s3": s3_at, "gcs": gcs_at, "azure": azure_at}
+
+
+@pytest.fixture
+def place() -> str:
+    """A prefix of its own for each test."""
+    return f"tests/{uuid.uuid4().hex}"
+
+
+@pytest.fixture(params=list(MAKERS))
+def store(request: pytest.FixtureRequest, place: str) -> Storage:
+    """An empty storage on each kind of server."""
+    server = request.getfixturevalue(f"{request.param}_server")
+    return MAKERS[request.param](server, place)

@@ -1,0 +1,162 @@
+"""A proxy before a real server that breaks chosen requests once, before or after the server has served them."""
+
+from __future__ import annotations
+
+import http.client
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Literal
+
+type Damage = Literal[
+    "drop before",  # the connection ends, the server has heard nothing
+    "503 before",
+    "429 before",
+    "409 before",
+    "drop after",  # the server has done it, the answer is lost
+    "503 after",
+    "500 after",
+    "truncate",  # half of the answer, then the connection ends
+    "delay",  # an answer that comes after a second
+]
+
+
+@dataclass
+class Fault:
+    """What happens to the next ``times`` requests of a method on a path."""
+
+    damage: Damage
+    method: str
+    path: str
+    times: int = 1
+
+
+class FaultProxy(ThreadingHTTPServer):
+    """Forwards to a port of the loopback interface."""
+
+    daemon_threads = True
+    request_queue_size = 64
+
+    def __init__(self, port: int) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.behind = port
+        self.faults: list[Fault] = []
+        self.applied: Counter[str] = Counter()
+        self.wants_bare_etags = False
+        """Like Ceph: a condition on an etag in quotes never holds."""
+        self.ignores_conditions = False
+        self._lock = threading.Lock()
+
+    @property
+    def port(self) -> int:
+        return int(self.server_address[1])
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def take(self, method: str, path: str) -> str:
+        with self._lock:
+            for fault in self.faults:
+                if fault.times and fault.method == method and re.search(fault.path, path):
+                    fault.times -= 1
+                    self.applied[fault.damage] += 1
+                    return fault.damage
+        return ""
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients that give up are no news."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: FaultProxy
+
+    def log_message(self, *args: Any) -> None:
+        """Quiet."""
+
+    def setup(self) -> None:
+        super().setup()
+        self.connection.setsockopt(6, 1, 1)
+
+    def drop(self) -> None:
+        self.close_connection = True
+        self.connection.close()
+
+    def answer(self, status: int, headers: list[tuple[str, str]], body: bytes, *, length: int | None = None) -> None:
+        self.send_response_only(status)
+        for name, value in headers:
+            if name.lower() not in ("transfer-encoding", "connection", "content-length"):
+                self.send_header(name, value)
+        given = next((value for name, value in headers if name.lower() == "content-length"), None)
+        bodiless = self.command == "HEAD" and given is not None
+        self.send_header(
+            "Content-Length", given if bodiless and given else str(len(body) if length is None else length)
+        )
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def refuse(self, status: int) -> None:
+        code = {
+            409: "ConditionalRequestConflict",
+            412: "PreconditionFailed",
+            429: "TooManyRequests",
+            503: "SlowDown",
+        }.get(status, "InternalError")
+        self.answer(status, [], f"<Error><Code>{code}</Code><Message>injected</Message></Error>".encode())
+
+    def handle_any(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        damage = self.server.take(self.command, self.path)
+        if self.server.wants_bare_etags and self.headers.get("If-Match", "").startswith('"'):
+            self.refuse(412)
+            return
+        if self.server.ignores_conditions:
+            del self.headers["If-Match"], self.headers["If-None-Match"]
+        if damage == "drop before":
+            self.drop()
+            return
+        if damage.endswith("before"):
+            self.refuse(int(damage[:3]))
+            return
+        behind = http.client.HTTPConnection("127.0.0.1", self.server.behind, timeout=60)
+        try:
+            behind.request(self.command, self.path, body, dict(self.headers.items()))
+            response = behind.getresponse()
+            data, headers, status = response.read(), response.getheaders(), response.status
+        finally:
+            behind.close()
+        if damage == "drop after":
+            self.drop()
+        elif damage.endswith("after"):
+            self.refuse(int(damage[:3]))
+        elif damage == "truncate":
+            self.answer(status, headers, data[: len(data) // 2], length=len(data))
+            self.wfile.flush()
+            self.drop()
+        else:
+            if damage == "delay":
+                time.sleep(1)
+            self.answer(status, headers, data)
+
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = handle_any
+
+
+@contextmanager
+def proxied(port: int) -> Iterator[FaultProxy]:
+    """A proxy that runs in threads of this process."""
+    proxy = FaultProxy(port)
+    thread = threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield proxy
+    finally:
+        proxy.shutdown()
+        proxy.server_close()
+        thread.join(10)
