@@ -15,7 +15,7 @@ from icechunk_engine.errors import AlreadyExistsError, ErrorKind, StorageError, 
 from icechunk_engine.format import layout
 from icechunk_engine.storage import Storage
 from icechunk_engine.storage.base import Version
-from icechunk_engine.storage.wrappers import FaultStorage, StorageCall
+from icechunk_engine.storage.wrappers import FaultStorage, StorageCall, WrapperStorage
 
 from .conftest import Running, s3_at
 from .proxy import Damage, Fault, FaultProxy, proxied
@@ -200,6 +200,26 @@ def test_repositories_are_made_once(proxy: FaultProxy, storage: Storage, direct:
     assert proxy.applied[damage] == 1
     with pytest.raises(AlreadyExistsError):
         Repository.create(direct)
+
+
+def test_a_swap_that_may_still_come_keeps_its_backup(direct: Storage) -> None:
+    """A request that timed out may be served later: what it refers to must be there then."""
+    repo = Repository.create(direct)
+    late: list[tuple[bytes, Version]] = []
+
+    class Slow(WrapperStorage):
+        def replace(self, key: str, data: bytes, version: Version) -> Version:
+            late.append((data, version))
+            raise StorageError("no answer: try again", ErrorKind.OBJECT_STORE)
+
+    slow = Repository.open(Slow(direct))
+    with pytest.raises(StorageError, match="no answer"):
+        slow.create_tag("v1", repo.lookup_branch("main"))
+    direct.replace("repo", *late[0])
+    assert Repository.open(direct).list_tags() == {"v1"}
+    assert len(list(Repository.open(direct).ops_log())) == 2
+    backups = [info.key for info in direct.list(layout.overwritten_key(""))]
+    assert len(backups) == 1
 
 
 def test_a_commit_whose_answer_was_lost_and_that_others_built_upon(direct: Storage) -> None:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from icechunk_engine._observe import request
 from icechunk_engine.assets import AssetManager
 from icechunk_engine.columns import I64
-from icechunk_engine.errors import IcechunkError, StorageError
+from icechunk_engine.errors import IcechunkError, StorageError, VersionMismatchError
 from icechunk_engine.format import layout
 from icechunk_engine.format.repo_info import RepoInfo, SnapshotInfo, encode_repo_info
 from icechunk_engine.history import SnapshotInfo as PublicSnapshotInfo
@@ -111,8 +111,9 @@ def update_repo_file(
             found = _read_back(assets, error)
             if updates.has_landed(found, backup):
                 return found
-            with suppress(IcechunkError):  # a stray backup does no harm
-                storage.delete([layout.overwritten_key(backup)])
+            if isinstance(error, VersionMismatchError):  # after others the swap may still come, and need its backup
+                with suppress(IcechunkError):  # a stray backup does no harm
+                    storage.delete([layout.overwritten_key(backup)])
             raise
         assets.remember_repo_info(changed, version)
         return changed
