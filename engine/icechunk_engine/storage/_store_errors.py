@@ -15,6 +15,8 @@ from icechunk_engine.errors import (
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>([^<]*)</Code>")
 _MESSAGE = re.compile(r"<Message>([^<]*)</Message>")
+_CREDENTIAL_SERVERS = ("//169.254.169.254/", "//metadata.google.internal", "//metadata/", "//169.254.170.2")
+"""Of machines in clouds; asked when there is nothing else."""
 _NO_BUCKET = frozenset({"NoSuchBucket", "ContainerNotFound", "ContainerBeingDeleted", "FilesystemNotFound"})
 _THROTTLED = frozenset({"SlowDown", "ServerBusy", "TooManyRequests", "RequestLimitExceeded"})
 
@@ -49,6 +51,13 @@ def translated(error: Exception, where: str, bucket_url: str) -> IcechunkError:
         return ObjectNotFoundError(f"there is no object {where}")
     if status == 416 or "Wanted range starting at" in text:
         return UnsatisfiableRangeError(f"{where}: {said}", ErrorKind.INVALID_OBJECT_SIZE)
+    if any(host in text for host in _CREDENTIAL_SERVERS):
+        return StorageError(
+            f"{where}: no credentials were found, and this machine is not one that its cloud gives some to. Pass "
+            f"credentials, set them in the environment, or say anonymous=True (storage_options={{'anon': True}}) if "
+            f"the bucket is public",
+            ErrorKind.OBJECT_STORE,
+        )
     if name in ("PermissionDeniedError", "UnauthenticatedError") or status in (401, 403):
         return StorageError(
             f"{where}: access was denied ({said}). Check the credentials and what they allow; public buckets need "
