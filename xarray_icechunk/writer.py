@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -21,6 +22,9 @@ Region = Mapping[str, slice | Literal["auto"]] | Literal["auto"] | None
 ZarrWriteModes = Literal["w", "w-", "a", "a-", "r+"]
 
 # How xarray stores a DataArray that no variable of a dataset could be named after; open_dataarray undoes it.
+_PARALLEL_WRITES = 16
+"""Arrays in memory that are written at a time where a network is waited for."""
+
 _DATAARRAY_NAME = "__xarray_dataarray_name__"
 _DATAARRAY_VARIABLE = "__xarray_dataarray_variable__"
 
@@ -131,7 +135,7 @@ def to_icechunk(
             validate_encoding(target, dataset_encoding)
             # Makes and resizes arrays, writes attributes, and hands the data to ``writes``.
             checked.dump_to_store(target, writer=writes, encoding=dataset_encoding)
-        writes.write_memory()
+        writes.write_memory(session)
         writes.write_dask(session, split_every, chunkmanager_store_kwargs or {})
 
 
@@ -140,6 +144,11 @@ class _Write:
     source: Any
     target: zarr.Array[Any]
     region: tuple[slice, ...] | None
+
+    def run(self) -> None:
+        """Write an array that is in memory."""
+        fuse_codec_pipeline(self.target)
+        self.target[self.region or ...] = self.source
 
 
 @dataclass(slots=True)
@@ -153,10 +162,15 @@ class _Writes:
         kind = self.dask if hasattr(source, "__dask_graph__") else self.memory
         kind.append(_Write(source, target, region or None))
 
-    def write_memory(self) -> None:
-        for write in self.memory:
-            fuse_codec_pipeline(write.target)
-            write.target[write.region or ...] = write.source
+    def write_memory(self, session: Session) -> None:
+        if not session.storage_waits:
+            for write in self.memory:
+                write.run()
+            return
+        with ThreadPoolExecutor(_PARALLEL_WRITES) as pool:
+            # All end before the first error is raised.
+            for future in [pool.submit(write.run) for write in self.memory]:
+                future.result()
 
     def write_dask(self, session: Session, split_every: int | None, options: Mapping[str, Any]) -> None:
         if not self.dask:

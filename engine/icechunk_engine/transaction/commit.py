@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import batched
 from typing import Any
 
 import numpy as np
@@ -189,7 +190,7 @@ def _write_manifests(
     touched = _touched_nodes(base, changes)
     new: dict[NodeId, _NewManifests] = {}
 
-    def pieces() -> Iterator[tuple[NodeId, ChunkRefs]]:
+    def plans() -> Iterator[_ArrayPlan]:
         for node in touched:
             if node.shape is None:
                 continue
@@ -198,12 +199,15 @@ def _write_manifests(
             columns = edits.collapse() if edits else ChunkRefs.empty(node.shape.ndim)
             plan = _ArrayPlan(node, columns, counts, assets.config)
             known = memo.get(node.node_id)
-            if known is not None and known.inputs == inputs and plan.allows(known):
-                continue
-            cut_pieces = plan.pieces(assets)
-            new[node.node_id] = _NewManifests(inputs, plan.replaced, [], [])
-            for piece in cut_pieces:
-                yield node.node_id, piece
+            if known is None or known.inputs != inputs or not plan.allows(known):
+                new[node.node_id] = _NewManifests(inputs, [], [])
+                yield plan
+
+    def pieces() -> Iterator[tuple[NodeId, ChunkRefs]]:
+        for plan in _with_manifests_fetched(plans(), assets):
+            for piece in plan.pieces(assets):
+                yield plan.node.node_id, piece
+            new[plan.node.node_id].replaced = plan.replaced
 
     files: dict[str, bytes] = {}
     encoded = map_heavy(
@@ -229,14 +233,24 @@ def _manifests_after(node: Node, known: ArrayMemo) -> tuple[ManifestRef, ...]:
     return (*(ref for ref in node.manifests if ref not in known.replaced), *known.manifests)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _NewManifests:
     """What is being written for one array."""
 
     inputs: tuple[Any, ...]
-    replaced: frozenset[ManifestRef]
     refs: list[ManifestRef]
     written: list[WrittenManifest]
+    replaced: frozenset[ManifestRef] = frozenset()
+
+
+def _with_manifests_fetched(plans: Iterator[_ArrayPlan], assets: AssetManager) -> Iterator[_ArrayPlan]:
+    """The plans; on a network the manifests that some of them replace are fetched together."""
+    if not assets.storage.waits:
+        yield from plans
+        return
+    for some in batched(plans, assets.config.max_concurrent_manifest_fetches, strict=False):
+        assets.manifests(list({ref.manifest_id: None for plan in some for ref in plan.replaced}))
+        yield from some
 
 
 def _touched_nodes(base: Snapshot, changes: ChangeSet) -> list[Node]:
