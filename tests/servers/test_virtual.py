@@ -223,6 +223,5 @@ def test_neighbouring_chunks_are_read_together(
     storage = MAKERS["s3"](s3_server, f"{place}/repo") if on_server else in_memory_storage()
     repo = virtual_repository(source, f"{source.url_prefix}{place}/x", storage=storage)
     np.testing.assert_array_equal(read(repo), DATA)
-    assert sum(stop - start for start, stop in requested) == 80
     if not on_server:  # there, chunks are located on threads, and so not all asked for in one turn
         assert requested == [(4, 84)]
