@@ -248,7 +248,7 @@ def _with_manifests_fetched(plans: Iterator[_ArrayPlan], assets: AssetManager) -
     if not assets.storage.waits:
         yield from plans
         return
-    for some in batched(plans, assets.config.max_concurrent_manifest_fetches, strict=False):
+    for some in batched(plans, assets.config.max_concurrent_manifest_fetches):
         assets.manifests(list({ref.manifest_id: None for plan in some for ref in plan.replaced}))
         yield from some
 

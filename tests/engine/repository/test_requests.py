@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import zarr
@@ -193,3 +198,35 @@ def test_refs_take_one_swap(storage: CountingStorage) -> None:
     storage.reset()
     list(repo.ancestry(branch="main"))
     assert storage.n_requests == 1
+
+
+class _MostAtATime(CountingStorage):
+    """Waits, and remembers how many requests of a kind were under way at once."""
+
+    def __init__(self, inner: ic.Storage) -> None:
+        super().__init__(inner)
+        self.waits = True
+        self.lock, self.running, self.most = threading.Lock(), Counter[str](), Counter[str]()
+
+    def around[R](self, call: StorageCall, function: Callable[[], R]) -> R:
+        with self.lock:
+            self.running[call.method] += 1
+            self.most[call.method] = max(self.most[call.method], self.running[call.method])
+        try:
+            time.sleep(0.02)
+            return super().around(call, function)
+        finally:
+            with self.lock:
+                self.running[call.method] -= 1
+
+
+def test_a_commit_of_many_arrays_makes_its_requests_together(storage: CountingStorage) -> None:
+    slow = _MostAtATime(cold(storage))
+    session = Repository.open(slow).writable_session("main")
+    for i in range(20):
+        zarr.open_array(session.store, path=f"a{i}", mode="r+")[0] = 7
+    slow.most.clear()
+    session.commit("twenty chunks")
+    assert slow.most["get"] > 4
+    assert slow.most["put"] > 4
+    assert slow.requests["put"] == 20 + 20 + 2  # chunks, manifests, snapshot and log
