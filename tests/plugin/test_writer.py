@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import dask
@@ -12,9 +15,11 @@ import pytest
 import xarray as xr
 import zarr
 
+import icechunk_engine as ic
 import xarray_icechunk as xi
-from icechunk_engine.errors import IcechunkError, InvalidInputError, ReadOnlyError
+from icechunk_engine.errors import IcechunkError, InvalidInputError, ReadOnlyError, StorageError
 from icechunk_engine.session import ForkSession, Session
+from icechunk_engine.storage.wrappers import FaultStorage, LatencyStorage, StorageCall
 from xarray_icechunk.reduction import merge_forks
 
 from .conftest import write
@@ -43,6 +48,44 @@ def test_memory_arrays_need_no_fork(repo: Any, dataset: xr.Dataset, monkeypatch:
     assert session.has_uncommitted_changes
     session.commit("memory")
     xr.testing.assert_identical(read(repo), dataset)
+
+
+class Meeting(LatencyStorage):
+    """Lets the first chunks pass only when several are on their way."""
+
+    def __init__(self, n_parties: int) -> None:
+        super().__init__(ic.in_memory_storage(), write_latency_ms=1)
+        self.barrier = threading.Barrier(n_parties, timeout=60)
+        self.chunks = itertools.count()
+
+    def around[R](self, call: StorageCall, function: Callable[[], R]) -> R:
+        if call.method == "put" and call.keys[0].startswith("chunks/") and next(self.chunks) < self.barrier.parties:
+            self.barrier.wait()
+        return super().around(call, function)
+
+
+def test_memory_arrays_are_written_together_on_a_network() -> None:
+    """One after another, they would never meet."""
+    repo = ic.Repository.create(Meeting(8))
+    dataset = xr.Dataset({f"v{n}": ("x", np.random.default_rng(n).random(200)) for n in range(8)})
+    session = repo.writable_session("main")
+    xi.to_icechunk(dataset, session, encoding={name: {"compressors": None} for name in dataset})
+    session.commit("together")
+    xr.testing.assert_identical(read(repo), dataset)
+
+
+def test_an_array_that_cannot_be_written_on_a_network() -> None:
+    def fail(n: int, call: StorageCall, moment: str) -> None:
+        if call.method == "put" and call.keys[0].startswith("chunks/"):
+            raise StorageError("no")
+
+    storage = FaultStorage(ic.in_memory_storage(), fail)
+    storage.waits = True
+    repo = ic.Repository.create(storage)
+    session = repo.writable_session("main")
+    with pytest.raises(StorageError):
+        xi.to_icechunk(xr.Dataset({f"v{n}": ("x", np.random.default_rng(n).random(200)) for n in range(4)}), session)
+    assert not session.has_uncommitted_changes
 
 
 @pytest.mark.parametrize("scheduler", ["synchronous", "threads"])
