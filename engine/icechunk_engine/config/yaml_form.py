@@ -67,7 +67,9 @@ def _node(value: Any, tag: str | None = None, *, has_choices: bool = True, free_
         return yaml.ScalarNode(tag or _BOOL, "true" if value else "false")
     if isinstance(value, int):
         return yaml.ScalarNode(tag or _INT, str(value))
-    return yaml.ScalarNode(tag or _STR, value, style=None if tag is None else "'")
+    # Only double quotes keep every kind of line break.
+    has_breaks = bool(value) and value.splitlines() != [value]
+    return yaml.ScalarNode(tag or _STR, value, style='"' if has_breaks else None if tag is None else "'")
 
 
 def from_yaml(data: bytes) -> dict[str, Any]:
