@@ -17,9 +17,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from icechunk_engine.chunk_refs import ChunkRefs
+from icechunk_engine.chunk_refs import INLINE, ChunkRefs
 from icechunk_engine.columns import U32, column_bounds
 from icechunk_engine.config import ManifestSplittingConfig
+from icechunk_engine.format.manifest import MAX_APPARENT_SIZE, apparent_size
 from icechunk_engine.zarr_metadata import ArrayShape
 
 AUTO_TARGET_REFS = 1 << 17
@@ -137,7 +138,22 @@ def cut(refs: ChunkRefs, rule: SplitRule, grid: Sequence[int]) -> list[ChunkRefs
         borders = np.flatnonzero(np.diff(numbers[order])) + 1
         if len(borders):
             pieces = [refs.take(rows) for rows in np.split(order, borders)]
-    return [small for piece in pieces for small in _cut_to_size(piece, rule.max_refs, axis=0)]
+    counted = [small for piece in pieces for small in _cut_to_size(piece, rule.max_refs, axis=0)]
+    return [small for piece in counted for small in _cut_to_bytes(piece)]
+
+
+def _cut_to_bytes(refs: ChunkRefs) -> list[ChunkRefs]:
+    """Halve until official readers accept the manifests, however long inline chunks and locations are."""
+    if len(refs) < 2 or _is_small(refs) or apparent_size(refs) <= MAX_APPARENT_SIZE:
+        return [refs]
+    return [small for half in _cut_to_size(refs, len(refs) // 2, axis=0) for small in _cut_to_bytes(half)]
+
+
+def _is_small(refs: ChunkRefs) -> bool:
+    """True when even the longest strings everywhere would not make the manifest too large."""
+    longest = int(refs.locations.lengths.max(initial=0)) + int(refs.etags.lengths.max(initial=0))
+    inline = int(refs.lengths[refs.kinds == INLINE].sum())
+    return len(refs) * (256 + 4 * refs.ndim + longest) + inline <= MAX_APPARENT_SIZE
 
 
 def _cut_to_size(refs: ChunkRefs, limit: int, axis: int) -> list[ChunkRefs]:

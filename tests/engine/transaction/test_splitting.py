@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from icechunk_engine.chunk_refs import INLINE, ChunkRefs
+from icechunk_engine.chunk_refs import INLINE, ChunkRef, ChunkRefs
+from icechunk_engine.format.manifest import apparent_size
 from icechunk_engine.transaction import splitting
 from icechunk_engine.transaction.splitting import SplitRule, cut, overlapping, stale_manifests
 
@@ -61,3 +64,20 @@ def test_an_append_touches_only_the_last_manifest_with_room(monkeypatch: pytest.
     assert stale_manifests(extents, [10, 10, 3], appended, auto, (25,)).tolist() == [False, False, True]
     assert stale_manifests(extents, [10, 10, 9], appended, auto, (25,)).tolist() == [False, False, False]
     assert stale_manifests(extents, [10, 10, 3], np.array([[12]], "u4"), auto, (25,)).tolist() == [False, True, False]
+
+
+def test_long_inline_chunks_are_spread_over_manifests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of references alone does not bound what official readers must accept."""
+    monkeypatch.setattr(splitting, "MAX_APPARENT_SIZE", 20_000)
+    items = [((row, column), ChunkRef(kind=INLINE, inline=bytes(900))) for row in range(10) for column in range(8)]
+    refs = ChunkRefs.of(2, items)
+    for rule in (SplitRule(None), SplitRule((10, 8))):
+        pieces = cut(refs, rule, (10, 8))
+        assert sum(map(len, pieces)) == 80
+        assert all(apparent_size(piece) <= 20_000 for piece in pieces)
+        assert len(pieces) <= 16  # not one each
+        for piece, other in itertools.combinations(pieces, 2):
+            boxes = piece.extents(), other.extents()
+            assert not ((boxes[0][:, 0] < boxes[1][:, 1]) & (boxes[0][:, 1] > boxes[1][:, 0])).all()
+    alone = ChunkRefs.of(1, [((0,), ChunkRef(kind=INLINE, inline=bytes(30_000)))])
+    assert len(cut(alone, SplitRule(None), (1,))) == 1
