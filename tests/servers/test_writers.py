@@ -1,0 +1,66 @@
+"""Many writers of one repository on a server: independent processes, and the workers of a cluster."""
+
+from __future__ import annotations
+
+import multiprocessing
+
+import dask.array
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+from dask.distributed import Client, LocalCluster
+
+import xarray_icechunk as xi
+from icechunk_engine import ConflictDetector, Repository
+from icechunk_engine.storage import Storage
+
+from .conftest import Running, s3_at
+
+WRITERS, COMMITS = 20, 10
+
+
+def commit_often(storage: Storage, writer: int) -> None:
+    repo = Repository.open(storage)
+    for i in range(COMMITS):
+        session = repo.writable_session("main")
+        zarr.open_array(session.store, path="a", mode="r+")[writer, i] = writer * 1000 + i
+        session.commit(f"{writer}:{i}", rebase_with=ConflictDetector())
+
+
+@pytest.mark.timeout(1200)  # the server handles one request at a time
+def test_independent_writers_lose_nothing(s3_server: Running, place: str) -> None:
+    storage = s3_at(s3_server, place)
+    repo = Repository.create(storage)
+    with repo.transaction("main", message="start") as store:
+        zarr.create_array(store, name="a", shape=(WRITERS, COMMITS), chunks=(1, 1), dtype="int64", fill_value=-1)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["icechunk_engine", "zarr"])  # or most of the time would go into imports
+    workers = [context.Process(target=commit_often, args=(storage, writer)) for writer in range(WRITERS)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(1000)
+    assert [worker.exitcode for worker in workers] == [0] * WRITERS
+    final = zarr.open_array(repo.readonly_session("main").store, path="a", mode="r")[:]
+    np.testing.assert_array_equal(final, np.arange(WRITERS)[:, None] * 1000 + np.arange(COMMITS))
+    history = list(repo.ancestry(branch="main"))
+    assert len(history) == WRITERS * COMMITS + 2
+    assert [info.parent_id for info in history[:-1]] == [info.id for info in history[1:]]
+
+
+def test_a_cluster_writes_one_commit(store: Storage) -> None:
+    repo = Repository.create(store)
+    values = dask.array.random.default_rng(0).random((40, 300), chunks=(10, 100))
+    dataset = xr.Dataset({"v": (("y", "x"), values)}, coords={"x": np.arange(300)})
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster, Client(cluster):
+        session = repo.writable_session("main")
+        xi.to_icechunk(dataset, session)
+        session.commit("by the workers")
+        with xi.open_dataset(repo, chunks={}) as lazy:
+            total = float(lazy.v.sum().compute())
+        expected = dataset.load()
+    with xi.open_dataset(Repository.open(store)) as opened:
+        xr.testing.assert_identical(opened.load(), expected)
+    np.testing.assert_allclose(total, float(expected.v.sum()))
+    assert len(list(repo.ancestry(branch="main"))) == 2
