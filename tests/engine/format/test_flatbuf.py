@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -477,12 +478,27 @@ def test_distinct_vectors_by_place() -> None:
 def test_distinct_ranges(items: list[bytes], collide: bool) -> None:
     table = BytesTable.of(items)
     with pytest.MonkeyPatch.context() as patch:
-        if collide:  # then only the comparison tells ranges apart
-            patch.setattr(distinct._Words, "hashes", lambda self, starts, lengths: np.zeros(len(starts), np.uint64))
+        if collide:  # then only the comparison tells ranges apart, and other seeds are taken until it is content
+            hashes, seeds = distinct._Words.hashes, itertools.count()
+
+            def colliding(words: Any, starts: Any, lengths: Any, seed: np.uint64) -> Any:
+                found = hashes(words, starts, lengths, seed)
+                return found if next(seeds) > 1 else np.zeros_like(found)
+
+            patch.setattr(distinct._Words, "hashes", colliding)
         found, codes = distinct_ranges(table.data, table.starts[:-1], table.lengths)
     order = list(dict.fromkeys(items))
     assert [items[row] for row in found] == order
     assert codes.tolist() == [order.index(item) for item in items]
+
+
+def test_hashes_that_always_collide_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        distinct._Words, "hashes", lambda self, starts, lengths, seed: np.zeros(len(starts), np.uint64)
+    )
+    table = BytesTable.of([b"a", b"b"])
+    with pytest.raises(InternalError):
+        distinct_ranges(table.data, table.starts[:-1], table.lengths)
 
 
 def test_distinct_ranges_may_overlap() -> None:
