@@ -138,3 +138,5 @@ def test_spans(repo: ic.Repository, monkeypatch: pytest.MonkeyPatch) -> None:
     below = [span for span in spans if span.parent is not None and span.context.trace_id == commit.context.trace_id]
     assert "committing to branch 'main'" in str(commit.attributes)
     assert {"icechunk.storage.put", "icechunk.storage.replace"} <= {span.name for span in below}
+    written = {str(span.attributes["icechunk.what"]).partition("/")[0] for span in below if span.attributes}
+    assert {"snapshots", "transactions", "manifests", "repo"} <= written

@@ -96,3 +96,10 @@ def test_damaged(data: bytes):
 
 def test_empty_is_default():
     assert RepositoryConfig.from_dict(from_yaml(b"")) == RepositoryConfig()
+
+
+@pytest.mark.parametrize("line_break", ["\n", "\r", "\r\n", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029"])
+def test_line_breaks_in_values(line_break: str) -> None:
+    for value in (line_break, f"a{line_break}b", f"{line_break}a", f"a{line_break}", f" {line_break} "):
+        plain = {"previous_file": value}
+        assert from_yaml(to_yaml(plain)) == plain

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from zarr.core.buffer import Buffer, cpu
 from zarr.storage import MemoryStore
 
+from icechunk_engine.errors import InvalidInputError
 from icechunk_engine.importers.plan import plan_import
 from icechunk_engine.importers.reference_set import read_reference_set
 
@@ -307,3 +308,30 @@ def test_variable_length_text(
     make_holes(stored, holes)
     v2 = zarr.open_array(store, path="x", mode="r", zarr_format=2)
     np.testing.assert_array_equal(imported(reference_set_of(stored), "x")[...], v2[...])
+
+
+@pytest.mark.parametrize("dtype", ["<f4", ">f4", "<f8", ">f8"])
+@pytest.mark.parametrize("astype", ["<f4", ">f4", "<f8", ">f8"])
+def test_quantised_values_of_either_byte_order(dtype: str, astype: str) -> None:
+    """v3 readers hand this filter the machine's byte order, whatever is stored."""
+    if dtype[1:] != astype[1:]:
+        with pytest.raises(InvalidInputError, match="quantize"):
+            imported(quantised(dtype, astype), "x")
+        return
+    np.testing.assert_array_equal(imported(quantised(dtype, astype), "x")[...], [0.5, 17.0, -3.25])
+
+
+def quantised(dtype: str, astype: str) -> dict[str, Any]:
+    data = np.array([0.5, 17.0, -3.25], astype)
+    document = {
+        "zarr_format": 2,
+        "shape": [3],
+        "chunks": [3],
+        "dtype": dtype,
+        "order": "C",
+        "fill_value": 0,
+        "compressor": None,
+        "filters": [{"id": "quantize", "digits": 3, "dtype": dtype, "astype": astype}],
+    }
+    chunk = "base64:" + base64.b64encode(data.tobytes()).decode()
+    return {"version": 1, "refs": {".zgroup": "{}", "x/.zarray": json.dumps(document), "x/0": chunk}}
