@@ -118,6 +118,7 @@ class ErrorKind(StrEnum):
     OBJECT_STORE = "object-store"
     IO = "io"
     STORAGE_CONFIG = "storage-config"
+    NO_CONDITIONAL_WRITES = "no-conditional-writes"
     CANNOT_PARSE_URL = "cannot-parse-url"
     BAD_REDIRECT = "bad-redirect"
     SEMAPHORE_ACQUIRE = "semaphore-acquire"

@@ -49,7 +49,12 @@ class FaultProxy(ThreadingHTTPServer):
         self.applied: Counter[str] = Counter()
         self.wants_bare_etags = False
         """Like Ceph: a condition on an etag in quotes never holds."""
-        self.ignores_conditions = False
+        self.ignores: set[str] = set()
+        """Headers that the server does not get to see."""
+        self.lacks_conditions = False
+        """Says of conditional writes that they are not implemented."""
+        self.n_requests = 0
+        self.headers_seen: set[str] = set()
         self._lock = threading.Lock()
 
     @property
@@ -107,18 +112,24 @@ class _Handler(BaseHTTPRequestHandler):
             409: "ConditionalRequestConflict",
             412: "PreconditionFailed",
             429: "TooManyRequests",
+            501: "NotImplemented",
             503: "SlowDown",
         }.get(status, "InternalError")
         self.answer(status, [], f"<Error><Code>{code}</Code><Message>injected</Message></Error>".encode())
 
     def handle_any(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.server.n_requests += 1
+        self.server.headers_seen.update(name.lower() for name in self.headers)
         damage = self.server.take(self.command, self.path)
         if self.server.wants_bare_etags and self.headers.get("If-Match", "").startswith('"'):
             self.refuse(412)
             return
-        if self.server.ignores_conditions:
-            del self.headers["If-Match"], self.headers["If-None-Match"]
+        if self.server.lacks_conditions and ("If-Match" in self.headers or "If-None-Match" in self.headers):
+            self.refuse(501)
+            return
+        for name in self.server.ignores:
+            del self.headers[name]
         if damage == "drop before":
             self.drop()
             return

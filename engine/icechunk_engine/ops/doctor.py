@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from icechunk_engine.errors import IcechunkError, ObjectNotFoundError, VersionMismatchError
+from icechunk_engine.errors import ErrorKind, IcechunkError, ObjectNotFoundError, VersionMismatchError
 from icechunk_engine.format import layout
 from icechunk_engine.format.repo_info import decode_repo_info
 from icechunk_engine.storage import storage_from_url
@@ -21,6 +21,7 @@ _COMPETITORS = 8
 _ROUNDS = 3
 _LATENCY_PROBES = 5
 _CLOCK_TOLERANCE_S = 60
+_CONDITIONAL_WRITES = "conditional writes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +100,8 @@ def _try(name: str, probe: Callable[[], str]) -> Finding:
     except _NotTried as reason:
         return Finding(name, None, str(reason))
     except (_Failed, IcechunkError) as error:
+        if isinstance(error, IcechunkError) and error.kind is ErrorKind.NO_CONDITIONAL_WRITES:
+            name = _CONDITIONAL_WRITES  # whatever was about to be written
         return Finding(name, False, str(error))
 
 
@@ -152,7 +155,7 @@ def _write_findings(storage: Storage) -> list[Finding]:
         findings = [_try("write", lambda: _put(storage, keys[0]))]
         if findings[0].ok:
             findings.append(_try("clock", lambda: _clock(storage, keys[0])))
-            findings.append(_try("conditional writes", lambda: _conditions(storage, keys[0])))
+            findings.append(_try(_CONDITIONAL_WRITES, lambda: _conditions(storage, keys[0])))
             findings.append(_try("one winner", lambda: _races(storage, keys[1:])))
     finally:
         removed = _try("remove", lambda: _remove(storage, keys))

@@ -8,6 +8,7 @@ Clients are made when they are first used, and shared by all storages of a proce
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import threading
@@ -26,6 +27,7 @@ from icechunk_engine.errors import (
     StorageError,
     VersionMismatchError,
 )
+from icechunk_engine.storage._conditions import PROBES, Proofs, no_conditional_writes
 from icechunk_engine.storage._places import Bucket, StoreKind, with_settings
 from icechunk_engine.storage._providers import access
 from icechunk_engine.storage._ranges import check_range, too_short
@@ -39,11 +41,18 @@ from icechunk_engine.storage._store_errors import (
 from icechunk_engine.storage.base import ObjectInfo, Storage, Version
 from icechunk_engine.storage.readback import WRITE_ID, WRITE_ID_SPELLINGS, Attempt, Found, Outcome, judge
 
+_log = logging.getLogger(__name__)
+
 _DEFAULTS = default_storage_settings("object_store")
 _CONDITIONAL_TRIES = 6
 _COUNTED_DELETES = 16
 """Up to so many keys are looked up before they are deleted, because stores do not say what was there."""
 _PART_BYTES = 12 * 2**20
+
+_NO_VERSION = Version("1")
+"""Of no object, in a form that every kind of store takes."""
+
+_PROOFS = Proofs()
 
 _COMPARE_WITHOUT_QUOTES: set[str] = set()
 """Buckets that want etags in conditions without the quotes of the standard (Ceph); found out by being refused."""
@@ -136,26 +145,23 @@ class ObjectStorage(Storage):
     # --- writing -----------------------------------------------------------------------------------------------
 
     def put(self, key: str, data: bytes | memoryview, *, is_unknown: bool = False) -> None:
-        payload = data if isinstance(data, bytes) else memoryview(data).cast("B")
-        limit = self.settings.minimum_size_for_multipart_upload
-        call = self._call(key)
-        with call:
-            call.obstore.put(
-                call.writer,
-                call.path,
-                payload,
-                attributes=self._attributes(key) or None,
-                use_multipart=limit is not None and len(payload) >= limit,
-                chunk_size=_PART_BYTES,
-            )
+        self._require_conditions()
+        self._put(key, data)
 
     def create(self, key: str, data: bytes) -> Version:
+        if not self.settings.unsafe_use_conditional_create:
+            return self._write_alone(key, data, None)
+        self._require_conditions()
         return self._write_if(key, data, None)
 
     def replace(self, key: str, data: bytes, version: Version) -> Version:
+        if not self.settings.unsafe_use_conditional_update:
+            return self._write_alone(key, data, version)
+        self._require_conditions()
         return self._write_if(key, data, version)
 
     def copy(self, source: str, target: str) -> None:
+        self._require_conditions()
         call = self._call(source)
         for last in (False, False, True):
             try:
@@ -202,6 +208,63 @@ class ObjectStorage(Storage):
             write_id = next((attributes[name] for name in WRITE_ID_SPELLINGS if name in attributes), None)
             return result.bytes().to_bytes(), Found(_version(self.bucket.kind, result.meta), write_id)
 
+    def _put(self, key: str, data: bytes | memoryview) -> Version:
+        payload = data if isinstance(data, bytes) else memoryview(data).cast("B")
+        limit = self.settings.minimum_size_for_multipart_upload
+        call = self._call(key)
+        with call:
+            done = call.obstore.put(
+                call.writer,
+                call.path,
+                payload,
+                attributes=self._attributes(key) or None,
+                use_multipart=limit is not None and len(payload) >= limit,
+                chunk_size=_PART_BYTES,
+            )
+        return _version(self.bucket.kind, done)
+
+    def _require_conditions(self) -> None:
+        """Refuse a store that ignores the conditions on which commits rely, before anything is written there."""
+        settings = self.settings
+        used = settings.unsafe_use_conditional_create, settings.unsafe_use_conditional_update
+        if any(used) and not self.bucket.is_of_a_cloud:
+            _PROOFS.require((self.bucket.url, *used), self._prove_conditions)
+
+    def _prove_conditions(self) -> None:
+        key = f"{PROBES}{uuid.uuid4().hex}"
+        self._put(key, b"")
+        try:
+            if self.settings.unsafe_use_conditional_create:
+                self._must_refuse(key, None, "lets an object be created that exists already")
+            if self.settings.unsafe_use_conditional_update:
+                self._must_refuse(key, _NO_VERSION, "lets an object be replaced that is not the version named")
+        finally:
+            try:
+                self._delete_one(key)
+            except StorageError as error:
+                _log.warning("%s: %r could not be removed again, and may be removed: %s", self.identity, key, error)
+
+    def _must_refuse(self, key: str, expected: Version | None, otherwise: str) -> None:
+        try:
+            self._try(key, b"", Attempt(str(uuid.uuid4()), expected), quoted=True)
+        except RefusedError:
+            return
+        except StorageError as error:
+            if error.kind is not ErrorKind.STORAGE_CONFIG:
+                raise
+            raise no_conditional_writes(self.bucket.url, f"has no conditional writes ({error})") from error
+        raise no_conditional_writes(self.bucket.url, otherwise)
+
+    def _write_alone(self, key: str, data: bytes, expected: Version | None) -> Version:
+        """For a single writer, who has said so: look, then write."""
+        try:
+            present = self._read(key)[1].version
+        except ObjectNotFoundError:
+            present = None
+        if present != expected:
+            raise self._lost(key, expected)
+        return self._put(key, data)
+
     def _write_if(self, key: str, data: bytes, expected: Version | None) -> Version:
         """Write on a condition, and settle by reading what an answer leaves open (:mod:`.readback`)."""
         attempt = Attempt(str(uuid.uuid4()), expected)
@@ -231,11 +294,7 @@ class ObjectStorage(Storage):
                     assert found is not None
                     return found.version
                 case Outcome.LOST:
-                    raise VersionMismatchError(
-                        f"{key!r} in {self.identity} "
-                        + ("exists already" if expected is None else "is not the version that was read")
-                        + ": read it and decide anew"
-                    )
+                    raise self._lost(key, expected)
             if failure is not None:
                 raise failure  # nothing of ours is there, but it may still be on its way: not to be repeated here
             # A concurrent request was in the way, or the store wants the etag without its quotes.
@@ -260,16 +319,23 @@ class ObjectStorage(Storage):
                 call.path,
                 data,
                 mode=mode,
-                attributes={**self._attributes(key), WRITE_ID: attempt.write_id},
+                attributes=self._attributes(key, attempt.write_id) or None,
             )
         return _version(self.bucket.kind, done)
 
-    def _attributes(self, key: str) -> dict[str, str]:
+    def _attributes(self, key: str, write_id: str | None = None) -> dict[str, str]:
         special = self.settings.chunks_storage_class
         if not key.startswith("chunks/"):
             special = self.settings.metadata_storage_class
         storage_class = special or self.settings.storage_class
-        return {"Storage-Class": storage_class} if storage_class else {}
+        attributes = {"Storage-Class": storage_class} if storage_class else {}
+        if write_id is not None and self.settings.unsafe_use_metadata:
+            attributes[WRITE_ID] = write_id
+        return attributes
+
+    def _lost(self, key: str, expected: Version | None) -> VersionMismatchError:
+        found = "exists already" if expected is None else "is not the version that was read"
+        return VersionMismatchError(f"{key!r} in {self.identity} {found}: read it and decide anew")
 
     def _missing(self, key: str) -> ObjectNotFoundError:
         return ObjectNotFoundError(f"no object {key!r} in {self.identity}")
@@ -351,6 +417,7 @@ class _Clients:
 _CLIENTS = _Clients()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_CLIENTS.forget)
+    os.register_at_fork(after_in_child=_PROOFS.forget)
 
 
 def _open(bucket: Bucket, writes: bool) -> Any:

@@ -64,6 +64,11 @@ class Bucket:
     read_headers: Options = field(default=(), repr=False)
     write_headers: Options = field(default=(), repr=False)
 
+    @property
+    def is_of_a_cloud(self) -> bool:
+        """True for the clouds' own stores, False where an endpoint of some other store is given."""
+        return self.url.startswith(f"{self.kind}://")
+
 
 def s3_bucket(
     options: S3Options,

@@ -1,0 +1,69 @@
+"""Whether a store keeps the conditions of conditional writes, tried out before the first write.
+
+Stores that only have the interface of S3 may take a condition and ignore it: commits would overwrite each other, and
+nobody would be told. So each process tries it once in each place, on an object of its own, and refuses such a store.
+Those of the clouds themselves are known to keep them and are not asked.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Hashable
+
+from icechunk_engine.errors import ErrorKind, StorageError
+
+PROBES = "doctor/"
+"""Below it lie the objects that a store is tried with; they are removed at once, where that is allowed."""
+
+
+_REFUSALS_LAST_S = 10
+
+
+class Proofs:
+    """What was found out about places in this process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._good: set[Hashable] = set()
+        self._bad: dict[Hashable, tuple[float, StorageError]] = {}
+
+    def require(self, place: Hashable, prove: Callable[[], None]) -> None:
+        """Call ``prove``, which raises if the place is not good, unless the answer is known.
+
+        Raises
+        ------
+        StorageError
+            What ``prove`` raised. A refusal (``no-conditional-writes``) is repeated for a while without asking: where
+            one write is refused, others often are on their way.
+        """
+        if place in self._good:
+            return
+        with self._lock:  # whoever comes second waits for the answer instead of asking too
+            if place in self._good:
+                return
+            asked_at, refusal = self._bad.get(place, (0, None))
+            if refusal is not None and time.monotonic() - asked_at < _REFUSALS_LAST_S:
+                raise StorageError(refusal.message, refusal.kind)
+            try:
+                prove()
+            except StorageError as error:
+                if error.kind is ErrorKind.NO_CONDITIONAL_WRITES:
+                    self._bad[place] = time.monotonic(), error
+                raise
+            self._good.add(place)
+
+    def forget(self) -> None:
+        """In a forked child, in which the lock may be held by nobody."""
+        self._lock = threading.Lock()
+
+
+def no_conditional_writes(place: str, found: str) -> StorageError:
+    """The error for a store that was found without them; ``found`` says how."""
+    return StorageError(
+        f"{place} {found}: the commits of two writers would overwrite each other without a notice, so nothing was "
+        f"written. Use a store with conditional writes, or a newer version of this one. Only if nobody else writes "
+        f"to this repository at the same time, say so: RepositoryConfig(storage=StorageSettings("
+        f"unsafe_use_conditional_create=False, unsafe_use_conditional_update=False))",
+        ErrorKind.NO_CONDITIONAL_WRITES,
+    )
