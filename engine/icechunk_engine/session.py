@@ -22,6 +22,7 @@ from icechunk_engine.errors import (
     IcechunkError,
     ReadOnlyError,
     SessionStateError,
+    StorageError,
 )
 from icechunk_engine.ids import NodeId, SnapshotId
 from icechunk_engine.transaction.change_set import ChangeSet
@@ -32,7 +33,7 @@ from icechunk_engine.transaction.merge import merge_fork
 from icechunk_engine.transaction.publishing import publish, references
 from icechunk_engine.transaction.rebase import describe_conflicts, rebase_changes
 from icechunk_engine.transaction.references import References, needs_spec_2
-from icechunk_engine.transaction.updates import AddCommit, AddDetachedSnapshot, AmendCommit, require_amendable
+from icechunk_engine.transaction.updates import AddCommit, AddDetachedSnapshot, AmendCommit, Update, require_amendable
 from icechunk_engine.view import RepositoryContext
 from icechunk_engine.workspace import Workspace
 
@@ -83,6 +84,8 @@ class Session(Workspace):
         self._branch = branch
         self._mode = mode
         self._fork_point: ForkPoint | None = None
+        # Snapshots that may have been published, for all that is known, each with the edits that it holds.
+        self._unsettled: list[tuple[NewSnapshot, tuple[str, int]]] = []
 
     # --- identity and state ------------------------------------------------------------------------------------
 
@@ -269,7 +272,8 @@ class Session(Workspace):
     ) -> str:
         """Publish the edits as a new snapshot at the tip of the branch; afterwards the session is read-only there.
 
-        All or nothing: on an error the repository and the session are as before.
+        All or nothing: on an error the repository and the session are as before. When the storage failed in such a way
+        that nobody can tell (``object-store``), call it again: a commit that did take place is not made twice.
 
         Parameters
         ----------
@@ -330,10 +334,12 @@ class Session(Workspace):
                     metadata=self._full_metadata(metadata, attempts if solver is not None else None),
                     memo=memo,
                 )
-                publish(assets, AddCommit(branch, new.info, bool(changes.moved_nodes)), refs)
+                self._publish(new, AddCommit(branch, new.info, bool(changes.moved_nodes)), refs)
             except ConflictError as error:
                 if error.kind is not ErrorKind.COMMIT_CONFLICT:
                     raise
+                if (landed := self._landed(branch)) is not None:
+                    return landed
                 if solver is None or attempts >= tries:
                     raise self._told_apart(error, branch, base_id, changes) from None
             else:
@@ -342,6 +348,37 @@ class Session(Workspace):
             if base_id == refs.branch_tip(branch):  # it was lost after the branch was looked at
                 refs = references(assets)
             base_id, changes = rebase_changes(assets, refs, branch, base_id, changes, solver)
+
+    def _publish(self, new: NewSnapshot, update: Update, refs: References) -> None:
+        """Publish, and remember it if the answer is lost: the swap may have taken place, or may yet."""
+        try:
+            publish(self._context.assets, update, refs)
+        except BaseException as error:
+            if isinstance(error, StorageError) or not isinstance(error, IcechunkError):
+                self._unsettled.append((new, self._edits_token()))
+            raise
+
+    def _landed(self, branch: str) -> NewSnapshot | None:
+        """The snapshot of an earlier try whose answer was lost, if the branch has it.
+
+        Raises
+        ------
+        ConflictError
+            It has, and the session was edited since.
+        """
+        if not self._unsettled:
+            return None
+        refs = references(self._context.assets)
+        line = {info.id for info in refs.ancestry(refs.branch_tip(branch))}
+        for new, token in self._unsettled:
+            if new.info.id in line:
+                if token == self._edits_token():
+                    return new
+                raise ConflictError(
+                    message=f"an earlier commit of this session, whose answer was lost, did take place: snapshot "
+                    f"{new.info.id}. What was edited after it is not in there; make these edits in a new session"
+                )
+        return None
 
     def _told_apart(self, error: ConflictError, branch: str, base_id: SnapshotId, changes: ChangeSet) -> ConflictError:
         """The error of a lost race, with what conflicts and with which commit, as far as that can be found out."""
@@ -407,10 +444,12 @@ class Session(Workspace):
                 metadata=self._full_metadata(metadata, None),
                 amended=amended,
             )
-            publish(assets, AmendCommit(branch, self._snapshot_id, new.info, bool(changes.moved_nodes)), refs)
+            self._publish(new, AmendCommit(branch, self._snapshot_id, new.info, bool(changes.moved_nodes)), refs)
         except ConflictError as error:
             if error.kind is not ErrorKind.COMMIT_CONFLICT:
                 raise
+            if (landed := self._landed(branch)) is not None:
+                return landed
             raise self._told_apart(error, branch, self._snapshot_id, changes) from None
         return new
 
@@ -450,6 +489,11 @@ class Session(Workspace):
         """
         with self._lock:
             branch = self._require_committable()
+            if (landed := self._landed(branch)) is not None:
+                raise ConflictError(
+                    message=f"these edits are committed: an earlier commit, whose answer was lost, did take place as "
+                    f"snapshot {landed.info.id}. Call commit again, which says so and ends the session"
+                )
             assets = self._context.assets
             self._snapshot_id, self._changes = rebase_changes(
                 assets, references(assets), branch, self._snapshot_id, self._changes, solver
@@ -469,6 +513,7 @@ class Session(Workspace):
         """Become read-only at a snapshot that was published; returns its id."""
         self._snapshot_id = new.info.id
         self._changes = ChangeSet()
+        self._unsettled = []
         self._mode = SessionMode.readonly
         self._branch = None
         self._touch_structure()

@@ -12,7 +12,7 @@ import zarr
 
 import icechunk_engine as ic
 from icechunk_engine import Repository, Session
-from icechunk_engine.storage.wrappers import FailOnce, FaultStorage, Moment
+from icechunk_engine.storage.wrappers import FailOnce, FaultStorage, Moment, StorageCall
 
 MOMENTS: tuple[Moment, ...] = ("before", "after")
 
@@ -248,5 +248,71 @@ def test_an_interrupt_leaves_the_session_as_it_was(moment: Moment) -> None:
         storage.hook = None
         if state(storage.inner) != new:
             assert tree(session) == before
-            run()
-            assert state(storage.inner) == new
+        run()  # also where the swap had taken place: nothing is committed twice
+        assert state(storage.inner) == new
+        assert session.read_only
+
+
+class Silence:
+    """A hook: the ``n``-th swap takes place, and from then on nothing is heard of the storage."""
+
+    def __init__(self) -> None:
+        self.began = False
+
+    def __call__(self, n: int, call: StorageCall, moment: Moment) -> None:
+        self.began = self.began or (call.method == "replace" and moment == "after")
+        if self.began:
+            raise ic.StorageError("no answer: try again", ic.ErrorKind.OBJECT_STORE)
+
+
+ENDINGS = ["commit", "amend", "move", "rebase and commit"]
+
+
+def gone_silent(name: str) -> tuple[FaultStorage, Callable[[], Any], Session, Any]:
+    """An operation whose swap took place without an answer, ready to be repeated, and the state that it left."""
+    source = ic.in_memory_storage()
+    start(source)
+    storage, run, session = prepared(OPERATIONS[name], source)
+    assert session is not None
+    old = state(storage.inner)
+    storage.hook = Silence()
+    with pytest.raises(ic.StorageError, match="no answer"):
+        run()
+    storage.hook = None
+    assert state(storage.inner) != old
+    return storage, run, session, state(storage.inner)
+
+
+@pytest.mark.parametrize("others", [False, True], ids=["alone", "with others"])
+@pytest.mark.parametrize("name", ENDINGS)
+def test_a_commit_that_nobody_can_tell_of_is_not_made_twice(name: str, others: bool) -> None:
+    storage, run, session, new = gone_silent(name)
+    tip = Repository.open(storage.inner).lookup_branch("main")
+    if others:
+        with Repository.open(storage.inner).transaction("main", message="later") as store:
+            zarr.create_group(store, path="later")
+        new = state(storage.inner)
+    run()
+    assert state(storage.inner) == new
+    assert session.snapshot_id == tip
+    assert session.read_only
+    assert not session.has_uncommitted_changes
+
+
+@pytest.mark.parametrize("name", ["commit", "amend", "rebase and commit"])
+def test_edits_after_a_commit_that_nobody_can_tell_of_are_not_passed_over(name: str) -> None:
+    storage, run, session, new = gone_silent(name)
+    zarr.create_group(session.store, path="late")
+    with pytest.raises(ic.ConflictError, match="did take place"):
+        run()
+    assert session.has_uncommitted_changes
+    assert state(storage.inner) == new
+
+
+def test_a_commit_that_nobody_can_tell_of_is_not_rebased() -> None:
+    storage, run, session, new = gone_silent("commit")
+    with pytest.raises(ic.ConflictError, match="Call commit again"):
+        session.rebase(ic.ConflictDetector())
+    run()
+    assert session.read_only
+    assert state(storage.inner) == new
