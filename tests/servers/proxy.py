@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import random
 import re
 import threading
 import time
@@ -23,6 +24,7 @@ type Damage = Literal[
     "500 after",
     "truncate",  # half of the answer, then the connection ends
     "delay",  # an answer that comes after a second
+    "hang",  # the server has done it, and nothing comes for a long time
 ]
 
 
@@ -46,7 +48,12 @@ class FaultProxy(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.behind = port
         self.faults: list[Fault] = []
+        self.toxicity = 0.0
+        """Share of all requests that meet some damage, whatever they are."""
+        self.toxins: tuple[Damage, ...] = ()
+        self.random = random.Random(0)
         self.applied: Counter[str] = Counter()
+        self.closing = threading.Event()
         self.wants_bare_etags = False
         """Like Ceph: a condition on an etag in quotes never holds."""
         self.ignores: set[str] = set()
@@ -72,6 +79,10 @@ class FaultProxy(ThreadingHTTPServer):
                     fault.times -= 1
                     self.applied[fault.damage] += 1
                     return fault.damage
+            if self.toxicity and self.random.random() < self.toxicity:
+                damage = self.random.choice(self.toxins)
+                self.applied[damage] += 1
+                return damage
         return ""
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -143,7 +154,9 @@ class _Handler(BaseHTTPRequestHandler):
             data, headers, status = response.read(), response.getheaders(), response.status
         finally:
             behind.close()
-        if damage == "drop after":
+        if damage == "hang":
+            self.server.closing.wait(60)
+        if damage in ("drop after", "hang"):
             self.drop()
         elif damage.endswith("after"):
             self.refuse(int(damage[:3]))
@@ -168,6 +181,7 @@ def proxied(port: int) -> Iterator[FaultProxy]:
     try:
         yield proxy
     finally:
+        proxy.closing.set()
         proxy.shutdown()
         proxy.server_close()
         thread.join(10)

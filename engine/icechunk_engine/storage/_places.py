@@ -21,7 +21,9 @@ from icechunk_engine.errors import ErrorKind, InvalidInputError
 AnyStoreCredential = AnyS3Credential | AnyGcsCredential | AnyAzureCredential
 
 _NEVER = timedelta(days=1)
-"""Of one request as a whole: a store that sends nothing is noticed by the read timeout, long before."""
+"""Of one request as a whole, which may be long: a store that sends nothing is noticed by the read timeout."""
+_SILENCE = timedelta(seconds=60)
+"""After so long without a byte a request has failed, unless settings say otherwise."""
 
 
 class StoreKind(StrEnum):
@@ -182,7 +184,7 @@ def web_server(url: str, opts: Mapping[str, str] | None = None, headers: Mapping
 def with_settings(bucket: Bucket, settings: StorageSettings) -> Bucket:
     """The bucket with the retries and timeouts that settings ask for; what they leave open is left as it is."""
     timeouts, retries = settings.timeouts, settings.retries
-    client: dict[str, Any] = {"timeout": _NEVER, **dict(bucket.client)}
+    client: dict[str, Any] = {"timeout": _NEVER, "read_timeout": _SILENCE, **dict(bucket.client)}
     retry: dict[str, Any] = dict(bucket.retry)
     if timeouts is not None:
         for name, value in (
