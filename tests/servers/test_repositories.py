@@ -26,7 +26,7 @@ from icechunk_engine.errors import (
     RepositoryNotFoundError,
     StorageError,
 )
-from icechunk_engine.storage import LocalStorage, Storage
+from icechunk_engine.storage import LocalStorage, Storage, storage_from_url
 from icechunk_engine.storage.wrappers import PrefixStorage
 
 from .conftest import AZURITE_ACCOUNT, AZURITE_KEY, BUCKET, Running, s3_at
@@ -308,17 +308,45 @@ def test_a_forked_child_is_refused(s3_server: Running, place: str) -> None:
     assert done.stdout == "fine\n", done.stderr
 
 
+def boto_client(server: Running) -> Any:
+    import boto3
+
+    return boto3.client(
+        "s3", endpoint_url=server.url, aws_access_key_id="k", aws_secret_access_key="s", region_name="us-east-1"
+    )
+
+
 def test_storage_classes(s3_server: Running, place: str) -> None:
     storage = s3_at(s3_server, place).with_settings(ours.StorageSettings(chunks_storage_class="STANDARD_IA"))
     storage.put("chunks/A", b"1")
     storage.put("manifests/A", b"1")
-    import boto3
-
-    client = boto3.client(
-        "s3", endpoint_url=s3_server.url, aws_access_key_id="k", aws_secret_access_key="s", region_name="us-east-1"
-    )
+    client = boto_client(s3_server)
     assert client.head_object(Bucket=BUCKET, Key=f"{place}/chunks/A")["StorageClass"] == "STANDARD_IA"
     assert "StorageClass" not in client.head_object(Bucket=BUCKET, Key=f"{place}/manifests/A")
+
+
+def test_encryption_keys_are_named(s3_server: Running, place: str) -> None:
+    """Also of large objects and copies; the headers are signed, which the real store insists on."""
+    headers = {"x-amz-server-side-encryption": "aws:kms", "X-Amz-Server-Side-Encryption-Aws-Kms-Key-Id": "key1"}
+    options = {
+        "key": "key",
+        "secret": "secret",
+        "endpoint_url": s3_server.url,
+        "s3_additional_kwargs": {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": "key1"},
+    }
+    by_url = storage_from_url(f"s3://{BUCKET}/{place}/url", options)
+    for n, storage in enumerate((s3_at(s3_server, f"{place}/function", headers=headers), by_url)):
+        storage = storage.with_settings(ours.StorageSettings(minimum_size_for_multipart_upload=2**20))
+        version = storage.create("repo", b"1")
+        storage.replace("repo", b"2", version)
+        storage.copy("repo", "copied")
+        storage.put("chunks/A", bytes(2**21))
+        assert storage.get("repo") == b"2"
+        for key in ("repo", "copied", "chunks/A"):
+            head = boto_client(s3_server).head_object(Bucket=BUCKET, Key=f"{place}/{('function', 'url')[n]}/{key}")
+            assert (head["ServerSideEncryption"], head["SSEKMSKeyId"]) == ("aws:kms", "key1"), key
+    with pytest.raises(InvalidInputError, match="x-amz-acl"):
+        s3_at(s3_server, place, write_headers={"x-amz-acl": "private"})
 
 
 def test_large_objects_go_in_parts(store: Storage) -> None:

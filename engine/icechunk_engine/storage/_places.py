@@ -7,7 +7,7 @@ Repositories and virtual chunk containers are described alike.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from enum import StrEnum
@@ -107,6 +107,11 @@ def s3_bucket(
         config["checksum_algorithm"] = "sha256"
     if options.anonymous and credential is None:
         credential = S3Anonymous()
+    read_headers, write_headers = dict(read_headers or {}), dict(write_headers or {})
+    for header, (name, convert) in _SIGNED_HEADERS.items():
+        for headers in (read_headers, write_headers):
+            for spelt in [spelt for spelt in headers if spelt.lower() == header]:
+                config[name] = convert(headers.pop(spelt))
     client: dict[str, Any] = {"allow_http": options.allow_http}
     stream_timeout = options.network_stream_timeout_seconds
     if stream_timeout is not None:
@@ -209,6 +214,15 @@ def with_settings(bucket: Bucket, settings: StorageSettings) -> Bucket:
     return replace(bucket, client=_frozen(client), retry=_frozen(retry))
 
 
+_SIGNED_HEADERS: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "x-amz-request-payer": ("request_payer", lambda value: value == "requester"),
+    "x-amz-server-side-encryption": ("server_side_encryption", str),
+    "x-amz-server-side-encryption-aws-kms-key-id": ("sse_kms_key_id", str),
+    "x-amz-server-side-encryption-bucket-key-enabled": ("sse_bucket_key_enabled", lambda value: value == "true"),
+}
+"""Headers that the client adds where they belong, and signs, when it is told so by options."""
+
+
 def s3_endpoint_of_environment() -> str | None:
     """The endpoint that AWS's own tools would use; resolved where a storage is made, so that it travels with it."""
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
@@ -257,8 +271,8 @@ def _headers(headers: Mapping[str, str] | None, signed: str | None = None) -> Op
     for name in headers or {}:
         if signed is not None and name.lower().startswith(signed):
             raise _bad(
-                f"the header {name!r} would have to be signed, which is not supported; leave it out (storage classes: "
-                f"StorageSettings(storage_class=…), requester pays: requester_pays=True)"
+                f"the header {name!r} would have to be signed, which is supported for {', '.join(_SIGNED_HEADERS)} "
+                f"only; leave it out (storage classes: StorageSettings(storage_class=…))"
             )
     return _frozen({name.lower(): value for name, value in (headers or {}).items()})
 

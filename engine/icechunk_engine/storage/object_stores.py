@@ -80,7 +80,8 @@ def s3_storage(
     legacy_rooted_keys
         True (keys that begin with ``/``) is not supported.
     read_headers, write_headers, headers
-        HTTP headers for requests that read, that write, and for all; none that would need signing (``x-amz-…``).
+        HTTP headers for requests that read, that write, and for all. Of those that need signing (``x-amz-…``) only
+        the ones of server-side encryption and requester pays.
 
     Raises
     ------

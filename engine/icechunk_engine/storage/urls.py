@@ -118,12 +118,26 @@ def _s3(url: str, options: Options) -> Storage:
     anonymous = _first(options, "anon", "anonymous")
     if anonymous:
         given["anonymous"] = True
+    additional = dict(options.pop("s3_additional_kwargs", None) or {})
+    given["write_headers"] = {
+        header: str(value).lower() if isinstance(value, bool) else value
+        for name, header in _ENCRYPTION.items()
+        if (value := additional.pop(name, None)) is not None
+    }
     if _first(options, "use_ssl") is False and endpoint is None:
         raise _refused(url, ["use_ssl"], "without encryption an endpoint_url is needed")
     # The URL says it; fsspec's users know no second switch for it.
     given["allow_http"] = bool(_first(options, "allow_http")) or str(endpoint or "").startswith("http://")
-    _refuse_rest(url, [*options, *(f"client_kwargs[{name!r}]" for name in client)])
+    unknown = [f"client_kwargs[{name!r}]" for name in client]
+    _refuse_rest(url, [*options, *unknown, *(f"s3_additional_kwargs[{name!r}]" for name in additional)])
     return s3_storage(bucket=bucket, prefix=prefix, **given)
+
+
+_ENCRYPTION = {
+    "ServerSideEncryption": "x-amz-server-side-encryption",
+    "SSEKMSKeyId": "x-amz-server-side-encryption-aws-kms-key-id",
+    "BucketKeyEnabled": "x-amz-server-side-encryption-bucket-key-enabled",
+}
 
 
 def _gcs(url: str, options: Options) -> Storage:
