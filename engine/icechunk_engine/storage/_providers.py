@@ -5,14 +5,12 @@ Refreshable credentials are asked for once a process and expiry, whatever number
 
 from __future__ import annotations
 
-import configparser
 import os
 import pickle
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 from icechunk_engine.credential_types import (
@@ -34,9 +32,9 @@ from icechunk_engine.credential_types import (
     S3Anonymous,
     S3Refreshable,
     S3Static,
-    S3StaticCredentials,
 )
 from icechunk_engine.errors import ErrorKind, InvalidInputError
+from icechunk_engine.storage._aws_profiles import FromProfile, default_profile, written_keys
 from icechunk_engine.storage._places import AnyStoreCredential, StoreKind
 
 Provider = Callable[[], dict[str, Any]]
@@ -87,9 +85,13 @@ def access(kind: StoreKind, credential: AnyStoreCredential | None, options: dict
         case AzureRefreshable():
             return Access({}, Refreshing(credential, _azure))
     if kind is StoreKind.S3 and "AWS_ACCESS_KEY_ID" not in os.environ:
-        profile = profile_keys()
+        # The client itself knows the environment and machines, but not profiles.
+        profile = default_profile()
+        written = written_keys(profile) if profile is not None else None
+        if written is not None:
+            return Access({}, Constant(_s3(written)))
         if profile is not None:
-            return Access({}, Constant(_s3(profile)))
+            return Access({}, Refreshing(S3Refreshable(pickle.dumps(FromProfile(profile))), _s3))
     return Access({})
 
 
@@ -186,20 +188,3 @@ def _wrong(credentials: Any, wanted: str) -> InvalidInputError:
         f"get_credentials returned a {type(credentials).__name__}; it must return {wanted}",
         ErrorKind.INVALID_CREDENTIALS,
     )
-
-
-def profile_keys() -> S3StaticCredentials | None:
-    """Keys of the user's AWS profile (``~/.aws/credentials``), which the client library does not read itself."""
-    path = Path(os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or "~/.aws/credentials").expanduser()
-    profiles = configparser.RawConfigParser(default_section="\0")
-    try:
-        profiles.read(path, encoding="utf-8")
-    except (OSError, configparser.Error, UnicodeDecodeError):
-        return None
-    name = os.environ.get("AWS_PROFILE") or "default"
-    if not profiles.has_section(name):
-        return None
-    keys = profiles[name]
-    if "aws_access_key_id" not in keys or "aws_secret_access_key" not in keys:
-        return None
-    return S3StaticCredentials(keys["aws_access_key_id"], keys["aws_secret_access_key"], keys.get("aws_session_token"))

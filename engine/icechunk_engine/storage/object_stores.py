@@ -17,6 +17,7 @@ from icechunk_engine.config import ChecksumAlgorithm, S3Options
 from icechunk_engine.credential_types import GcsBearerCredential, S3StaticCredentials
 from icechunk_engine.credentials import azure_credentials, gcs_credentials, s3_credentials
 from icechunk_engine.errors import ErrorKind, InvalidInputError, StorageError
+from icechunk_engine.storage._aws_profiles import region_of_profile
 from icechunk_engine.storage._obstore import ObjectStorage
 from icechunk_engine.storage._places import (
     azure_bucket,
@@ -64,7 +65,8 @@ def s3_storage(
     bucket, prefix
         Where; the prefix is the repository's directory.
     region, endpoint_url, allow_http
-        Of the store. Without an endpoint that of ``AWS_ENDPOINT_URL`` is taken, then Amazon's.
+        Of the store. Without an endpoint that of ``AWS_ENDPOINT_URL`` is taken, then Amazon's; without a region that
+        of the environment or the AWS profile.
     access_key_id, secret_access_key, session_token, expires_after, anonymous, from_env
         As for :func:`s3_credentials`; from the environment or ``~/.aws/credentials`` when nothing is given.
     get_credentials, scatter_initial_credentials
@@ -103,7 +105,7 @@ def s3_storage(
         endpoint_url = s3_endpoint_of_environment()
         allow_http = allow_http or endpoint_url is not None
     options = S3Options(
-        region=region,
+        region=region if region is not None else region_of_profile(),
         endpoint_url=endpoint_url,
         allow_http=allow_http,
         anonymous=bool(anonymous),

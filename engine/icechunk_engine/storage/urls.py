@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from icechunk_engine.errors import ErrorKind, InvalidInputError
+from icechunk_engine.storage._aws_profiles import FromProfile, region_of_profile
 from icechunk_engine.storage._fsspec import FsspecStorage, is_known_protocol
 from icechunk_engine.storage._local import LocalStorage
 from icechunk_engine.storage._memory import MemoryStorage
@@ -118,6 +119,10 @@ def _s3(url: str, options: Options) -> Storage:
     anonymous = _first(options, "anon", "anonymous")
     if anonymous:
         given["anonymous"] = True
+    profile = _first(options, "profile")
+    if profile is not None and not anonymous and given["access_key_id"] is None and given["get_credentials"] is None:
+        given["get_credentials"] = FromProfile(profile)
+        given["region"] = given["region"] or region_of_profile(profile)
     additional = dict(options.pop("s3_additional_kwargs", None) or {})
     given["write_headers"] = {
         header: str(value).lower() if isinstance(value, bool) else value
