@@ -12,7 +12,7 @@ from icechunk_engine._observe import operation
 from icechunk_engine._sync import async_twin
 from icechunk_engine.ancestry_graph import AncestryGraph, Entry
 from icechunk_engine.assets import AssetManager
-from icechunk_engine.config import RepositoryConfig, resolve
+from icechunk_engine.config import RepositoryConfig, StorageSettings, resolve
 from icechunk_engine.credentials import AnyCredential
 from icechunk_engine.errors import (
     AlreadyExistsError,
@@ -117,8 +117,9 @@ class Repository:
             ``parent-directory-not-clean``.
         """
         version = SpecVersion.current() if spec_version is None else _known_version(spec_version)
-        presence.require_free(storage, check_clean_root)
         effective = config if config is not None else RepositoryConfig()
+        storage = storage.with_settings(resolve(effective).storage)
+        presence.require_free(storage, check_clean_root)
         repository = cls(
             storage, effective, authorize_virtual_chunk_access, attribution=attribution, spec_version=version
         )
@@ -186,15 +187,18 @@ class Repository:
                 storage, config, authorize_virtual_chunk_access, create_version, check_clean_root, attribution
             )
         except (AlreadyExistsError, InvalidInputError) as error:
-            if error.kind is ErrorKind.PARENT_DIRECTORY_NOT_CLEAN and not cls.exists(storage):
+            settings = None if config is None else config.storage
+            if error.kind is ErrorKind.PARENT_DIRECTORY_NOT_CLEAN and not cls.exists(storage, settings):
                 raise
             return cls.open(storage, config, authorize_virtual_chunk_access, attribution)  # somebody was faster
 
     open_or_create_async = classmethod(async_twin(open_or_create.__func__))  # type: ignore[attr-defined]
 
     @staticmethod
-    def exists(storage: Storage, storage_settings: object | None = None) -> bool:
-        """True when there is a repository. ``storage_settings`` is accepted for compatibility and not needed."""
+    def exists(storage: Storage, storage_settings: StorageSettings | None = None) -> bool:
+        """True when there is a repository; ``storage_settings`` are for the requests that tell."""
+        if storage_settings is not None:
+            storage = storage.with_settings(storage_settings)
         return Repository.fetch_spec_version(storage) is not None
 
     exists_async = staticmethod(async_twin(exists))

@@ -105,7 +105,6 @@ def test_nothing_is_written_to_a_repository(
 @pytest.mark.parametrize("liar", LIARS, indirect=True)
 def test_a_single_writer_may_say_so(liar: Storage, direct: Storage) -> None:
     repo = Repository.create(liar, RepositoryConfig(storage=ALONE))
-    repo.save_config()
     with repo.transaction("main", message="start") as store:
         zarr.create_array(store, name="a", shape=(1000,), chunks=(500,), dtype="i8")
     set_chunk(Repository.open(liar))  # the repository's own configuration says so from now on
