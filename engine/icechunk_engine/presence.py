@@ -22,7 +22,7 @@ from icechunk_engine.format.repo_info import encode_repo_info, initial_repo_info
 from icechunk_engine.format.snapshot import encode_snapshot, initial_snapshot
 from icechunk_engine.format.transaction_log import TransactionLog, encode_transaction_log
 from icechunk_engine.ids import INITIAL_SNAPSHOT_ID
-from icechunk_engine.storage.base import Storage
+from icechunk_engine.storage.base import PROBES, Storage
 from icechunk_engine.transaction.swapping import now_us
 from icechunk_engine.transaction.updates import MAIN
 from icechunk_engine.types import SpecVersion
@@ -89,7 +89,8 @@ def require_free(storage: Storage, check_clean_root: bool) -> None:
         raise already_there(storage)
     # What an interrupted creation left behind must not keep it from being repeated.
     remains = {layout.snapshot_key(INITIAL_SNAPSHOT_ID), layout.transaction_log_key(INITIAL_SNAPSHOT_ID)}
-    found = next((info for info in storage.list() if info.key not in remains), None) if check_clean_root else None
+    others = (info for info in storage.list() if info.key not in remains and not info.key.startswith(PROBES))
+    found = next(others, None) if check_clean_root else None
     if found is not None:
         raise InvalidInputError(
             f"{storage.identity} is not empty (there is {found.key!r}). Choose an empty place, or pass "

@@ -9,15 +9,16 @@ import pytest
 import zarr
 
 from icechunk_engine import Repository, RepositoryConfig, doctor
-from icechunk_engine.config import StorageSettings
+from icechunk_engine.config import StorageRetriesSettings, StorageSettings
 from icechunk_engine.errors import ErrorKind, StorageError, VersionMismatchError
 from icechunk_engine.storage import Storage
 from icechunk_engine.storage.base import Version
 
 from .conftest import Running, s3_at
-from .proxy import FaultProxy, proxied
+from .proxy import Fault, FaultProxy, proxied
 
 ALONE = StorageSettings(unsafe_use_conditional_create=False, unsafe_use_conditional_update=False)
+ONCE = StorageSettings(retries=StorageRetriesSettings(max_tries=1))
 
 
 def ignores_create(proxy: FaultProxy) -> None:
@@ -147,6 +148,18 @@ def test_a_good_store_is_asked_once(proxy: FaultProxy, place: str, direct: Stora
     storage.create("repo", b"1")
     assert proxy.n_requests == asked + 2
     assert set(written(direct)) == {"chunks/A", "elsewhere/chunks/A", "repo"}
+
+
+def test_a_probe_that_stayed_is_in_nobodys_way(proxy: FaultProxy, place: str, direct: Storage) -> None:
+    """Where deleting is not allowed, or failed."""
+    storage = s3_at(Running(proxy.port), place).with_settings(ONCE)
+    proxy.faults = [Fault("503 before", "POST", "delete")]
+    repo = Repository.create(storage, RepositoryConfig(storage=ONCE))
+    assert proxy.applied.total() == 1
+    assert [info.key for info in direct.list("doctor/")] != []
+    assert repo.lookup_branch("main") == Repository.open(direct).lookup_branch("main")
+    direct.delete([info.key for info in direct.list() if not info.key.startswith("doctor/")])
+    Repository.create(direct)
 
 
 def test_metadata_may_be_left_out(proxy: FaultProxy, place: str) -> None:

@@ -13,10 +13,6 @@ from collections.abc import Callable, Hashable
 
 from icechunk_engine.errors import ErrorKind, StorageError
 
-PROBES = "doctor/"
-"""Below it lie the objects that a store is tried with; they are removed at once, where that is allowed."""
-
-
 _REFUSALS_LAST_S = 10
 
 

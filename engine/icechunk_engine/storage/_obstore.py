@@ -27,7 +27,7 @@ from icechunk_engine.errors import (
     StorageError,
     VersionMismatchError,
 )
-from icechunk_engine.storage._conditions import PROBES, Proofs, no_conditional_writes
+from icechunk_engine.storage._conditions import Proofs, no_conditional_writes
 from icechunk_engine.storage._places import Bucket, StoreKind, with_settings
 from icechunk_engine.storage._providers import access
 from icechunk_engine.storage._ranges import check_range, too_short
@@ -38,7 +38,7 @@ from icechunk_engine.storage._store_errors import (
     short_text,
     translated,
 )
-from icechunk_engine.storage.base import ObjectInfo, Storage, Version
+from icechunk_engine.storage.base import PROBES, ObjectInfo, Storage, Version
 from icechunk_engine.storage.readback import WRITE_ID, WRITE_ID_SPELLINGS, Attempt, Found, Outcome, judge
 
 _log = logging.getLogger(__name__)

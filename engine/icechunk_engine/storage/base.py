@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 Version = NewType("Version", str)
 """Opaque name of one version of one object (an etag, a generation, a content hash)."""
 
+PROBES = "doctor/"
+"""Below it lie objects that a place is tried with. They are removed at once, where that is allowed and works, and are
+never part of a repository."""
+
 
 class ObjectInfo(NamedTuple):
     """One row of a listing."""
