@@ -7,7 +7,9 @@ is a failure.
 from __future__ import annotations
 
 import base64
+import contextlib
 import email.utils
+import fcntl
 import hmac
 import importlib.util
 import os
@@ -27,11 +29,14 @@ import pytest
 
 from icechunk_engine.storage import Storage, azure_storage, gcs_storage, s3_storage
 
+from . import ceph_server as ceph_server_program
+
 HERE = Path(__file__).parent
 BUCKET = "bucket"
 AZURITE_ACCOUNT = "devstoreaccount1"
 AZURITE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
-_START_S = 60
+_START_S = 120
+_RUN_S = 1800
 
 
 def unavailable(reason: str) -> None:
@@ -51,7 +56,9 @@ class Running:
         return f"http://127.0.0.1:{self.port}"
 
 
-def running(command: list[str], port_in_output: str = r"^(\d+)$") -> Iterator[Running]:
+def running(
+    command: list[str], port_in_output: str = r"^(\d+)$", *, ends_itself: bool = False
+) -> Iterator[Running]:
     """Start a program that says its port, and end it. What it prints later is read, so that it never blocks."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
@@ -70,6 +77,8 @@ def running(command: list[str], port_in_output: str = r"^(\d+)$") -> Iterator[Ru
             assert time.monotonic() < deadline, f"{command[0]} does not listen: {''.join(lines)}"
             time.sleep(0.01)
         yield Running(int(found[0][1]))
+        if ends_itself:
+            process.wait(_RUN_S)
     finally:
         process.terminate()
         try:
@@ -81,12 +90,42 @@ def running(command: list[str], port_in_output: str = r"^(\d+)$") -> Iterator[Ru
         output.close()
 
 
+def shared(command: list[str], users_path: Path) -> Iterator[Running]:
+    """One server for all processes of a test run: the first that wants it starts it, and it ends when the last is gone.
+
+    All hold a lock on the file, which says the port; the program, whose last argument the file is, waits for the lock.
+    """
+    with contextlib.ExitStack() as started, open(users_path, "a+") as users:
+        with open(users_path.with_suffix(".starting"), "w") as starting:
+            fcntl.flock(starting, fcntl.LOCK_EX)
+            fcntl.flock(users, fcntl.LOCK_SH)
+            users.seek(0)
+            port = users.read()
+            if not port:
+                start = contextlib.contextmanager(running)
+                port = str(started.enter_context(start([*command, str(users_path)], ends_itself=True)).port)
+                users.write(port)
+                users.flush()
+        yield Running(int(port))
+
+
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[Running]:
     """S3, with a bucket."""
     if importlib.util.find_spec("moto") is None or importlib.util.find_spec("flask") is None:
         unavailable("moto is not installed: pip install 'moto[s3]' flask flask-cors")
     yield from running([sys.executable, str(HERE / "s3_server.py"), BUCKET])
+
+
+@pytest.fixture(scope="session")
+def ceph_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """The S3 of Ceph, with a bucket."""
+    if missing := [program for program in ceph_server_program.PROGRAMS if shutil.which(program) is None]:
+        unavailable(f"{', '.join(missing)} not installed: apt-get install ceph-mon ceph-osd ceph-common radosgw")
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    yield from shared([sys.executable, ceph_server_program.__file__, BUCKET], folder / "ceph")
 
 
 @pytest.fixture(scope="session")
@@ -156,7 +195,7 @@ def azure_at(server: Running, prefix: str) -> Storage:
 
 
 Maker = Callable[[Running, str], Storage]
-MAKERS: dict[str, Maker] = {"s3": s3_at, "gcs": gcs_at, "azure": azure_at}
+MAKERS: dict[str, Maker] = {"s3": s3_at, "ceph": s3_at, "gcs": gcs_at, "azure": azure_at}
 
 
 @pytest.fixture

@@ -16,6 +16,12 @@ class TestS3(StorageSuite, StorageProcessSuite):
         return s3_at(s3_server, place)
 
 
+class TestCeph(StorageSuite, StorageProcessSuite):
+    @pytest.fixture
+    def storage(self, ceph_server: Running, place: str) -> Storage:
+        return s3_at(ceph_server, place)
+
+
 class TestGoogleCloudStorage(StorageSuite, StorageProcessSuite):
     @pytest.fixture
     def storage(self, gcs_server: Running, place: str) -> Storage:
