@@ -8,7 +8,6 @@ locked, or until it is ended. The kernel unlocks for processes that die, so that
 from __future__ import annotations
 
 import fcntl
-import os
 import signal
 import socket
 import subprocess
@@ -25,8 +24,8 @@ ACCESS_KEY, SECRET_KEY = "key", "secret"
 PROGRAMS = ("ceph", "ceph-mon", "ceph-osd", "monmaptool", "radosgw", "radosgw-admin", "setpriv")
 _START_S = 90
 
-# Without `ms mon client mode = crc` nothing may talk to the monitor without keys, and without `tcp_nodelay` each answer
-# takes 44 ms. One disk is no cluster to Ceph unless it is told that one copy will do.
+# Without `ms mon client mode = crc` nothing may talk to the monitor without keys, and without `tcp_nodelay` each
+# answer takes 44 ms. One disk is no cluster to Ceph unless it is told that one copy will do.
 _CONFIGURATION = """
 [global]
 fsid = {fsid}

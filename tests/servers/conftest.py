@@ -56,9 +56,7 @@ class Running:
         return f"http://127.0.0.1:{self.port}"
 
 
-def running(
-    command: list[str], port_in_output: str = r"^(\d+)$", *, ends_itself: bool = False
-) -> Iterator[Running]:
+def running(command: list[str], port_in_output: str = r"^(\d+)$", *, ends_itself: bool = False) -> Iterator[Running]:
     """Start a program that says its port, and end it. What it prints later is read, so that it never blocks."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
@@ -91,9 +89,9 @@ def running(
 
 
 def shared(command: list[str], users_path: Path) -> Iterator[Running]:
-    """One server for all processes of a test run: the first that wants it starts it, and it ends when the last is gone.
+    """One server for all processes of a test run: the first to want it starts it, and it ends when the last is gone.
 
-    All hold a lock on the file, which says the port; the program, whose last argument the file is, waits for the lock.
+    All hold a lock on the file, which says the port; the program, whose last argument it is, waits for that lock.
     """
     with contextlib.ExitStack() as started, open(users_path, "a+") as users:
         with open(users_path.with_suffix(".starting"), "w") as starting:
@@ -168,9 +166,12 @@ def web_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def web_server(web_root: Path) -> Iterator[Running]:
-    """A web server for a directory."""
-    yield from running([sys.executable, str(HERE / "web_server.py"), str(web_root)])
+def web_server(web_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A web server for a directory, as :mod:`web_server` sets it up."""
+    if shutil.which("nginx") is None:
+        unavailable("nginx is not installed: apt-get install nginx-light")
+    place = tmp_path_factory.mktemp("nginx")
+    yield from running([sys.executable, str(HERE / "web_server.py"), str(web_root), str(place)])
 
 
 def s3_at(server: Running, prefix: str, **options: object) -> Storage:

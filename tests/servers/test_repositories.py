@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -87,12 +88,12 @@ def official_azure(server: Running, place: str) -> icechunk.Storage:
     )
 
 
-@pytest.mark.parametrize("kind", ["s3", "azure"])
+@pytest.mark.parametrize("kind", ["s3", "ceph", "azure"])
 def test_both_libraries_on_one_server(request: pytest.FixtureRequest, kind: str, place: str) -> None:
     from .conftest import MAKERS
 
     server = request.getfixturevalue(f"{kind}_server")
-    official = {"s3": official_s3, "azure": official_azure}[kind]
+    official = {"s3": official_s3, "ceph": official_s3, "azure": official_azure}[kind]
     mine = MAKERS[kind](server, place)
     fill(Repository.create(mine, ours.RepositoryConfig(inline_chunk_threshold_bytes=0)), "a", "ours")
     theirs = icechunk.Repository.open(official(server, place))
@@ -109,10 +110,12 @@ def test_both_libraries_on_one_server(request: pytest.FixtureRequest, kind: str,
     np.testing.assert_array_equal(values(Repository.open(made)), DATA)
 
 
-def test_conditional_writes_exclude_both_libraries(s3_server: Running, place: str) -> None:
-    repo = Repository.create(s3_at(s3_server, place))
+@pytest.mark.parametrize("kind", ["s3", "ceph"])
+def test_conditional_writes_exclude_both_libraries(request: pytest.FixtureRequest, kind: str, place: str) -> None:
+    server = request.getfixturevalue(f"{kind}_server")
+    repo = Repository.create(s3_at(server, place))
     fill(repo, "first")
-    theirs = icechunk.Repository.open(official_s3(s3_server, place))
+    theirs = icechunk.Repository.open(official_s3(server, place))
     mine, other = repo.writable_session("main"), theirs.writable_session("main")
     late = theirs.writable_session("main")
     for session, name in ((mine, "mine"), (other, "other"), (late, "late")):
@@ -124,7 +127,7 @@ def test_conditional_writes_exclude_both_libraries(s3_server: Running, place: st
     with pytest.raises(icechunk.ConflictError):
         late.commit("late")
     late.commit("late", rebase_with=icechunk.ConflictDetector())
-    messages = [info.message for info in Repository.open(s3_at(s3_server, place)).ancestry(branch="main")]
+    messages = [info.message for info in Repository.open(s3_at(server, place)).ancestry(branch="main")]
     assert messages[:3] == ["late", "mine", "other"]
 
 
@@ -187,6 +190,27 @@ def test_scattered_credentials_spare_the_call(s3_server: Running, place: str, ca
 def test_a_function_that_fails_is_quoted(s3_server: Running, place: str) -> None:
     with pytest.raises(StorageError, match="no token in the vault"):
         refreshable(s3_server, place, broken).get("a")
+
+
+@pytest.mark.parametrize("wrong", ["access_key_id", "secret_access_key"])
+def test_wrong_credentials_are_named(ceph_server: Running, place: str, wrong: str) -> None:
+    right = s3_at(ceph_server, place)
+    fill(Repository.create(right))
+    storage = s3_at(ceph_server, place, **{wrong: "hunter2"})
+    calls: list[Callable[[], object]] = [
+        lambda: Repository.open(storage),
+        lambda: Repository.create(s3_at(ceph_server, f"{place}/new", **{wrong: "hunter2"})),
+        lambda: list(storage.list()),
+        lambda: storage.put("a", b"1"),
+        lambda: storage.create("a", b"1"),
+        lambda: storage.delete(["repo"]),
+    ]
+    for call in calls:
+        with pytest.raises(StorageError, match="credentials") as caught:
+            call()
+        assert "hunter2" not in str(caught.value)
+    np.testing.assert_array_equal(values(Repository.open(right)), DATA)
+    assert not [info.key for info in right.list() if info.key == "a" or info.key.startswith("new")]
 
 
 def test_environment_and_profile(
@@ -373,6 +397,9 @@ def test_the_web_is_read(web_server: Running, published: str) -> None:
     np.testing.assert_array_equal(values(repo), DATA)
     np.testing.assert_array_equal(
         values(icechunk.Repository.open(icechunk.http_storage(f"{web_server.url}/{published}"))), DATA
+    )
+    np.testing.assert_array_equal(
+        values(Repository.open(ours.http_storage(f"{web_server.url}/no-etags/{published}"))), DATA
     )
     with pytest.raises(ReadOnlyError):
         repo.create_tag("v1", repo.lookup_branch("main"))

@@ -55,20 +55,22 @@ def azure(server: Running, write: Callable[[str, bytes], Any]) -> Source:
     return Source(f"az://{BUCKET}/", store, ours.azure_credentials(access_key=AZURITE_KEY), write)
 
 
-@pytest.fixture(params=["s3", "gcs", "azure", "http"])
+def web(server: Running, root: Path, below: str = "") -> Source:
+    def write(key: str, data: bytes) -> None:
+        path = Path(root, key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+    return Source(f"{server.url}/{below}", ours.http_store(), ours.credentials.HttpAccess, write)
+
+
+@pytest.fixture(params=["s3", "ceph", "gcs", "azure", "http"])
 def source(request: pytest.FixtureRequest) -> Source:
     if request.param == "http":
-        server, root = request.getfixturevalue("web_server"), request.getfixturevalue("web_root")
-
-        def write(key: str, data: bytes) -> None:
-            path = Path(root, key)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
-
-        return Source(f"{server.url}/", ours.http_store(), ours.credentials.HttpAccess, write)
+        return web(request.getfixturevalue("web_server"), request.getfixturevalue("web_root"))
     server = request.getfixturevalue(f"{request.param}_server")
     storage = MAKERS[request.param](server, "")
-    return {"s3": s3, "gcs": gcs, "azure": azure}[request.param](server, storage.put)
+    return {"s3": s3, "ceph": s3, "gcs": gcs, "azure": azure}[request.param](server, storage.put)
 
 
 def virtual_repository(source: Source, url: str, *, storage: Storage | None = None, **checksum: Any) -> Repository:
@@ -157,6 +159,25 @@ def test_missing_and_short_objects(source: Source, place: str) -> None:
     error = failure(virtual_repository(source, f"{source.url_prefix}{place}/short"))
     assert isinstance(error, StorageError)
     assert error.kind is ErrorKind.INVALID_OBJECT_SIZE
+
+
+def test_web_servers_without_ranges(web_server: Running, web_root: Path, place: str) -> None:
+    source = web(web_server, web_root, "no-ranges/")
+    source.write(f"{place}/x", b"head" + DATA.tobytes())
+    error = failure(virtual_repository(source, f"{source.url_prefix}{place}/x"))
+    assert error.kind is ErrorKind.STORAGE_CONFIG
+    assert "byte ranges" in str(error)
+
+
+def test_web_servers_without_etags(web_server: Running, web_root: Path, place: str) -> None:
+    source = web(web_server, web_root, "no-etags/")
+    source.write(f"{place}/x", b"head" + DATA.tobytes())
+    url = f"{source.url_prefix}{place}/x"
+    now = datetime.now(UTC)
+    later = virtual_repository(source, url, last_updated_at_checksum=now + timedelta(minutes=1))
+    np.testing.assert_array_equal(read(later), DATA)
+    for checksum in ({"etag_checksum": '"any"'}, {"last_updated_at_checksum": now - timedelta(days=1)}):
+        assert failure(virtual_repository(source, url, **checksum)).kind is ErrorKind.VIRTUAL_CHUNK_MODIFIED
 
 
 def test_wrong_credentials_are_refused_before_any_request(source: Source, place: str) -> None:

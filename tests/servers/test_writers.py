@@ -6,6 +6,7 @@ import multiprocessing
 
 import dask.array
 import numpy as np
+import pytest
 import xarray as xr
 import zarr
 from dask.distributed import Client, LocalCluster
@@ -14,36 +15,37 @@ import xarray_icechunk as xi
 from icechunk_engine import ConflictDetector, Repository
 from icechunk_engine.storage import Storage
 
-from .conftest import Running, s3_at
-
-WRITERS, COMMITS = 8, 5
+from .conftest import s3_at
 
 
-def commit_often(storage: Storage, writer: int) -> None:
+def commit_often(storage: Storage, writer: int, n_commits: int) -> None:
     repo = Repository.open(storage)
-    for i in range(COMMITS):
+    for i in range(n_commits):
         session = repo.writable_session("main")
         zarr.open_array(session.store, path="a", mode="r+")[writer, i] = writer * 1000 + i
         session.commit(f"{writer}:{i}", rebase_with=ConflictDetector())
 
 
-def test_independent_writers_lose_nothing(s3_server: Running, place: str) -> None:
-    storage = s3_at(s3_server, place)
+@pytest.mark.parametrize(("kind", "n_writers", "n_commits"), [("s3", 8, 5), ("ceph", 20, 3)])
+def test_independent_writers_lose_nothing(
+    request: pytest.FixtureRequest, place: str, kind: str, n_writers: int, n_commits: int
+) -> None:
+    storage = s3_at(request.getfixturevalue(f"{kind}_server"), place)
     repo = Repository.create(storage)
     with repo.transaction("main", message="start") as store:
-        zarr.create_array(store, name="a", shape=(WRITERS, COMMITS), chunks=(1, 1), dtype="int64", fill_value=-1)
+        zarr.create_array(store, name="a", shape=(n_writers, n_commits), chunks=(1, 1), dtype="int64", fill_value=-1)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["icechunk_engine", "zarr"])  # or most of the time would go into imports
-    workers = [context.Process(target=commit_often, args=(storage, writer)) for writer in range(WRITERS)]
+    workers = [context.Process(target=commit_often, args=(storage, writer, n_commits)) for writer in range(n_writers)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join(500)
-    assert [worker.exitcode for worker in workers] == [0] * WRITERS
+    assert [worker.exitcode for worker in workers] == [0] * n_writers
     final = zarr.open_array(repo.readonly_session("main").store, path="a", mode="r")[:]
-    np.testing.assert_array_equal(final, np.arange(WRITERS)[:, None] * 1000 + np.arange(COMMITS))
+    np.testing.assert_array_equal(final, np.arange(n_writers)[:, None] * 1000 + np.arange(n_commits))
     history = list(repo.ancestry(branch="main"))
-    assert len(history) == WRITERS * COMMITS + 2
+    assert len(history) == n_writers * n_commits + 2
     assert [info.parent_id for info in history[:-1]] == [info.id for info in history[1:]]
 
 

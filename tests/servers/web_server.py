@@ -1,73 +1,60 @@
-"""A web server for a directory, with byte ranges, etags and dates. Run as a program, with the directory as argument.
+"""A web server for a directory: nginx. Run as a program, with the directory, and a new one for nginx's own files.
 
-Below ``/redirect/`` it redirects to what the query says. It prints its port first.
+It takes a free port of the loopback interface, prints it when nginx listens, and ends with nginx. The same files are
+below ``/no-ranges/``, where requests for byte ranges get everything, and below ``/no-etags/``; ``/redirect/``
+redirects to what the query says.
 """
 
 from __future__ import annotations
 
-import email.utils
-import os
-import re
+import signal
+import socket
+import subprocess
 import sys
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
-from urllib.parse import unquote, urlsplit
+import time
+from pathlib import Path
 
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    ranges = True
-
-    def log_message(self, *args: Any) -> None:
-        """Quiet."""
-
-    def setup(self) -> None:
-        super().setup()
-        self.connection.setsockopt(6, 1, 1)
-
-    def answer(self, status: int, body: bytes = b"", headers: dict[str, str] | None = None) -> None:
-        self.send_response(status)
-        for name, value in (headers or {}).items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def do_GET(self) -> None:
-        parts = urlsplit(self.path)
-        if parts.path.startswith("/redirect/"):
-            self.answer(302, headers={"Location": unquote(parts.query)})
-            return
-        wants_ranges = not parts.path.startswith("/no-ranges/")
-        path = os.path.join(sys.argv[1], unquote(parts.path.removeprefix("/no-ranges")).lstrip("/"))
-        if not os.path.isfile(path):
-            self.answer(404)
-            return
-        with open(path, "rb") as file:
-            data, status = file.read(), os.fstat(file.fileno())
-        headers = {
-            "ETag": f'"{status.st_mtime_ns:x}-{status.st_size:x}"',
-            "Last-Modified": email.utils.formatdate(status.st_mtime, usegmt=True),
-        }
-        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-        if wanted is None or not wants_ranges:
-            self.answer(200, data, headers)
-            return
-        start, stop = int(wanted[1]), min(int(wanted[2] or len(data)) + 1, len(data))
-        if start >= len(data):
-            self.answer(416, headers={"Content-Range": f"bytes */{len(data)}"})
-            return
-        self.answer(206, data[start:stop], {**headers, "Content-Range": f"bytes {start}-{stop - 1}/{len(data)}"})
-
-    do_HEAD = do_GET
+_CONFIGURATION = """
+daemon off;
+master_process off;
+pid {place}/nginx.pid;
+error_log {place}/errors;
+events {{ }}
+http {{
+    access_log off;
+    client_body_temp_path {place}/bodies;
+    proxy_temp_path {place}/proxy;
+    fastcgi_temp_path {place}/fastcgi;
+    uwsgi_temp_path {place}/uwsgi;
+    scgi_temp_path {place}/scgi;
+    server {{
+        listen 127.0.0.1:{port};
+        root {root};
+        location /no-ranges/ {{ alias {root}/; max_ranges 0; }}
+        location /no-etags/ {{ alias {root}/; etag off; }}
+        location /redirect/ {{ return 302 $args; }}
+    }}
+}}
+"""
 
 
 def main() -> None:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    print(server.server_port, flush=True)
-    server.serve_forever()
+    root, place = sys.argv[1:]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = free.getsockname()
+    configuration = Path(place, "nginx.conf")
+    configuration.write_text(_CONFIGURATION.format(root=root, place=place, port=address[1]))
+    nginx = subprocess.Popen(["nginx", "-p", place, "-c", str(configuration)])
+    signal.signal(signal.SIGTERM, lambda *_: nginx.terminate())
+    while nginx.poll() is None:
+        try:
+            socket.create_connection(address).close()
+        except ConnectionRefusedError:
+            time.sleep(0.01)
+        else:
+            print(address[1], flush=True)
+            break
+    sys.exit(nginx.wait())
 
 
 if __name__ == "__main__":
