@@ -107,6 +107,17 @@ def shared(command: list[str], users_path: Path) -> Iterator[Running]:
         yield Running(int(port))
 
 
+def of_node(program: str, package: str) -> str:
+    """The path of a program from a package of npm."""
+    place = Path(sys.prefix, package)
+    installed = Path(place, "node_modules", ".bin", program)
+    found = str(installed) if installed.exists() else shutil.which(program)
+    if found is None or shutil.which("node") is None:
+        unavailable(f"{program} is not installed: npm install --prefix {place} {package}")
+    assert found is not None
+    return found
+
+
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[Running]:
     """S3, with a bucket."""
@@ -135,11 +146,7 @@ def gcs_server() -> Iterator[Running]:
 @pytest.fixture(scope="session")
 def azure_server() -> Iterator[Running]:
     """Azure Blob Storage, with a container."""
-    installed = Path(sys.prefix, "azurite", "node_modules", ".bin", "azurite-blob")
-    program = str(installed) if installed.exists() else shutil.which("azurite-blob")
-    if program is None or shutil.which("node") is None:
-        unavailable(f"Azurite is not installed: npm install --prefix {Path(sys.prefix, 'azurite')} azurite")
-        return
+    program = of_node("azurite-blob", "azurite")
     options = ["--inMemoryPersistence", "--disableTelemetry", "--skipApiVersionCheck"]
     command = [program, "--blobHost", "127.0.0.1", "--blobPort", "0", *options]
     for server in running(command, r"listens on http://127\.0\.0\.1:(\d+)"):

@@ -74,7 +74,7 @@ def translated(error: Exception, where: str, bucket_url: str) -> IcechunkError:
             f"StorageSettings.retries",
             ErrorKind.THROTTLED,
         )
-    if name in ("NotSupportedError", "NotImplementedError") or status in (405, 501):
+    if name in ("NotSupportedError", "NotImplementedError") or status in (405, 501) or "non-partial" in text[:300]:
         return StorageError(
             f"{where}: the store cannot do that ({said}). Reading needs byte ranges, writing needs conditional puts, "
             f"listing and copying: use a store that has them, or copy the repository",

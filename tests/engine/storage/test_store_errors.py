@@ -32,6 +32,12 @@ def answered(status: int, code: str = "Code", url: str = "https://h/b/k") -> str
         (GenericError(answered(301)), ErrorKind.STORAGE_CONFIG, StorageError, "region"),
         (GenericError(answered(503, "SlowDown")), ErrorKind.THROTTLED, StorageError, "fewer workers"),
         (GenericError(answered(500)), ErrorKind.OBJECT_STORE, StorageError, "try again"),
+        (
+            GenericError("Generic S3 error: Received non-partial response when range requested"),
+            ErrorKind.STORAGE_CONFIG,
+            StorageError,
+            "byte ranges",
+        ),
         (NotSupportedError("no"), ErrorKind.STORAGE_CONFIG, StorageError, "cannot do that"),
         (ValueError('Could not parse path: Path "a//b"'), ErrorKind.INVALID_KEY, InvalidInputError, "parts"),
         (
