@@ -35,10 +35,11 @@ HERE = Path(__file__).parent
 BUCKET = "bucket"
 AZURITE_ACCOUNT = "devstoreaccount1"
 AZURITE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
-# Where Debian has nginx, and where only administrators look for programs.
-os.environ["PATH"] += os.pathsep + "/usr/sbin"
 _START_S = 120
 _RUN_S = 1800
+
+# Debian has nginx there, where the shells of users do not look.
+os.environ["PATH"] += f"{os.pathsep}/usr/sbin"
 
 
 def unavailable(reason: str) -> None:
