@@ -26,7 +26,7 @@ def commit_often(storage: Storage, writer: int, n_commits: int) -> None:
         session.commit(f"{writer}:{i}", rebase_with=ConflictDetector())
 
 
-@pytest.mark.parametrize(("kind", "n_writers", "n_commits"), [("s3", 8, 5), ("ceph", 20, 3)])
+@pytest.mark.parametrize(("kind", "n_writers", "n_commits"), [("s3", 8, 5), ("ceph", 20, 4)])
 def test_independent_writers_lose_nothing(
     request: pytest.FixtureRequest, place: str, kind: str, n_writers: int, n_commits: int
 ) -> None:
