@@ -1,4 +1,4 @@
-"""Servers of object stores on the loopback interface, started once a test process and ended by their process ids.
+"""Servers on the loopback interface, started once a test process (Ceph: once a test run) and ended by process ids.
 
 Where a server is not installed its tests are skipped with the reason; in continuous integration (``CI`` is set) that
 is a failure.
