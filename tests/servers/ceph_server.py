@@ -18,8 +18,6 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-import boto3
-
 ACCESS_KEY, SECRET_KEY = "key", "secret"
 PROGRAMS = ("ceph", "ceph-mon", "ceph-osd", "monmaptool", "radosgw", "radosgw-admin", "setpriv")
 _START_S = 90
@@ -112,6 +110,8 @@ class Cluster:
             daemon.wait()
 
     def make_bucket(self, name: str) -> None:
+        import boto3
+
         client = boto3.client(
             "s3",
             endpoint_url=f"http://127.0.0.1:{self.gateway}",
