@@ -9,7 +9,7 @@ Heavy computing that releases the interpreter's lock (compression) goes to one t
 (:func:`map_heavy`).
 
 Pool threads run single storage calls or computations only, never whole operations: a pool task never waits for
-another one, so the pools cannot deadlock. They do not survive a fork; the child makes its own.
+another one of its pool, so the pools cannot deadlock. They do not survive a fork; the child makes its own.
 """
 
 from __future__ import annotations
@@ -61,6 +61,9 @@ class _Pool:
 
 
 _POOL = _Pool(POOL_SIZE, "icechunk-io")
+_PARTS = _Pool(POOL_SIZE, "icechunk-part")
+"""For the parts of large objects, which tasks of the other pool wait for."""
+
 _PROCESSORS = _Pool(os.cpu_count() or 1, "icechunk-cpu")
 
 
@@ -73,8 +76,20 @@ def map_requests[T, R](storage: Waiting, function: Callable[[T], R], items: Iter
     items = list(items)
     if not storage.waits or len(items) < 2:
         return [function(item) for item in items]
+    return _map(_POOL, function, items)
+
+
+def map_parts[T, R](function: Callable[[T], R], parts: list[T]) -> list[R]:
+    """``[function(part) for part in parts]``, concurrently; ``function`` makes one request for a part of an object.
+
+    Unlike :func:`map_requests` for use in a storage's calls. The first error is raised after all ended.
+    """
+    return [function(part) for part in parts] if len(parts) < 2 else _map(_PARTS, function, parts)
+
+
+def _map[T, R](pool: _Pool, function: Callable[[T], R], items: list[T]) -> list[R]:
     function = bound(function)
-    futures = [_POOL.get().submit(function, item) for item in items]
+    futures = [pool.get().submit(function, item) for item in items]
     errors = [error for future in futures if (error := future.exception()) is not None]
     if errors:
         raise errors[0]

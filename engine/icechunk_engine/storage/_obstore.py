@@ -14,11 +14,12 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Buffer, Iterable, Iterator
 from datetime import datetime
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from icechunk_engine._sync import map_parts
 from icechunk_engine.config import StorageSettings, default_storage_settings
 from icechunk_engine.errors import (
     ErrorKind,
@@ -30,7 +31,7 @@ from icechunk_engine.errors import (
 from icechunk_engine.storage._conditions import Proofs, no_conditional_writes
 from icechunk_engine.storage._places import Bucket, StoreKind, with_settings
 from icechunk_engine.storage._providers import access
-from icechunk_engine.storage._ranges import check_range, too_short
+from icechunk_engine.storage._ranges import PartSizes, check_range, too_short
 from icechunk_engine.storage._store_errors import (
     CutShortError,
     RefusedError,
@@ -44,10 +45,10 @@ from icechunk_engine.storage.readback import WRITE_ID, WRITE_ID_SPELLINGS, Attem
 _log = logging.getLogger(__name__)
 
 _DEFAULTS = default_storage_settings("object_store")
+_SIZES = PartSizes.of(_DEFAULTS)
 _CONDITIONAL_TRIES = 6
 _COUNTED_DELETES = 16
 """Up to so many keys are looked up before they are deleted, because stores do not say what was there."""
-_PART_BYTES = 12 * 2**20
 
 _NO_VERSION = Version("1")
 """Of no object, in a form that every kind of store takes."""
@@ -56,6 +57,9 @@ _PROOFS = Proofs()
 
 _COMPARE_WITHOUT_QUOTES: set[str] = set()
 """Buckets that want etags in conditions without the quotes of the standard (Ceph); found out by being refused."""
+
+_WITHOUT_ETAGS: set[str] = set()
+"""Servers whose answers do not say which version they are of, so that parts of several cannot be put together."""
 
 
 class ObjectStorage(Storage):
@@ -83,6 +87,7 @@ class ObjectStorage(Storage):
         self.settings = settings
         self._start = f"{self.prefix}/" if self.prefix else ""
         self._place = with_settings(bucket, settings)
+        self._sizes = PartSizes.of(settings)
 
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.bucket, self.prefix, self.settings)
@@ -113,7 +118,7 @@ class ObjectStorage(Storage):
             if found.size_bytes < stop:
                 raise too_short(f"{key!r} in {self.identity}", found.size_bytes, stop)
             return b""
-        return read_range(self._place, self._start + key, start, stop, f"{key!r} in {self.identity}").data
+        return read_range(self._place, self._start + key, start, stop, f"{key!r} in {self.identity}", self._sizes).data
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         if prefix.startswith("/") or "//" in prefix:
@@ -200,13 +205,26 @@ class ObjectStorage(Storage):
             return False
         return True
 
-    def _read(self, key: str) -> tuple[bytes, Found]:
+    def _read(self, key: str, *, in_parts: bool = True) -> tuple[bytes, Found]:
+        """An object. Of a large one the answer gives the first part only, the others are asked for meanwhile."""
         call = self._call(key)
         with call:
             result = call.obstore.get(call.reader, call.path)
-            attributes = result.attributes
+            attributes, meta = result.attributes, result.meta
             write_id = next((attributes[name] for name in WRITE_ID_SPELLINGS if name in attributes), None)
-            return result.bytes().to_bytes(), Found(_version(self.bucket.kind, result.meta), write_id)
+            found = Found(_version(self.bucket.kind, meta), write_id)
+            first, *others = self._sizes.cut(0, meta["size"])
+            if not others or not in_parts or meta["e_tag"] is None:
+                return result.bytes().to_bytes(), found
+
+        def read(part: tuple[int, int]) -> _Part:
+            if part != first:
+                return _read_part(self._place, call.path, *part, call.shown)
+            with call:
+                return _Part(_beginning(result, first[1]), meta["e_tag"], meta["last_modified"])
+
+        whole = _joined(map_parts(read, [first, *others]))
+        return self._read(key, in_parts=False) if whole is None else (whole.data, found)
 
     def _put(self, key: str, data: bytes | memoryview) -> Version:
         payload = data if isinstance(data, bytes) else memoryview(data).cast("B")
@@ -219,7 +237,8 @@ class ObjectStorage(Storage):
                 payload,
                 attributes=self._attributes(key) or None,
                 use_multipart=limit is not None and len(payload) >= limit,
-                chunk_size=_PART_BYTES,
+                chunk_size=self._sizes.upload_bytes(len(payload)),
+                max_concurrency=max(self._sizes.most, 1),
             )
         return _version(self.bucket.kind, done)
 
@@ -341,6 +360,14 @@ class ObjectStorage(Storage):
         return ObjectNotFoundError(f"no object {key!r} in {self.identity}")
 
 
+class _Part(NamedTuple):
+    """What one request gave; the bytes are still the client's."""
+
+    data: Buffer
+    etag: str | None
+    last_modified: datetime
+
+
 class RangeRead(NamedTuple):
     """Bytes of an object, and which version of it they are of."""
 
@@ -349,8 +376,8 @@ class RangeRead(NamedTuple):
     last_modified: datetime
 
 
-def read_range(bucket: Bucket, path: str, start: int, stop: int, shown: str) -> RangeRead:
-    """Bytes ``start:stop`` (at least one) of an object.
+def read_range(bucket: Bucket, path: str, start: int, stop: int, shown: str, sizes: PartSizes = _SIZES) -> RangeRead:
+    """Bytes ``start:stop`` (at least one) of one version of an object; a large range in parts at the same time.
 
     Parameters
     ----------
@@ -364,6 +391,38 @@ def read_range(bucket: Bucket, path: str, start: int, stop: int, shown: str) -> 
     StorageError
         ``invalid-object-size``, and whatever the store says.
     """
+    parts = [(start, stop)] if bucket.url in _WITHOUT_ETAGS else sizes.cut(start, stop)
+    whole = _joined(map_parts(lambda part: _read_part(bucket, path, *part, shown), parts))
+    if whole is not None and whole.etag is None and len(parts) > 1:
+        _WITHOUT_ETAGS.add(bucket.url)
+        whole = None
+    if whole is None:
+        part = _read_part(bucket, path, start, stop, shown)
+        whole = RangeRead(bytes(part.data), part.etag, part.last_modified)
+    return whole
+
+
+def _joined(parts: list[_Part]) -> RangeRead | None:
+    """Parts as one; None if they are of several versions of the object, which was replaced meanwhile."""
+    first = parts[0]
+    if any(part.etag != first.etag for part in parts):
+        return None
+    return RangeRead(b"".join([part.data for part in parts]), first.etag, first.last_modified)
+
+
+def _beginning(result: Any, stop: int) -> Buffer:
+    """The first bytes of an answer, of which nothing more is received."""
+    pieces, size = [], 0
+    for piece in result.stream(min_chunk_size=stop):
+        pieces.append(piece)
+        size += len(piece)
+        if size >= stop:
+            break
+    return memoryview(b"".join(pieces))[:stop]
+
+
+def _read_part(bucket: Bucket, path: str, start: int, stop: int, shown: str) -> _Part:
+    """One request."""
     call = _Call(bucket, path, shown)
     size_bytes = None
     try:
@@ -372,7 +431,7 @@ def read_range(bucket: Bucket, path: str, start: int, stop: int, shown: str) -> 
             meta = result.meta
             size_bytes = meta["size"]
             if stop <= size_bytes:
-                return RangeRead(result.bytes().to_bytes(), meta["e_tag"], meta["last_modified"])
+                return _Part(result.bytes(), meta["e_tag"], meta["last_modified"])
     except StorageError as error:
         if not isinstance(error, UnsatisfiableRangeError):
             raise

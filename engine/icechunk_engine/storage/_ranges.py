@@ -1,7 +1,10 @@
-"""Byte ranges: the two errors that every storage raises alike."""
+"""Byte ranges: two errors that every storage raises alike, and the parts of large transfers. Pure."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+from icechunk_engine.config import StorageSettings
 from icechunk_engine.errors import ErrorKind, InvalidInputError, StorageError
 
 
@@ -20,3 +23,41 @@ def too_short(shown: str, size_bytes: int, stop: int) -> StorageError:
         f"replaced. Restore it, or write the data anew",
         ErrorKind.INVALID_OBJECT_SIZE,
     )
+
+
+class PartSizes(NamedTuple):
+    """How large objects are transferred: ``StorageSettings.concurrency``, with the defaults where it says nothing."""
+
+    ideal_bytes: int = 12 * 2**20
+    most: int = 18
+
+    @classmethod
+    def of(cls, settings: StorageSettings) -> PartSizes:
+        given = settings.concurrency
+        if given is None:
+            return cls()
+        return cls(
+            cls().ideal_bytes if given.ideal_concurrent_request_size is None else given.ideal_concurrent_request_size,
+            cls().most
+            if given.max_concurrent_requests_for_object is None
+            else given.max_concurrent_requests_for_object,
+        )
+
+    def cut(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """Ranges of about equal length to be read at the same time; one if it is short, or empty.
+
+        >>> PartSizes(ideal_bytes=4, most=3).cut(0, 10)
+        [(0, 4), (4, 8), (8, 10)]
+        """
+        size = max(stop - start, 0)
+        count = min(-(-size // max(self.ideal_bytes, 1)), max(self.most, 1))
+        step = max(-(-size // max(count, 1)), 1)
+        return [(at, min(at + step, stop)) for at in range(start, stop, step)] or [(start, stop)]
+
+    def upload_bytes(self, size: int) -> int:
+        """How long the parts of an upload are, within what stores allow."""
+        return max(self.ideal_bytes, _LEAST_UPLOADED, -(-size // _MOST_UPLOADED))
+
+
+_LEAST_UPLOADED = 5 * 2**20
+_MOST_UPLOADED = 10_000
