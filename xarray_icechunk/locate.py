@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from icechunk_engine.config import RepositoryConfig
 from icechunk_engine.errors import ErrorKind, InvalidInputError, RepositoryNotFoundError
-from icechunk_engine.repository import Repository
+from icechunk_engine.repository import Repository, open_readonly
 from icechunk_engine.session import Session
 from icechunk_engine.storage.urls import scheme_of, storage_from_url
 from icechunk_engine.store import IcechunkStore
@@ -96,7 +96,7 @@ def locate(
 
     if isinstance(source, Repository):
         _refuse(opening, "a Repository is open already", "Repository.open")
-        return Located(_readonly_session(source, refs), source.storage.identity)
+        return Located(source.readonly_session(**_checked(refs)), source.storage.identity)
 
     if isinstance(source, str | os.PathLike):
         place, named, path = split_pipeline(source)
@@ -105,13 +105,13 @@ def locate(
                 f"{os.fspath(source)!r} says which snapshot to read, and so does {', '.join(refs)}: leave one out",
                 ErrorKind.INVALID_REF_TYPE,
             )
-        repository = open_repository(
-            place,
-            storage_options=storage_options,
-            config=config,
-            authorize_virtual_chunk_access=authorize_virtual_chunk_access,
-        )
-        return Located(_readonly_session(repository, named or refs), _normal_location(place), path)
+        chosen = _checked(named or refs)
+        storage, authorized = storage_from_url(place, storage_options), _as_dict(authorize_virtual_chunk_access)
+        try:
+            session = open_readonly(storage, config, authorized, **chosen)
+        except RepositoryNotFoundError as error:
+            raise _not_found(place) from error
+        return Located(session, _normal_location(place), path)
 
     raise InvalidInputError(
         f"cannot open a {type(source).__module__}.{type(source).__qualname__} as an Icechunk repository. Pass a path, "
@@ -220,7 +220,8 @@ def open_or_create_repository(
     )
 
 
-def _readonly_session(repository: Repository, refs: dict[str, Any]) -> Session:
+def _checked(refs: dict[str, Any]) -> dict[str, Any]:
+    """What a read-only session is asked for: a time as a datetime, and by default the branch ``main``."""
     named = [name for name in ("branch", "tag", "snapshot_id") if name in refs]
     if len(named) > 1:
         raise InvalidInputError(
@@ -236,7 +237,7 @@ def _readonly_session(repository: Repository, refs: dict[str, Any]) -> Session:
         refs = {**refs, "as_of": _aware_time(refs["as_of"])}
     if not named:
         refs = {"branch": "main", **refs}
-    return repository.readonly_session(**refs)
+    return refs
 
 
 def _aware_time(value: Any) -> dt.datetime:

@@ -22,7 +22,7 @@ Region = Mapping[str, slice | Literal["auto"]] | Literal["auto"] | None
 ZarrWriteModes = Literal["w", "w-", "a", "a-", "r+"]
 
 # How xarray stores a DataArray that no variable of a dataset could be named after; open_dataarray undoes it.
-_PARALLEL_WRITES = 16
+_PARALLEL_WRITES = 64
 """Arrays in memory that are written at a time where a network is waited for."""
 
 _DATAARRAY_NAME = "__xarray_dataarray_name__"

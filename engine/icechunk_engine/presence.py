@@ -23,6 +23,8 @@ from icechunk_engine.format.snapshot import encode_snapshot, initial_snapshot
 from icechunk_engine.format.transaction_log import TransactionLog, encode_transaction_log
 from icechunk_engine.ids import INITIAL_SNAPSHOT_ID
 from icechunk_engine.storage.base import PROBES, Storage
+from icechunk_engine.transaction.references import References
+from icechunk_engine.transaction.repo_file import RepoFileReferences
 from icechunk_engine.transaction.swapping import now_us
 from icechunk_engine.transaction.updates import MAIN
 from icechunk_engine.types import SpecVersion
@@ -40,10 +42,13 @@ class Found:
         Of the repository; single files may be older.
     config
         Persisted configuration; None for the defaults.
+    refs
+        As they were looked at; None in spec 1, where each has a file of its own.
     """
 
     spec_version: SpecVersion
     config: RepositoryConfig | None
+    refs: References | None
 
 
 def find(storage: Storage) -> Found:
@@ -57,16 +62,17 @@ def find(storage: Storage) -> Found:
         Something that cannot be read.
     """
     try:
-        info, _ = AssetManager(storage, resolve(RepositoryConfig())).repo_info()
+        info, version = AssetManager(storage, resolve(RepositoryConfig())).repo_info()
     except RepositoryNotFoundError:
         try:
             v1.decode_ref(storage.get(_V1_MAIN), _V1_MAIN)
         except ObjectNotFoundError:
             pass
         else:
-            return Found(SpecVersion.v1, _v1_config(storage))
+            return Found(SpecVersion.v1, _v1_config(storage), None)
         raise
-    return Found(SpecVersion.v2, None if info.config is None else RepositoryConfig.from_dict(info.config))
+    config = None if info.config is None else RepositoryConfig.from_dict(info.config)
+    return Found(SpecVersion.v2, config, RepoFileReferences(info, version))
 
 
 def _v1_config(storage: Storage) -> RepositoryConfig | None:
@@ -84,13 +90,13 @@ def spec_version_of(storage: Storage) -> SpecVersion | None:
 
 
 def require_free(storage: Storage, check_clean_root: bool) -> None:
-    """Raise unless a repository can be made at this place."""
-    if spec_version_of(storage) is not None:
-        raise already_there(storage)
+    """Raise unless a repository can be made at this place: one request, three where anything is to be there."""
     # What an interrupted creation left behind must not keep it from being repeated.
     remains = {layout.snapshot_key(INITIAL_SNAPSHOT_ID), layout.transaction_log_key(INITIAL_SNAPSHOT_ID)}
     others = (info for info in storage.list() if info.key not in remains and not info.key.startswith(PROBES))
     found = next(others, None) if check_clean_root else None
+    if (found is not None or not check_clean_root) and spec_version_of(storage) is not None:
+        raise already_there(storage)
     if found is not None:
         raise InvalidInputError(
             f"{storage.identity} is not empty (there is {found.key!r}). Choose an empty place, or pass "

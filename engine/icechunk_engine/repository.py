@@ -152,18 +152,30 @@ class Repository:
         FormatError
             There is something, but not a repository that can be read.
         """
+        return cls._open(storage, config, authorize_virtual_chunk_access, attribution)[0]
+
+    @classmethod
+    def _open(
+        cls,
+        storage: Storage,
+        config: RepositoryConfig | None,
+        authorize_virtual_chunk_access: Authorizations | None,
+        attribution: Attribution | None,
+    ) -> tuple[Self, References]:
+        """The repository, and its refs as they were seen on opening."""
         if config is not None:
             storage = storage.with_settings(resolve(config).storage)
         found = presence.find(storage)
         persisted = found.config if found.config is not None else RepositoryConfig()
         effective = persisted.merge(config) if config is not None else persisted
-        return cls(
+        repository = cls(
             storage,
             effective,
             authorize_virtual_chunk_access,
             attribution=attribution,
             spec_version=found.spec_version,
         )
+        return repository, found.refs or references(repository._assets)
 
     open_async = classmethod(async_twin(open.__func__))  # type: ignore[attr-defined]
 
@@ -674,7 +686,16 @@ class Repository:
         RefNotFoundError, SnapshotNotFoundError
             No such ref or snapshot, or none at that time.
         """
-        refs = references(self._assets)
+        return self._readonly_session(references(self._assets), branch, tag, snapshot_id, as_of)
+
+    def _readonly_session(
+        self,
+        refs: References,
+        branch: str | None,
+        tag: str | None,
+        snapshot_id: str | None,
+        as_of: datetime | None,
+    ) -> Session:
         found = refs.snapshot(self._resolve(refs, branch, tag, snapshot_id)).id
         if as_of is not None:
             if branch is None:
@@ -749,6 +770,26 @@ class Repository:
         session = self.writable_session(branch)
         yield session.store
         session.commit(message, metadata, rebase_with=rebase_with, rebase_tries=rebase_tries)
+
+
+@operation(lambda storage, *_, **refs: f"opening a snapshot to read of {storage.identity}")
+def open_readonly(
+    storage: Storage,
+    config: RepositoryConfig | None = None,
+    authorize_virtual_chunk_access: Authorizations | None = None,
+    *,
+    branch: str | None = None,
+    tag: str | None = None,
+    snapshot_id: str | None = None,
+    as_of: datetime | None = None,
+) -> Session:
+    """A session to read from, with one look at the repository.
+
+    :meth:`Repository.open` and then :meth:`Repository.readonly_session`, whose parameters and errors these are, look
+    at it twice.
+    """
+    repository, refs = Repository._open(storage, config, authorize_virtual_chunk_access, None)
+    return repository._readonly_session(refs, branch, tag, snapshot_id, as_of)
 
 
 def _told(refs: tuple[Any, ...], named: dict[str, Any]) -> str:

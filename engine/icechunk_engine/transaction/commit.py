@@ -1,6 +1,6 @@
 """From a change set to a new snapshot, whose files are written but which nothing refers to yet.
 
-A commit writes manifests, then the snapshot and its transaction log, and last swaps ``repo``, or in spec 1 the
+A commit writes manifests, the snapshot and its transaction log, and last swaps ``repo``, or in spec 1 the
 branch's file (:mod:`.publishing`). Until the swap nothing that exists is touched; after it everything is there. What a
 failed commit leaves behind are unreferenced files, which garbage collection removes.
 
@@ -152,7 +152,7 @@ def write_snapshot(
     log_file = start_heavy(
         lambda: encode_transaction_log(log, level=level, spec_version=spec_version), log.num_chunks >= _HEAVY_NUM_REFS
     )
-    nodes, written = _write_manifests(assets, base, changes, {} if memo is None else memo)
+    nodes, written, files = _make_manifests(assets, base, changes, {} if memo is None else memo)
     table = base.nodes.replace(_gone_rows(base, changes, nodes), nodes)
     snapshot = Snapshot(
         snapshot_id=snapshot_id,
@@ -164,12 +164,9 @@ def write_snapshot(
         nodes=table,
         spec_version=spec_version,
     )
-    assets.write(
-        {
-            layout.snapshot_key(snapshot_id): encode_snapshot(snapshot, level=level),
-            layout.transaction_log_key(snapshot_id): log_file.result(),
-        }
-    )
+    files[layout.snapshot_key(snapshot_id)] = encode_snapshot(snapshot, level=level)
+    files[layout.transaction_log_key(snapshot_id)] = log_file.result()
+    assets.write(files)
     assets.remember_snapshot(snapshot)
     info = SnapshotInfo(
         id=snapshot_id,
@@ -182,10 +179,10 @@ def write_snapshot(
     return NewSnapshot(snapshot=snapshot, info=info)
 
 
-def _write_manifests(
+def _make_manifests(
     assets: AssetManager, base: Snapshot, changes: ChangeSet, memo: ManifestMemo
-) -> tuple[list[Node], list[WrittenManifest]]:
-    """Changed, new and moved nodes in their final form, and the manifests that were written for them."""
+) -> tuple[list[Node], list[WrittenManifest], dict[str, bytes]]:
+    """Changed, new and moved nodes in their final form, the manifests made for them, and the files to be written."""
     counts = base.manifest_files.counts()
     touched = _touched_nodes(base, changes)
     new: dict[NodeId, _NewManifests] = {}
@@ -217,7 +214,6 @@ def _write_manifests(
         files[layout.manifest_key(ref.manifest_id)] = data
         new[node_id].refs.append(ref)
         new[node_id].written.append(file)
-    assets.write(files)
     memo |= {
         node_id: ArrayMemo(made.inputs, made.replaced, tuple(made.refs), tuple(made.written))
         for node_id, made in new.items()
@@ -226,7 +222,7 @@ def _write_manifests(
     nodes = [node for node in touched if node.shape is None]
     nodes += [replace(node, manifests=_manifests_after(node, known)) for node, known in arrays]
     nodes += changes.moved_nodes.values()
-    return nodes, [file for _, known in arrays for file in known.written]
+    return nodes, [file for _, known in arrays for file in known.written], files
 
 
 def _manifests_after(node: Node, known: ArrayMemo) -> tuple[ManifestRef, ...]:
