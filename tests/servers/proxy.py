@@ -1,4 +1,7 @@
-"""A proxy before a real server that breaks chosen requests once, before or after the server has served them."""
+"""A proxy before a real server that breaks chosen requests once, before or after the server has served them.
+
+It also keeps a list of the requests, which is what goes over the wire whatever a client says of itself.
+"""
 
 from __future__ import annotations
 
@@ -38,6 +41,18 @@ class Fault:
     times: int = 1
 
 
+@dataclass(frozen=True)
+class Seen:
+    """A request that was answered."""
+
+    method: str
+    path: str
+    sent_bytes: int
+    """Of the request's body."""
+    received_bytes: int
+    """Of the answer's body."""
+
+
 class FaultProxy(ThreadingHTTPServer):
     """Forwards to a port of the loopback interface."""
 
@@ -54,6 +69,7 @@ class FaultProxy(ThreadingHTTPServer):
         self.random = random.Random(0)
         self.applied: Counter[str] = Counter()
         self.closing = threading.Event()
+        self.seen: list[Seen] = []
         self.wants_bare_etags = False
         """Like Ceph: a condition on an etag in quotes never holds."""
         self.ignores: set[str] = set()
@@ -165,6 +181,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.flush()
             self.drop()
         else:
+            received = 0 if self.command == "HEAD" else len(data)
+            self.server.seen.append(Seen(self.command, self.path, len(body), received))
             if damage == "delay":
                 time.sleep(1)
             self.answer(status, headers, data)

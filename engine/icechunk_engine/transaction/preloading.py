@@ -17,6 +17,9 @@ from icechunk_engine.errors import IcechunkError
 from icechunk_engine.format.snapshot import Snapshot
 from icechunk_engine.ids import ManifestId, SnapshotId
 
+PRELOAD_THREAD = "icechunk-preload"
+"""Name of the threads that fetch them."""
+
 
 def chosen_manifests(snapshot: Snapshot, preload: ResolvedPreload) -> list[ManifestId]:
     """Manifests to fetch: of the first arrays in path order, those that the condition holds for. Pure.
@@ -45,7 +48,7 @@ def start_preload(assets: AssetManager, snapshot_id: SnapshotId) -> threading.Th
     if not assets.storage.waits or not assets.begin_preload(snapshot_id):
         return None
     # A thread of its own, because it waits for requests, which no pool thread may do.
-    thread = threading.Thread(target=_preload, args=(assets, snapshot_id), name="icechunk-preload", daemon=True)
+    thread = threading.Thread(target=_preload, args=(assets, snapshot_id), name=PRELOAD_THREAD, daemon=True)
     thread.start()
     return thread
 
