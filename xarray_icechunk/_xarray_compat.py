@@ -1,6 +1,6 @@
 """Private names of xarray, zarr and dask: every use of one is here, with the version it was checked with and why.
 
-Everything else in this package uses public names only.
+Everything else in this package uses public names only, but for :mod:`.wide_pipeline`, which is made here.
 """
 
 from __future__ import annotations
@@ -12,9 +12,12 @@ import zarr
 from xarray import Dataset
 from xarray.backends import ZarrStore
 
+from icechunk_engine.store import IcechunkStore
+
 __all__ = ["fuse_codec_pipeline", "validate_encoding", "validate_region"]
 
 _DEFAULT_PIPELINE = "zarr.core.codec_pipeline.BatchedCodecPipeline"
+_DEFAULT_CONCURRENCY = 10
 
 
 def fuse_codec_pipeline(array: zarr.Array[Any]) -> None:
@@ -26,6 +29,9 @@ def fuse_codec_pipeline(array: zarr.Array[Any]) -> None:
     could leave it changed. Per small chunk the fused pipeline costs a fifth of the default one, which starts six
     tasks on the event loop for each.
 
+    Behind a network it is :class:`~.wide_pipeline.WidePipeline`, unless ``async.concurrency`` was changed: then it is
+    the user who says how many requests are made at a time.
+
     Does nothing for a zarr without it, or for a user who has chosen a pipeline.
     """
     if zarr.config.get("codec_pipeline.path") != _DEFAULT_PIPELINE:
@@ -33,6 +39,8 @@ def fuse_codec_pipeline(array: zarr.Array[Any]) -> None:
     try:
         from zarr.core.chunk_utils import ChunkTransform
         from zarr.core.codec_pipeline import BatchedCodecPipeline, FusedCodecPipeline
+
+        from .wide_pipeline import WidePipeline
     except ImportError:  # older than 3.3
         return
     asynchronous = array.async_array
@@ -44,7 +52,9 @@ def fuse_codec_pipeline(array: zarr.Array[Any]) -> None:
         sync_transform = ChunkTransform(codecs=codecs)
     except TypeError:  # a codec without a synchronous face
         return
-    fused = FusedCodecPipeline(
+    waits = isinstance(array.store, IcechunkStore) and array.store.session.chunks_may_wait
+    is_wide = waits and zarr.config.get("async.concurrency") == _DEFAULT_CONCURRENCY
+    fused = (WidePipeline if is_wide else FusedCodecPipeline)(
         codecs=codecs,
         array_array_codecs=batched.array_array_codecs,
         array_bytes_codec=batched.array_bytes_codec,

@@ -25,8 +25,8 @@ from typing import Any, Protocol
 
 from icechunk_engine._observe import bound
 
-POOL_SIZE = 64
-"""Requests in flight in one process: enough to hide 50 ms of latency, few enough for small machines."""
+POOL_SIZE = 256
+"""Requests in flight in one process: official's default (``max_concurrent_requests``). Threads come as needed."""
 
 
 class Waiting(Protocol):
@@ -61,7 +61,7 @@ class _Pool:
 
 
 _POOL = _Pool(POOL_SIZE, "icechunk-io")
-_PARTS = _Pool(POOL_SIZE, "icechunk-part")
+_PARTS = _Pool(64, "icechunk-part")
 """For the parts of large objects, which tasks of the other pool wait for."""
 
 _PROCESSORS = _Pool(os.cpu_count() or 1, "icechunk-cpu")
