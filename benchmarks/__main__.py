@@ -29,7 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for workload in workloads.WORKLOADS:
             print(f"{workload.name:22}{workload.size:>10,} {workload.title}")
         return 0
-    chosen = [workloads.by_name(name) for name in options.only] if options.only else list(workloads.WORKLOADS)
+    chosen = list(workloads.WORKLOADS)
+    if options.only:
+        chosen = [workload for name in options.only for workload in workloads.named(name)]
     machine = _machine()
     print(f"{machine['python']} on {machine['system']}, {machine['cpus']} CPUs; medians of {options.repeats} runs")
     print(", ".join(f"{name} {version}" for name, version in machine["versions"].items()), flush=True)
@@ -56,8 +58,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--only",
         action="append",
         metavar="NAME",
-        choices=[workload.name for workload in workloads.WORKLOADS],
-        help="run this workload; may be repeated",
+        choices=[workload.name for workload in workloads.WORKLOADS] + [workloads.NETWORK],
+        help=f"run this workload, or all of the group {workloads.NETWORK!r}; may be repeated",
     )
     parser.add_argument("--repeats", type=int, default=3, help="runs of each workload on each engine (default: 3)")
     parser.add_argument("--engine", dest="engines", action="append", choices=ENGINES, help="run only this engine")

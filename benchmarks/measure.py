@@ -18,6 +18,8 @@ class Phases:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.requests: dict[str, int] = {}
+        """Of phases that talk to a server."""
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:

@@ -19,6 +19,8 @@ def medians(runs: Runs) -> dict[str, dict[str, float]]:
     for engine, results in runs.items():
         for phase in results[0]["seconds"]:
             table.setdefault(f"{phase}, s", {})[engine] = median(run["seconds"][phase] for run in results)
+            if phase in results[0].get("requests", {}):
+                table.setdefault(f"{phase}, requests", {})[engine] = median(run["requests"][phase] for run in results)
         table.setdefault("total, s", {})[engine] = median(sum(run["seconds"].values()) for run in results)
         for label, key in _MEMORY:
             table.setdefault(label, {})[engine] = median(run[key] for run in results) / _MB

@@ -18,6 +18,7 @@ import xarray as xr
 import zarr
 from numpy.typing import NDArray
 
+from . import network
 from .engines import Engine
 from .measure import Phases
 
@@ -26,6 +27,7 @@ REFS_PER_FILE = 1000
 CHUNK_BYTES = 7000
 PROTOTYPE = zarr.core.buffer.default_buffer_prototype()
 FORKS = 16
+FAR = f"with {network.LATENCY_MS} ms before each answer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -388,7 +390,40 @@ WORKLOADS = (
     Workload("small_commits", "small commits", 300, 3, small_commits),
     Workload("long_history", "snapshots in one history", 10_000, 3, long_history, grow_history),
     Workload("many_arrays", "arrays in one repository", 20_000, 3, many_arrays, grow_hierarchy),
+    Workload("network_open", f"variables opened {FAR}", 20, 3, network.opening, network.opening_prepared),
+    Workload(
+        "network_append", f"arrays, a step appended {FAR}", 175, 3, network.appending, network.appending_prepared
+    ),
+    Workload("network_read", f"chunks of 4 KiB read {FAR}", 1000, 12, network.reading, network.reading_prepared),
+    Workload(
+        "network_xarray",
+        f"chunks of 4 KiB through xarray {FAR}",
+        1000,
+        12,
+        network.reading_xarray,
+        network.reading_xarray_prepared,
+    ),
+    Workload(
+        "network_large",
+        f"chunks of 16 MiB read {FAR}",
+        24,
+        2,
+        network.reading_large,
+        network.reading_large_prepared,
+    ),
+    Workload("network_write", f"chunks of 4 KiB written and committed {FAR}", 1000, 12, network.writing),
 )
+
+
+NETWORK = "network"
+"""Names the workloads ``network_…`` together."""
+
+
+def named(name: str) -> list[Workload]:
+    """The workload of a name, or those of a group."""
+    if name == NETWORK:
+        return [workload for workload in WORKLOADS if workload.name.startswith(f"{NETWORK}_")]
+    return [by_name(name)]
 
 
 def by_name(name: str) -> Workload:
