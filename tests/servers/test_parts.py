@@ -124,3 +124,17 @@ def test_chunks_are_read_in_parts(proxy: FaultProxy, s3_server: Running, place: 
     gets(proxy)
     np.testing.assert_array_equal(array[:], values)
     assert gets(proxy) == 5 * 4
+
+
+def test_servers_that_tell_no_versions_are_read_at_once(
+    proxy: FaultProxy, s3_server: Running, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = content(0)
+    s3_at(s3_server, place).put("chunks/A", data)
+    plain = _obstore._read_part
+    monkeypatch.setattr(_obstore, "_read_part", lambda *args: plain(*args)._replace(etag=None))
+    storage = s3_at(Running(proxy.port), place).with_settings(SMALL_PARTS)
+    assert storage.get_range("chunks/A", 0, SIZE) == data
+    assert gets(proxy) == 4 + 1
+    assert storage.get_range("chunks/A", 0, SIZE) == data
+    assert gets(proxy) == 1

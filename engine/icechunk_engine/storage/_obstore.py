@@ -180,7 +180,8 @@ class ObjectStorage(Storage):
     def delete(self, keys: Iterable[str]) -> int:
         wanted = list(keys)
         if len(wanted) <= _COUNTED_DELETES:
-            wanted = [key for key in wanted if self.info(key) is not None]
+            infos = map_parts(self.info, wanted)
+            wanted = [key for key, info in zip(wanted, infos, strict=True) if info is not None]
         if not wanted:
             return 0
         call = self._call("")
