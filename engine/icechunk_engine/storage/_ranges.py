@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 from icechunk_engine.config import StorageSettings
@@ -44,15 +45,15 @@ class PartSizes(NamedTuple):
         )
 
     def cut(self, start: int, stop: int) -> list[tuple[int, int]]:
-        """Ranges of about equal length to be read at the same time; one if it is short, or empty.
+        """Ranges of equal length, up to a byte, to be read at the same time; one if it is short, or empty.
 
         >>> PartSizes(ideal_bytes=4, most=3).cut(0, 10)
-        [(0, 4), (4, 8), (8, 10)]
+        [(0, 3), (3, 6), (6, 10)]
         """
         size = max(stop - start, 0)
-        count = min(-(-size // max(self.ideal_bytes, 1)), max(self.most, 1))
-        step = max(-(-size // max(count, 1)), 1)
-        return [(at, min(at + step, stop)) for at in range(start, stop, step)] or [(start, stop)]
+        count = max(min(-(-size // max(self.ideal_bytes, 1)), self.most), 1)
+        bounds = [start + size * number // count for number in range(count + 1)]
+        return list(pairwise(bounds))
 
     def upload_bytes(self, size: int) -> int:
         """How long the parts of an upload are, within what stores allow."""

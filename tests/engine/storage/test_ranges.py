@@ -19,9 +19,11 @@ def test_parts_cover_a_range(sizes: PartSizes, start: int, size: int) -> None:
     assert len(parts) <= max(sizes.most, 1)
     lengths = [part_stop - part_start for part_start, part_stop in parts]
     assert size == 0 or min(lengths) > 0
-    assert max(lengths) == lengths[0]
+    assert max(lengths) - min(lengths) <= 1
     if len(parts) < sizes.most:
         assert max(lengths) <= max(sizes.ideal_bytes, 1)
+    if len(parts) > 1:
+        assert (len(parts) - 1) * sizes.ideal_bytes < size
 
 
 def test_settings_say_how_large_parts_are() -> None:
