@@ -252,12 +252,14 @@ class ObjectStorage(Storage):
 
     def _prove_conditions(self) -> None:
         key = f"{PROBES}{uuid.uuid4().hex}"
+        wrong: list[tuple[Version | None, str]] = []
+        if self.settings.unsafe_use_conditional_create:
+            wrong.append((None, "lets an object be created that exists already"))
+        if self.settings.unsafe_use_conditional_update:
+            wrong.append((_NO_VERSION, "lets an object be replaced that is not the version named"))
         self._put(key, b"")
         try:
-            if self.settings.unsafe_use_conditional_create:
-                self._must_refuse(key, None, "lets an object be created that exists already")
-            if self.settings.unsafe_use_conditional_update:
-                self._must_refuse(key, _NO_VERSION, "lets an object be replaced that is not the version named")
+            map_parts(lambda case: self._must_refuse(key, *case), wrong)
         finally:
             try:
                 self._delete_one(key)
