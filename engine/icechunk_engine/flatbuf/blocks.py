@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 
 from icechunk_engine.columns import I64, U8, BytesTable, ragged_positions, starts_of
 from icechunk_engine.flatbuf.distinct import sorted_distinct
-from icechunk_engine.flatbuf.writer import Arena, forward
+from icechunk_engine.flatbuf.writer import Arena, TableLayout, forward
 
 MIN_BLOCK_ROWS = 32
 MAX_BLOCK_ROWS = 1024
@@ -37,6 +38,9 @@ _MAX_REACH = 2**16 - 1
 _COPIED_BYTES_PER_ROW = 8
 """Copies of shared strings may take so many bytes a table; else there is one copy for the whole file."""
 
+_FEW_ROWS = 8
+"""Up to here tables are not put in blocks."""
+
 Mask = NDArray[np.bool_]
 
 
@@ -46,6 +50,11 @@ class _Lane:
     width: int
     values: NDArray[Any] | None  # (n,) numbers or (n, width) bytes; None for offsets, which follow from the places
     present: Mask | None
+
+    @property
+    def kind(self) -> str:
+        """Of numpy's types: ``V`` for structs of bytes."""
+        return "u" if self.values is None else "V" if self.values.ndim == 2 else self.values.dtype.kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,9 +138,32 @@ class BlockTables:
         """Reserve the tables and all that they point to; returns the tables' positions, ``int64 (n,)``."""
         if self._n == 0:
             return np.empty(0, np.int64)
+        if self._n <= _FEW_ROWS:
+            return self._place_singly(arena)
         # Wide lanes first, so that 8-byte numbers are aligned without padding.
         lanes = sorted(self._lanes, key=lambda lane: (lane.width != 8, lane.slot))
         return _Blocks(self._n, lanes, self._vectors, self._shared).place(arena)
+
+
+    def _place_singly(self, arena: Arena) -> I64:
+        """As ordinary tables: so few have nothing in common that a compressor could find."""
+        tables = arena.tables(_layout_of(tuple((lane.slot, lane.width, lane.kind) for lane in self._lanes)), self._n)
+        for lane in self._lanes:
+            if lane.values is not None:
+                tables.set(lane.slot, lane.values, lane.present)
+        for vector in self._vectors:
+            n, width = vector.matrix.shape
+            tables.point(vector.slot, arena.vectors(vector.matrix.reshape(-1), [width] * n))
+        for shared in self._shared:
+            place = arena.strings if shared.terminated else arena.byte_vectors
+            positions = np.append(place(shared.table), 0)  # for -1
+            tables.point(shared.slot, positions[shared.codes], shared.codes >= 0)
+        return tables.positions
+
+
+@lru_cache
+def _layout_of(lanes: tuple[tuple[int, int, str], ...]) -> TableLayout:
+    return TableLayout.of({slot: f"{kind}{width}" for slot, width, kind in lanes})
 
 
 def _partial(present: Mask | None) -> Mask | None:

@@ -24,7 +24,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
@@ -161,6 +161,8 @@ class Arena:
         return writer
 
     def _ragged(self, raw: U8, lengths: I64, item_size: int, align: int, *, terminated: bool) -> I64:
+        if len(lengths) == 0:
+            return np.empty(0, np.int64)
         align = max(4, align)
         if len(lengths) == 1:
             total = -(-(4 + len(raw) + (1 if terminated else 0)) // align) * align
@@ -173,12 +175,10 @@ class Arena:
         starts = starts_of(sizes)
         total = int(starts[-1])
         base = self.reserve(total, align, align - 4)
-        if total:
-            filled = np.zeros(total, np.uint8)
-            prefixes = lengths.astype("<u4").view(np.uint8).reshape(-1, 4)
-            filled[starts[:-1, None] + np.arange(4)] = prefixes
-            scatter_ranges(filled, starts[:-1] + 4, lengths * item_size, raw)
-            self.put(base, filled)
+        filled = np.zeros(total, np.uint8)
+        filled.view("<u4")[starts[:-1] // 4] = lengths
+        scatter_ranges(filled, starts[:-1] + 4, lengths * item_size, raw)
+        self.put(base, filled)
         return base + starts[:-1]
 
     def blocks(self) -> Iterator[Any]:
@@ -236,6 +236,8 @@ class TableLayout:
         Bytes from one table to the next.
     align, lead
         Tables begin at positions that are ``lead`` modulo ``align``.
+    record
+        One table: the offset to its vtable, then ``fields`` in their order.
     """
 
     fields: Mapping[int, tuple[int, np.dtype[Any]]]
@@ -244,6 +246,8 @@ class TableLayout:
     stride: int
     align: int
     lead: int
+    record: struct.Struct
+    _vtables: dict[tuple[int, ...], bytes] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def of(cls, slots: Mapping[int, str]) -> Self:
@@ -264,6 +268,7 @@ class TableLayout:
             fields[slot] = (end, dtypes[slot])
             end += dtypes[slot].itemsize
         stride = -(-end // align) * align
+        codes = [_STRUCT_CODES.get(dtype.str[1:]) or f"{dtype.itemsize}s" for _, dtype in fields.values()]
         return cls(
             fields=fields,
             n_slots=max(dtypes, default=-1) + 1,
@@ -271,15 +276,23 @@ class TableLayout:
             stride=stride,
             align=align,
             lead=align - 4,  # the soffset comes first, the fields with the largest alignment behind it
+            record=struct.Struct(f"<i{''.join(codes)}{stride - end}x"),
         )
 
     def vtable(self, slots: Sequence[int]) -> bytes:
         """The vtable of tables that have exactly these slots."""
+        known = self._vtables.get(tuple(slots))
+        if known is not None:
+            return known
         n_slots = max(slots, default=-1) + 1
         entries = [0] * n_slots
         for slot in slots:
             entries[slot] = self.fields[slot][0]
-        return struct.pack(f"<{2 + n_slots}H", 4 + 2 * n_slots, self.size, *entries)
+        vtable = struct.pack(f"<{2 + n_slots}H", 4 + 2 * n_slots, self.size, *entries)
+        return self._vtables.setdefault(tuple(slots), vtable)
+
+
+_STRUCT_CODES = {"u1": "B", "u2": "H", "u4": "I", "u8": "Q", "i1": "b", "i2": "h", "i4": "i", "i8": "q"}
 
 
 def _alignment(dtype: np.dtype[Any]) -> int:
@@ -299,7 +312,7 @@ class TableWriter:
 
     def __init__(self, layout: TableLayout, position: int, n: int) -> None:
         self._layout = layout
-        self.positions = position + np.arange(n, dtype=np.int64) * layout.stride
+        self.positions = np.arange(position, position + n * layout.stride, layout.stride, np.int64)
         self._columns: dict[int, tuple[NDArray[Any], bool]] = {}
         self._masks: dict[int, NDArray[np.bool_]] = {}
         self._soffsets: I64 | None = None
@@ -340,7 +353,7 @@ class TableWriter:
         """Choose a vtable for each table, one for each set of fields that occurs; ``place`` gives its position."""
         always = [slot for slot in self._columns if slot not in self._masks]
         sometimes = list(self._masks)
-        if not sometimes:
+        if not sometimes or len(self) == 1:  # of one table, a field with a mask is absent
             if len(self):
                 self._soffsets = self.positions - place(self._layout.vtable(always))
             else:
@@ -360,12 +373,31 @@ class TableWriter:
         codes = np.searchsorted(occurring, patterns)
         self._soffsets = self.positions - vtables[codes]
 
-    def slabs(self) -> Iterator[U8]:
+    def slabs(self) -> Iterator[Any]:
         """The tables' bytes, some thousands of tables at once."""
         if self._soffsets is None:
             raise InternalError("tables were written before their vtables were placed")
+        if len(self) == 1:
+            yield self._only_row(int(self._soffsets[0]))
+            return
         for start in range(0, len(self), _SLAB_ROWS):
             yield self._rows(slice(start, min(start + _SLAB_ROWS, len(self))), self._soffsets)
+
+    def _only_row(self, soffset: int) -> bytes:
+        """:meth:`_rows` of one table; most of a small file's tables stand alone, and numpy is slow to call."""
+        position = int(self.positions[0])
+        values: list[int | bytes] = []
+        for slot, (offset, dtype) in self._layout.fields.items():
+            is_struct = dtype.kind == "V"
+            found = self._columns.get(slot)
+            if found is None or slot in self._masks:
+                values.append(b"" if is_struct else 0)
+            elif is_struct:
+                values.append(found[0].tobytes())
+            else:
+                value = int(found[0][0])
+                values.append(_distance(position + offset, value) if found[1] else value)
+        return self._layout.record.pack(soffset, *values)
 
     def _rows(self, rows: slice, soffsets: I64) -> U8:
         n = rows.stop - rows.start
@@ -403,9 +435,20 @@ def _column(out: U8, offset: int, dtype: Any) -> NDArray[Any]:
 def forward(fields: I64, targets: I64) -> I64:
     """Stored values of offset fields at ``fields`` that point to ``targets``."""
     values = targets - fields
-    if len(values) and (int(values.min()) <= 0 or int(values.max()) >= 2**32):
-        raise InternalError("an offset in a flatbuffer does not point forwards: reserve parents before children")
+    if len(values):
+        _require_forward(int(values.min()), int(values.max()))
     return values
+
+
+def _distance(field: int, target: int) -> int:
+    """:func:`forward` of one offset."""
+    _require_forward(target - field, target - field)
+    return target - field
+
+
+def _require_forward(least: int, greatest: int) -> None:
+    if least <= 0 or greatest >= 2**32:
+        raise InternalError("an offset in a flatbuffer does not point forwards: reserve parents before children")
 
 
 class OffsetVectors:
@@ -435,8 +478,11 @@ class OffsetVectors:
         if len(targets) != total:
             raise InternalError("a vector of offsets was not given as many targets as reserved")
         if len(self._lengths) == 1:
-            yield np.array(total, "<u4").tobytes()
+            yield total.to_bytes(4, "little")
             first = int(self.positions[0]) + 4
+            if total == 1:
+                yield _distance(first, int(targets[0])).to_bytes(4, "little")
+                return
             for start in range(0, total, _SLAB_ROWS):
                 part = targets[start : start + _SLAB_ROWS]
                 fields = first + 4 * np.arange(start, start + len(part), dtype=np.int64)

@@ -183,13 +183,20 @@ class LocalStorage(Storage):
                 raise mismatch
 
         compare()
-        self.flush()
         try:
-            with locked(os.path.dirname(path), give_up=compare):
-                compare()
-                temporary = self._write_temporary(path, data, sync=self._durable)
-                # Compared once more: a foreign writer may have come while the disk was waited for.
-                _rename(temporary, path, compare)
+            temporary = self._write_temporary(path, data, sync=False)
+            try:
+                # The new version reaches the disk together with what it refers to, and before others are made to wait.
+                if self._durable:
+                    self._unflushed.add(temporary)
+                self.flush()
+                with locked(os.path.dirname(path), give_up=compare):
+                    compare()
+                    os.replace(temporary, path)
+            except BaseException:
+                with suppress(FileNotFoundError):
+                    os.unlink(temporary)
+                raise
             self._sync_parent(path)
             self._sweep_once(os.path.dirname(path))
         except FileNotFoundError:  # the directory has vanished, and the object with it
@@ -331,10 +338,13 @@ class LocalStorage(Storage):
 
     def _version_at(self, path: str) -> Version | None:
         try:
-            with open(path, "rb") as file:
-                return _version_of(file.read())
+            fd = os.open(path, _READ)
         except FileNotFoundError:
             return None
+        try:
+            return _version_of(_read(fd, os.fstat(fd).st_size))
+        finally:
+            os.close(fd)
 
     def _sweep_once(self, directory: str) -> None:
         """Once in the life of a storage, in the directory of the mutable objects, which is small."""
