@@ -16,6 +16,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import batched
 from typing import Any
 
 from icechunk_engine._observe import request
@@ -32,7 +33,7 @@ from icechunk_engine.errors import (
     StorageError,
 )
 from icechunk_engine.format import layout
-from icechunk_engine.format.manifest import Manifest, decode_manifest
+from icechunk_engine.format.manifest import Manifest, decode_manifest, decode_manifests
 from icechunk_engine.format.repo_info import RepoInfo, decode_repo_info
 from icechunk_engine.format.snapshot import Snapshot, decode_snapshot
 from icechunk_engine.format.transaction_log import TransactionLog, decode_transaction_log
@@ -56,20 +57,28 @@ class LoadedManifest:
         self.manifest = manifest
         self._finders: dict[NodeId, tuple[ChunkRefs, ChunkFinder]] = {}
 
+    def refs(self, node_id: NodeId) -> ChunkRefs:
+        """References of one array. Raises FormatError when the manifest does not hold the array."""
+        refs = self.manifest.get(node_id)
+        if refs is None:
+            raise FormatError(
+                f"manifest {self.manifest.manifest_id} holds no chunks of node {node_id} although its snapshot "
+                f"says so; the repository is damaged, restore the file from a copy",
+                ErrorKind.INCONSISTENT_MANIFESTS,
+            )
+        return refs
+
     def finder(self, node_id: NodeId) -> tuple[ChunkRefs, ChunkFinder]:
-        """References of one array and their finder. Raises FormatError when the manifest does not hold the array."""
+        """:meth:`refs` and their finder."""
         found = self._finders.get(node_id)
         if found is None:
-            refs = self.manifest.get(node_id)
-            if refs is None:
-                raise FormatError(
-                    f"manifest {self.manifest.manifest_id} holds no chunks of node {node_id} although its snapshot "
-                    f"says so; the repository is damaged, restore the file from a copy",
-                    ErrorKind.INCONSISTENT_MANIFESTS,
-                )
+            refs = self.refs(node_id)
             found = self._finders[node_id] = refs, ChunkFinder(refs)
         return found
 
+
+_READ_TOGETHER = 256
+"""Manifest files held in memory at once before they are decoded."""
 
 _BYTES_PER_CACHED_CHUNK = 256
 """What a cached chunk takes besides its bytes."""
@@ -249,27 +258,41 @@ class AssetManager:
         """A manifest file. Raises FormatError when it is missing (a snapshot refers to it) or damaged."""
 
         def load() -> tuple[LoadedManifest, int]:
-            key = layout.manifest_key(manifest_id)
-            try:
-                manifest = decode_manifest(self._get(key), key)
-            except ObjectNotFoundError:
-                raise StorageError(
-                    f"manifest {key} is missing although a snapshot refers to it; the repository is damaged or was "
-                    f"copied incompletely. Restore the file from a copy",
-                    ErrorKind.OBJECT_NOT_FOUND,
-                ) from None
-            _require_same(key, manifest.manifest_id, manifest_id)
+            manifest = decode_manifest(*self._manifest_file(manifest_id))
+            _require_same(layout.manifest_key(manifest_id), manifest.manifest_id, manifest_id)
             return LoadedManifest(manifest), manifest.nbytes
 
         return self._caches.single_flight(self._caches.manifests, manifest_id, load)
+
+    def _manifest_file(self, manifest_id: ManifestId) -> tuple[bytes, str]:
+        """Content and name of a manifest file."""
+        key = layout.manifest_key(manifest_id)
+        try:
+            return self._get(key), key
+        except ObjectNotFoundError:
+            raise StorageError(
+                f"manifest {key} is missing although a snapshot refers to it; the repository is damaged or was "
+                f"copied incompletely. Restore the file from a copy",
+                ErrorKind.OBJECT_NOT_FOUND,
+            ) from None
 
     def remember_manifest(self, manifest: Manifest) -> None:
         """Put a manifest that was just encoded into the cache."""
         self._caches.manifests.put(manifest.manifest_id, LoadedManifest(manifest), manifest.nbytes)
 
     def manifests(self, manifest_ids: list[ManifestId]) -> list[LoadedManifest]:
-        """Several manifests, fetched concurrently where the storage waits."""
-        return map_requests(self.storage, self.manifest, manifest_ids)
+        """Several manifests, fetched concurrently where the storage waits; elsewhere small ones are read together."""
+        if self.storage.waits or len(manifest_ids) < 2:
+            return map_requests(self.storage, self.manifest, manifest_ids)
+        cache = self._caches.manifests
+        found: dict[ManifestId, LoadedManifest | None] = {key: cache.get(key) for key in manifest_ids}
+        for some in batched([key for key, loaded in found.items() if loaded is None], _READ_TOGETHER):
+            manifests = decode_manifests([self._manifest_file(manifest_id) for manifest_id in some])
+            for manifest_id, manifest in zip(some, manifests, strict=True):
+                _require_same(layout.manifest_key(manifest_id), manifest.manifest_id, manifest_id)
+                loaded = found[manifest_id] = LoadedManifest(manifest)
+                cache.put(manifest_id, loaded, manifest.nbytes)
+        return [loaded for manifest_id in manifest_ids if (loaded := found[manifest_id]) is not None]
 
     def transaction_log(self, snapshot_id: SnapshotId) -> TransactionLog | None:
         """What a commit changed; None where there is no log (first snapshots of spec 1)."""

@@ -196,6 +196,31 @@ class ChunkRefs:
         columns: dict[str, Any] = {field: _take(getattr(self, field), rows) for field in _ROW_COLUMNS}
         return dataclasses.replace(self, **columns)
 
+    def copy(self, rows: slice, inline_data: U8) -> ChunkRefs:
+        """Some rows with memory of their own; string tables are shared.
+
+        Parameters
+        ----------
+        inline_data
+            What the offsets of the rows' inline chunks count in.
+        """
+        indices, kinds, ids, offsets, lengths, location_codes, etag_codes, last_modified = [
+            _copy(getattr(self, field)[rows]) for field in _ROW_COLUMNS
+        ]
+        return ChunkRefs(
+            indices=indices,
+            kinds=kinds,
+            chunk_ids=ids,
+            offsets=offsets,
+            lengths=lengths,
+            location_codes=location_codes,
+            etag_codes=etag_codes,
+            last_modified=last_modified,
+            locations=self.locations,
+            etags=self.etags,
+            inline_data=inline_data,
+        )
+
     def latest(self) -> ChunkRefs:
         """Sorted by index; of several rows with one index the last one wins."""
         if len(self) < 2:
@@ -303,6 +328,10 @@ def _take(column: NDArray[Any], rows: NDArray[Any] | slice) -> NDArray[Any]:
         n = len(range(*rows.indices(len(column)))) if isinstance(rows, slice) else _count(rows)
         return broadcast_column(column[0], n, column.dtype)
     return column[rows]
+
+
+def _copy(column: NDArray[Any]) -> NDArray[Any]:
+    return column if column.strides[0] == 0 else column.copy()
 
 
 def _count(rows: NDArray[Any]) -> int:

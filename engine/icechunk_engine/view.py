@@ -7,7 +7,7 @@ one place in a process.
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,10 @@ from icechunk_engine.virtual.resolver import VirtualResolver
 if TYPE_CHECKING:
     from icechunk_engine.session import Session
     from icechunk_engine.store import IcechunkStore
+
+
+_BATCH_NODES = 256
+_BATCH_REFS = 2**18
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,6 +183,26 @@ class SnapshotView:
             node = self._array_reader(paths.normalize(path)).node
             return chunk_io.current_refs(node, self._context.assets, self._changes)
 
+    def batches(self, nodes: Iterable[Node]) -> Iterator[list[Node]]:
+        """The nodes, so many at a time as :meth:`load_manifests` should be given: few references however many nodes."""
+        counts = self._base().manifest_files.counts()
+        batch: list[Node] = []
+        num_refs = 0
+        for node in nodes:
+            added = sum([counts.get(ref.manifest_id.raw, 0) for ref in node.manifests])
+            if batch and (len(batch) == _BATCH_NODES or num_refs + added > _BATCH_REFS):
+                yield batch
+                batch, num_refs = [], 0
+            batch.append(node)
+            num_refs += added
+        if batch:
+            yield batch
+
+    def load_manifests(self, nodes: Iterable[Node]) -> None:
+        """Fetch the manifests of some arrays together, so that :meth:`chunk_refs` finds them in memory."""
+        wanted = {ref.manifest_id: None for node in nodes for ref in node.manifests}
+        self._context.assets.manifests(list(wanted))
+
     async def chunk_coordinates(self, array_path: str, batch_size: int = 1000) -> AsyncIterator[tuple[int, ...]]:
         """Indices of all chunks that are there, in order.
 
@@ -210,8 +234,9 @@ class SnapshotView:
     def all_virtual_chunk_locations(self) -> list[str]:
         """Distinct locations of all virtual chunks, in order of array path and first chunk."""
         found: dict[str, None] = {}
-        for node in list(self.list_nodes()):
-            if node.is_array:
+        for batch in self.batches([node for node in self.list_nodes() if node.is_array]):
+            self.load_manifests(batch)
+            for node in batch:
                 refs = self.chunk_refs(node.path)
                 codes = refs.location_codes[refs.kinds == VIRTUAL]
                 _, first = np.unique(codes, return_index=True)

@@ -11,7 +11,7 @@ places share is bounded in all, so that a small file cannot ask for much memory.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, cast
@@ -19,7 +19,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from icechunk_engine.columns import I64, U8, BytesTable, broadcast_column
+from icechunk_engine.columns import I64, U8, BytesTable, broadcast_column, starts_of
 from icechunk_engine.errors import ErrorKind, FormatError
 
 Mask = NDArray[np.bool_]
@@ -56,9 +56,13 @@ class Buffer:
             ErrorKind.DESERIALIZATION,
         )
 
+    def require_same(self, anchors: I64, places: I64) -> None:
+        """Raise unless each place is in the file of its anchor; for more than one file see :class:`JoinedBuffer`."""
+
     def gather(self, positions: I64, dtype: DTypeLike) -> NDArray[Any]:
         """Values of ``dtype``, stored little-endian, at any byte positions; every position is checked."""
         native, stored = _dtypes(cast(Hashable, dtype))
+        self.require_same(positions, positions + (native.itemsize - 1))
         if len(positions) == 0:
             return np.empty(0, native)
         if len(positions) == 1:  # most tables of small files stand alone
@@ -85,6 +89,7 @@ class Buffer:
     def follow(self, positions: I64) -> I64:
         """Where the unsigned offsets stored at ``positions`` point to."""
         targets: I64 = positions + self.gather(positions, np.uint32)
+        self.require_same(positions, targets)
         return targets
 
     def tables(self, positions: I64) -> Tables:
@@ -99,8 +104,10 @@ class Buffer:
         """The vectors (or strings, with ``item_size`` 1) whose length prefixes are at ``positions``."""
         lengths = self.gather(positions, np.uint32).astype(np.int64)
         starts = positions + 4
-        if len(starts) and int((starts + lengths * item_size).max()) > self.size:
+        ends = starts + lengths * item_size
+        if len(starts) and int(ends.max()) > self.size:
             raise self.error("a vector reaches beyond the end of the file")
+        self.require_same(positions, ends - 1)
         return Vectors(self, starts, lengths, item_size)
 
     def spend(self, n_bytes: int) -> None:
@@ -108,6 +115,38 @@ class Buffer:
         self.budget -= n_bytes
         if self.budget < 0:
             raise self.error("its vectors overlap too much")
+
+
+class JoinedBuffer(Buffer):
+    """Several flatbuffers one after another, whose tables are read together; nothing may point from one to another.
+
+    Parameters
+    ----------
+    bodies
+        The flatbuffers, each ``uint8`` and not empty.
+
+    Attributes
+    ----------
+    starts
+        ``int64 (m + 1,)``: where each begins, and the end.
+    """
+
+    __slots__ = ("starts",)
+
+    def __init__(self, bodies: Sequence[U8], name: str = "one of some files") -> None:
+        super().__init__(np.concatenate(bodies), name)
+        self.starts = starts_of(np.array([len(body) for body in bodies], np.int64))
+
+    def require_same(self, anchors: I64, places: I64) -> None:
+        if not np.array_equal(self._files(anchors), self._files(places)):
+            raise self.error("an offset points outside of the file")
+
+    def _files(self, positions: I64) -> I64:
+        return np.searchsorted(self.starts, positions, "right")
+
+    def roots(self) -> Tables:
+        """The root tables."""
+        return Tables(self, self.follow(self.starts[:-1]))
 
 
 @lru_cache
@@ -134,6 +173,7 @@ class Tables:
         self.buffer = buffer
         self.positions = positions
         vtables = positions - buffer.gather(positions, np.int32)
+        buffer.require_same(positions, vtables)
         self._vtables, self._codes = _group(vtables)
         self._vtable_sizes = buffer.gather(self._vtables, np.uint16).astype(np.int64)
         if len(positions):
@@ -141,6 +181,7 @@ class Tables:
                 raise buffer.error("a vtable is malformed")
             if int((self._vtables + self._vtable_sizes).max()) > buffer.size:
                 raise buffer.error("a vtable reaches beyond the end of the file")
+            buffer.require_same(self._vtables, self._vtables + self._vtable_sizes - 1)
         self._only_vtable: list[int] | None = None
         if len(self._vtables) == 1:
             n_entries, start = int(self._vtable_sizes[0]) // 2, int(self._vtables[0])
@@ -261,13 +302,17 @@ class Tables:
         """Positions of the field in the tables that have it, and which do."""
         if self._only_vtable is not None:
             offset = self._only_offset(self._only_vtable, slot)
-            return (self.positions + offset if offset else np.empty(0, np.int64)), self._all_or_none(offset)
+            fields = self.positions + offset if offset else np.empty(0, np.int64)
+            self.buffer.require_same(self.positions[: len(fields)], fields)
+            return fields, self._all_or_none(offset)
         offsets = self._field_offsets(slot)
         present = self._present(offsets)
         of_table = offsets if self._codes is None else offsets[self._codes]
-        if bool(present.all()):
-            return self.positions + of_table, present
-        return self.positions[present] + of_table[present], present
+        owners = self.positions
+        if not bool(present.all()):
+            owners, of_table = owners[present], of_table[present]
+        self.buffer.require_same(owners, owners + of_table)
+        return owners + of_table, present
 
 
 def _group(vtables: I64) -> tuple[I64, NDArray[np.int64] | None]:

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from icechunk_engine.chunk_refs import INLINE, NATIVE, NO_CODE, VIRTUAL, ChunkRefs, concat
-from icechunk_engine.columns import I64, U8, BytesTable, broadcast_column, concat_tables, ragged_positions, starts_of
+from icechunk_engine.columns import (
+    I64,
+    U8,
+    BytesTable,
+    broadcast_column,
+    concat_tables,
+    gather_ranges,
+    ragged_positions,
+    starts_of,
+)
 from icechunk_engine.flatbuf.blocks import BlockTables
 from icechunk_engine.flatbuf.distinct import distinct_ranges
 from icechunk_engine.flatbuf.reader import Buffer, Tables, Vectors, is_utf8
@@ -137,6 +148,59 @@ def read_refs(buffer: Buffer, vector: int, n: int, dictionary: bytes | None) -> 
         if int(refs.lengths[inline].sum()) * 2 <= buffer.size:
             refs = refs.compact()
     return refs.latest()
+
+
+def read_few_refs(vectors: Vectors) -> list[ChunkRefs]:
+    """:func:`read_refs` of many arrays with few references each, at once.
+
+    Parameters
+    ----------
+    vectors
+        For each array its vector of offsets to ``ChunkRef`` tables.
+
+    Raises
+    ------
+    FormatError
+        As :func:`read_refs`, and for compressed locations.
+    """
+    starts = starts_of(vectors.lengths)
+    tables = vectors.tables()
+    ranks = tables.vectors(Slot.INDEX, 4, "the index of a chunk reference").lengths
+    filled = vectors.lengths > 0
+    if not np.array_equal(ranks, np.repeat(ranks[starts[:-1][filled]], vectors.lengths[filled])):
+        raise vectors.buffer.error("its chunk references differ in rank")
+    found = [ChunkRefs.empty(0)] * len(vectors)
+    for rank in np.unique(ranks).tolist():
+        of_rank = np.flatnonzero(filled)[ranks[starts[:-1][filled]] == rank]
+        bounds = starts_of(vectors.lengths[of_rank])
+        slab = _read_slab(tables.take(np.flatnonzero(ranks == rank)), None)
+        for array, refs in zip(of_rank.tolist(), _cut(_own_inline(slab, tables.buffer), bounds), strict=True):
+            found[array] = refs.latest()
+    return found
+
+
+def _own_inline(refs: ChunkRefs, buffer: Buffer) -> ChunkRefs:
+    """With a copy of the inline payloads that the references name in a file's body, row after row."""
+    inline = refs.kinds == INLINE
+    if not bool(inline.any()):
+        return refs
+    lengths = np.where(inline, refs.lengths, 0).astype(np.int64)
+    buffer.spend(int(lengths.sum()))
+    payloads = gather_ranges(buffer.data, refs.offsets[inline].astype(np.int64), lengths[inline])
+    offsets = np.where(inline, starts_of(lengths)[:-1].astype(np.uint64), refs.offsets)
+    return dataclasses.replace(refs, offsets=offsets, inline_data=payloads)
+
+
+def _cut(refs: ChunkRefs, bounds: I64) -> Iterator[ChunkRefs]:
+    """The rows between one bound and the next, with columns of their own; inline payloads are in the rows' order."""
+    inline = refs.kinds == INLINE
+    payloads = starts_of(np.where(inline, refs.lengths, 0))[bounds].tolist()
+    rows_first = np.repeat(payloads[:-1], np.diff(bounds)).astype(np.uint64)
+    refs = dataclasses.replace(refs, offsets=np.where(inline, refs.offsets - rows_first, refs.offsets))
+    coded = len(refs.locations) > 0 or len(refs.etags) > 0
+    for (start, stop), (first, last) in zip(pairwise(bounds.tolist()), pairwise(payloads), strict=True):
+        part = refs.copy(slice(start, stop), refs.inline_data[first:last].copy())
+        yield part.compact() if coded else part
 
 
 def _read_slab(tables: Tables, dictionary: bytes | None) -> ChunkRefs:

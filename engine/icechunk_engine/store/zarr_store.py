@@ -528,21 +528,15 @@ class IcechunkStore(VirtualReferences, Store):
             return await in_thread(self._session.chunk_refs, path)
         return self._session.chunk_refs(path)
 
-    async def _refs_of(self, node: Node) -> ChunkRefs | None:
-        return await self._refs(node.path) if node.is_array else None
-
     async def _with_refs(self, nodes: builtins.list[Node]) -> AsyncIterator[tuple[Node, ChunkRefs | None]]:
-        """Nodes with the references of those that are arrays; some ahead, where a network is waited for."""
-        ahead = DEFAULT_CONCURRENCY if self._session.storage_waits else 1
-        for start in range(0, len(nodes), ahead):
-            batch = nodes[start : start + ahead]
-            if ahead == 1:
-                yield batch[0], await self._refs_of(batch[0])
-                continue
-            for pair in zip(
-                batch, await _gather([_Call(self._refs_of, (node,)) for node in batch], ahead), strict=True
-            ):
-                yield pair
+        """Nodes with the references of those that are arrays; manifests are fetched for some of them at once."""
+        for batch in self._session.batches(nodes):
+            if self._session.storage_waits:
+                await in_thread(self._session.load_manifests, batch)
+            else:
+                self._session.load_manifests(batch)
+            for node in batch:
+                yield node, await self._refs(node.path) if node.is_array else None
 
     async def is_empty(self, prefix: str) -> bool:
         """True when no key lies in a directory."""

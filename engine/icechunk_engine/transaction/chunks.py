@@ -111,7 +111,7 @@ def stored_refs(node: Node, assets: AssetManager) -> ChunkRefs:
     if not node.manifests:
         return ChunkRefs.empty(ndim)
     loaded = assets.manifests([ref.manifest_id for ref in node.manifests])
-    refs = concat([manifest.finder(node.node_id)[0] for manifest in loaded])
+    refs = concat([manifest.refs(node.node_id) for manifest in loaded])
     if any(
         stop > n for ref in node.manifests for (_, stop), n in zip(ref.extents, node.shape.num_chunks, strict=False)
     ):
