@@ -5,29 +5,36 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
 
-from icechunk_engine.columns import I64
+from icechunk_engine.columns import I64, U64
 from icechunk_engine.format.repo_info import SnapshotInfo as SnapshotRecord
-from icechunk_engine.format.repo_info import Status, UpdateKind, UpdateRecord
-from icechunk_engine.format.snapshot_table import SnapshotTable
+from icechunk_engine.format.repo_info import NO_PARENT, SnapshotTable, Status, UpdateKind, UpdateRecord
 from icechunk_engine.ids import base32_of_rows
 from icechunk_engine.types import RepoAvailability, RepoStatus
 
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
 def utc_of_us(unix_us: int) -> datetime:
     """Unix microseconds as an aware datetime in UTC."""
-    seconds, microseconds = divmod(unix_us, 1_000_000)
-    return datetime.fromtimestamp(seconds, UTC).replace(microsecond=microseconds)
+    return _EPOCH + timedelta(microseconds=unix_us)
+
+
+def _utc_of_column(unix_us: U64) -> list[datetime]:
+    """:func:`utc_of_us` of many."""
+    elapsed: list[timedelta] = np.minimum(unix_us, np.uint64(2**62)).astype("m8[us]").tolist()
+    return [_EPOCH + time for time in elapsed]
 
 
 def us_of_datetime(moment: datetime) -> int:
     """Unix microseconds of a datetime; a naive one is taken as UTC."""
     aware = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
-    elapsed = aware - datetime(1970, 1, 1, tzinfo=UTC)
+    elapsed = aware - _EPOCH
     return (elapsed.days * 86_400 + elapsed.seconds) * 1_000_000 + elapsed.microseconds
 
 
@@ -94,18 +101,23 @@ def snapshot_infos(table: SnapshotTable, rows: I64) -> Iterator[SnapshotInfo]:
         part = rows[start : start + size]
         start, size = start + size, min(16 * size, 4096)
         parents = table.parents[part]
-        ids, parent_ids = base32_of_rows(table.ids[part]), base32_of_rows(table.ids[np.maximum(parents, 0)])
-        times, messages = table.flushed_at[part].tolist(), table.messages.take(part).texts()
-        for row, own, has_parent, parent, time, message in zip(
-            part.tolist(), ids, (parents >= 0).tolist(), parent_ids, times, messages, strict=True
+        known, codes = np.unique(np.concatenate([part, parents]), return_inverse=True)
+        names: list[str | None] = [*base32_of_rows(table.ids[known])]
+        if len(known) and known[0] == NO_PARENT:
+            names[0] = None
+        ids = [names[code] for code in codes.tolist()]
+        for row, own, parent, time, message, has_metadata in zip(
+            part.tolist(),
+            ids[: len(part)],
+            ids[len(part) :],
+            _utc_of_column(table.flushed_at[part]),
+            table.messages.take(part).texts(),
+            (table.metadata.lengths[part] > 0).tolist(),
+            strict=True,
         ):
-            yield SnapshotInfo(
-                id=own,
-                parent_id=parent if has_parent else None,
-                written_at=utc_of_us(time),
-                message=message,
-                metadata=table.metadata.decode(row),
-            )
+            assert own is not None
+            metadata = table.metadata.decode(row) if has_metadata else {}
+            yield SnapshotInfo(id=own, parent_id=parent, written_at=time, message=message, metadata=metadata)
 
 
 @dataclass(frozen=True, slots=True)

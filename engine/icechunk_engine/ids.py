@@ -149,10 +149,13 @@ def random_id_rows(n: int, size: int = 12) -> NDArray[np.uint8]:
 def base32_of_rows(rows: NDArray[np.uint8]) -> list[str]:
     """Crockford base32 of each row of an id column ``uint8 (n, size)``, as :func:`encode_base32` spells it."""
     n_rows, size = rows.shape
-    n_chars = -(-size * 8 // 5)
-    bits = np.zeros((n_rows, n_chars * 5), np.uint8)
-    bits[:, : size * 8] = np.unpackbits(np.ascontiguousarray(rows), axis=1)
-    digits = np.packbits(bits.reshape(n_rows, n_chars, 5), axis=2)[:, :, 0] >> 3
-    letters = np.frombuffer(_ALPHABET.encode(), np.uint8)[digits]
-    texts: list[str] = letters.view(f"S{n_chars}")[:, 0].astype(np.str_).tolist()
-    return texts
+    n_chars, n_groups = -(-size * 8 // 5), -(-size // 5)
+    # Five bytes are eight digits; they are shifted out of the upper end of eight bytes.
+    padded = np.zeros((n_rows, n_groups * 5), np.uint8)
+    padded[:, :size] = rows
+    words = np.zeros((n_rows, n_groups, 8), np.uint8)
+    words[:, :, 3:] = padded.reshape(n_rows, n_groups, 5)
+    digits = words.view(">u8") >> np.arange(35, -1, -5, dtype=np.uint64) & np.uint64(31)
+    letters = np.frombuffer(_ALPHABET.encode(), np.uint8)[digits.reshape(n_rows, 8 * n_groups)[:, :n_chars].astype(np.intp)]
+    text = letters.tobytes().decode()
+    return [text[start : start + n_chars] for start in range(0, len(text), n_chars)]

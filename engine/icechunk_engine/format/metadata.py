@@ -67,6 +67,11 @@ class MetadataColumns:
         return len(self.starts) - 1
 
     @property
+    def lengths(self) -> I64:
+        """Number of items of each list, ``int64 (n,)``."""
+        return self.starts[1:] - self.starts[:-1]
+
+    @property
     def nbytes(self) -> int:
         """Memory held."""
         return int(self.starts.nbytes) + self.names.nbytes + self.values.nbytes
@@ -79,7 +84,7 @@ class MetadataColumns:
 
     def take(self, rows: NDArray[Any]) -> MetadataColumns:
         """The lists at ``rows``."""
-        lengths = np.diff(self.starts)[rows]
+        lengths = self.lengths[rows]
         items = ragged_positions(self.starts[:-1][rows], lengths)
         return MetadataColumns(starts_of(lengths), self.names.take(items), self.values.take(items))
 
@@ -93,7 +98,7 @@ class MetadataColumns:
 
     def write(self, arena: Arena, owners: TableWriter, slot: int) -> None:
         """Write one list for each of the ``owners`` and point their field ``slot`` at it."""
-        vectors = arena.offset_vectors(np.diff(self.starts))
+        vectors = arena.offset_vectors(self.lengths)
         owners.point(slot, vectors.positions)
         items = arena.tables(_ITEM, len(self.names))
         vectors.point(items.positions)
