@@ -6,7 +6,7 @@ Nothing here knows Icechunk. No function loops over rows in Python.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, Self
 
 import numpy as np
@@ -19,6 +19,10 @@ U64 = NDArray[np.uint64]
 
 _MIN_SLICE = 64
 """Mean length from which copying slices beats gathering items (measured)."""
+
+
+_FEW_SLICES = 8
+"""So few are not even looked at before."""
 
 
 def as_u8(data: Any) -> U8:
@@ -48,6 +52,8 @@ def column_bounds(matrix: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
 
 def starts_of(lengths: NDArray[Any]) -> I64:
     """Prefix sums with the total at the end: ``starts`` of shape ``(n + 1,)``."""
+    if len(lengths) < 2:  # of small tables, where this is the most of the work
+        return np.array([0, *lengths.tolist()], np.int64)
     starts = np.zeros(len(lengths) + 1, np.int64)
     lengths.cumsum(out=starts[1:])
     return starts
@@ -58,8 +64,11 @@ def gather_ranges(items: NDArray[Any], starts: NDArray[Any], lengths: NDArray[An
 
     Adjacent ranges are copied as one. Few or long ranges are copied slice by slice, which beats one index an item.
     """
-    if len(starts) < 2:
-        return items[int(starts[0]) : int(starts[0] + lengths[0])].copy() if len(starts) else items[:0]
+    if len(starts) == 0:
+        return items[:0]
+    if len(starts) <= _FEW_SLICES:
+        ranges = zip(starts.tolist(), lengths.tolist(), strict=True)
+        return np.concatenate([items[start : start + length] for start, length in ranges])
     starts, lengths = starts.astype(np.int64, copy=False), lengths.astype(np.int64, copy=False)
     stops = starts + lengths
     heads = np.flatnonzero(np.concatenate([[True], starts[1:] != stops[:-1]]))
@@ -90,6 +99,17 @@ def take_ragged(items: NDArray[Any], starts: NDArray[Any], rows: NDArray[Any]) -
     return gather_ranges(items, starts[:-1][rows], lengths), starts_of(lengths)
 
 
+def insert_ragged(
+    items: NDArray[Any], starts: I64, place: int, added: NDArray[Any], added_starts: I64
+) -> tuple[NDArray[Any], I64]:
+    """A ragged column with more lists before list ``place``, and its starts, which begin with 0."""
+    first, cut, last = int(starts[0]), int(starts[place]), int(starts[-1])
+    joined = np.concatenate([items[first:cut], added, items[cut:last]])
+    return joined, np.concatenate(
+        [starts[:place] - first, added_starts + (cut - first), starts[place + 1 :] + (len(added) - first)]
+    )
+
+
 class BytesTable:
     """Column of ``n`` byte strings: one data buffer and ``n + 1`` starts. Text is UTF-8.
 
@@ -116,16 +136,17 @@ class BytesTable:
     def of(cls, items: Iterable[bytes | str]) -> Self:
         """Table of Python strings or bytes."""
         encoded = [item.encode() if isinstance(item, str) else item for item in items]
-        lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
-        return cls(np.frombuffer(b"".join(encoded), np.uint8), starts_of(lengths))
+        starts = accumulate(map(len, encoded), initial=0)
+        return cls(np.frombuffer(b"".join(encoded), np.uint8), np.fromiter(starts, np.int64, len(encoded) + 1))
 
     @classmethod
     def gather(cls, buffer: U8, starts: NDArray[Any], lengths: NDArray[Any]) -> Self:
         """Copy ``n`` ranges out of ``buffer``."""
         if len(starts) > 1 and bool((lengths == lengths[0]).all()) and int(lengths[0]) > 0:
             width = int(lengths[0])
-            windows = np.lib.stride_tricks.sliding_window_view(buffer, width)
-            return cls(windows[starts.astype(np.int64)].reshape(-1), starts_of(np.full(len(starts), width)))
+            windows = np.ndarray((len(buffer) - width + 1,), f"V{width}", np.ascontiguousarray(buffer), strides=(1,))
+            data = windows[starts.astype(np.int64, copy=False)].view(np.uint8)
+            return cls(data, np.arange(0, len(data) + 1, width, dtype=np.int64))
         return cls(gather_ranges(buffer, starts, lengths), starts_of(lengths))
 
     def __len__(self) -> int:
@@ -159,6 +180,11 @@ class BytesTable:
         data, starts = self.data.tobytes(), self.starts.tolist()
         return [data[start:stop] for start, stop in pairwise(starts)]
 
+    def insert(self, place: int, other: BytesTable) -> BytesTable:
+        """With all strings of another table before string ``place``."""
+        added = other.data[other.starts[0] : other.starts[-1]]
+        return BytesTable(*insert_ragged(self.data, self.starts, place, added, other.starts - other.starts[0]))
+
     def take(self, rows: NDArray[Any]) -> BytesTable:
         """The strings at ``rows``, in that order."""
         return BytesTable.gather(self.data, self.starts[:-1][rows], self.lengths[rows])
@@ -191,6 +217,8 @@ def concat_tables(tables: Sequence[BytesTable]) -> BytesTable:
 
 def is_sorted(table: BytesTable) -> bool:
     """True when no string is greater than the next one, bytewise. Eight bytes of all pairs are compared at a time."""
+    if len(table) < 2:
+        return True
     starts, lengths = table.starts[:-1], table.lengths
     padded = np.concatenate([table.data, np.zeros(8, np.uint8)])
     words = np.ndarray((len(padded) - 7,), ">u8", padded, strides=(1,))

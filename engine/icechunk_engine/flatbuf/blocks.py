@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from icechunk_engine.columns import I64, U8, BytesTable, ragged_positions, starts_of
+from icechunk_engine.columns import I64, U8, BytesTable, scatter_ranges, starts_of
 from icechunk_engine.flatbuf.distinct import sorted_distinct
 from icechunk_engine.flatbuf.writer import Arena, TableLayout, forward
 
@@ -37,9 +37,6 @@ _MAX_REACH = 2**16 - 1
 """A vtable entry is 16 bits wide."""
 _COPIED_BYTES_PER_ROW = 8
 """Copies of shared strings may take so many bytes a table; else there is one copy for the whole file."""
-
-_FEW_ROWS = 8
-"""Up to here tables are not put in blocks."""
 
 Mask = NDArray[np.bool_]
 
@@ -138,7 +135,7 @@ class BlockTables:
         """Reserve the tables and all that they point to; returns the tables' positions, ``int64 (n,)``."""
         if self._n == 0:
             return np.empty(0, np.int64)
-        if self._n <= _FEW_ROWS:
+        if self._n <= MIN_BLOCK_ROWS:
             return self._place_singly(arena)
         # Wide lanes first, so that 8-byte numbers are aligned without padding.
         lanes = sorted(self._lanes, key=lambda lane: (lane.width != 8, lane.slot))
@@ -146,7 +143,7 @@ class BlockTables:
 
 
     def _place_singly(self, arena: Arena) -> I64:
-        """As ordinary tables: so few have nothing in common that a compressor could find."""
+        """As ordinary tables: those of a single block would not be smaller."""
         tables = arena.tables(_layout_of(tuple((lane.slot, lane.width, lane.kind) for lane in self._lanes)), self._n)
         for lane in self._lanes:
             if lane.values is not None:
@@ -347,8 +344,8 @@ class _Blocks:
             at = np.repeat(starts[:-1], counts) + copies.starts[own] - layout.end
             codes = copies.codes[own]
             lengths = shared.lengths[codes]
-            tail[at[:, None] + np.arange(4)] = lengths.astype("<u4").view(np.uint8).reshape(-1, 4)
-            tail[ragged_positions(at + 4, lengths)] = shared.table.take(codes).data
+            tail.view("<u4")[at // 4] = lengths
+            scatter_ranges(tail, at + 4, lengths, shared.table.take(codes).data)
         return tail, starts.tolist()
 
 

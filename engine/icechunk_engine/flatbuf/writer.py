@@ -202,7 +202,7 @@ class Arena:
                 raise InternalError("a place in a flatbuffer was reserved and never filled")
             written = 0
             for piece in content() if callable(content) else (content,):
-                written += memoryview(piece).nbytes
+                written += piece.nbytes if isinstance(piece, np.ndarray) else len(piece)
                 yield piece
             if written != n_bytes:
                 raise InternalError("a place in a flatbuffer was filled with another size than reserved")

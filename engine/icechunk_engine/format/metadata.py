@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from icechunk_engine.columns import I64, BytesTable, concat_tables, ragged_positions, starts_of
+from icechunk_engine.columns import I64, BytesTable, ragged_positions, starts_of
 from icechunk_engine.errors import ErrorKind, FormatError, InvalidInputError
 from icechunk_engine.flatbuf import flexbuffers
 from icechunk_engine.flatbuf.reader import Vectors
@@ -88,12 +88,13 @@ class MetadataColumns:
         items = ragged_positions(self.starts[:-1][rows], lengths)
         return MetadataColumns(starts_of(lengths), self.names.take(items), self.values.take(items))
 
-    def concat(self, other: MetadataColumns) -> MetadataColumns:
-        """These lists, then the other's."""
+    def insert(self, place: int, other: MetadataColumns) -> MetadataColumns:
+        """With all lists of the other before list ``place``."""
+        item, n_added = int(self.starts[place]), int(other.starts[-1])
         return MetadataColumns(
-            np.concatenate([self.starts, other.starts[1:] + self.starts[-1]]),
-            concat_tables([self.names, other.names]),
-            concat_tables([self.values, other.values]),
+            np.concatenate([self.starts[:place], other.starts + item, self.starts[place + 1 :] + n_added]),
+            self.names.insert(item, other.names),
+            self.values.insert(item, other.values),
         )
 
     def write(self, arena: Arena, owners: TableWriter, slot: int) -> None:

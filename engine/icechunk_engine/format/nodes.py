@@ -31,6 +31,7 @@ from icechunk_engine.columns import (
     take_ragged,
 )
 from icechunk_engine.errors import ErrorKind, FormatError
+from icechunk_engine.flatbuf.distinct import sorted_distinct
 from icechunk_engine.format.metadata import encode_text
 from icechunk_engine.ids import ManifestId, NodeId
 from icechunk_engine.zarr_metadata import ArrayShape
@@ -308,7 +309,7 @@ class NodeTable:
 
     def used_manifest_ids(self) -> U8:
         """Distinct ids of all manifests that nodes refer to, sorted: ``uint8 (k, 12)``."""
-        return np.unique(row_keys(self.manifest_ids)).view(np.uint8).reshape(-1, ManifestId.SIZE)
+        return sorted_distinct(row_keys(self.manifest_ids)).view(np.uint8).reshape(-1, ManifestId.SIZE)
 
     # --- changing --------------------------------------------------------------------------------------------------
 

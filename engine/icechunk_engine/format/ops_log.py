@@ -276,7 +276,7 @@ def read_updates(tables: Tables) -> UpdateTable:
     backup_paths = tables.strings(fields.BACKUP_PATH)
     names: list[tuple[I64, BytesTable]] = []
     reasons: list[tuple[I64, BytesTable]] = []
-    for number in np.unique(rows["kind"]).tolist():
+    for number in _kinds_in(rows):
         if number not in _SLOTS:
             continue  # a newer kind; see _known_kind
         kind = UpdateKind(number)
@@ -317,6 +317,11 @@ def _read_details(
         rows["availability"][of_kind], rows["set_at"][of_kind] = availability, set_at
         rows["has_reason"][of_kind] = has_reason
         reasons.append((of_kind, reason))
+
+
+def _kinds_in(rows: NDArray[Any]) -> list[int]:
+    kinds: list[int] = np.flatnonzero(np.bincount(rows["kind"])).tolist()
+    return kinds
 
 
 def _scattered(parts: Sequence[tuple[I64, BytesTable]], n: int) -> BytesTable:
@@ -389,7 +394,7 @@ def write_updates(arena: Arena, updates: UpdateTable) -> I64:
     tables.set(fields.UPDATE_TYPE_TYPE, rows["kind"])
     tables.set(fields.UPDATED_AT, rows["updated_at"])
     details = np.zeros(len(updates), np.int64)
-    for number in np.unique(rows["kind"]).tolist():
+    for number in _kinds_in(rows):
         kind = _known_kind(number)
         of_kind = np.flatnonzero(rows["kind"] == kind)
         children = arena.tables(_DETAILS[kind], len(of_kind))

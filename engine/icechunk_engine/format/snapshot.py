@@ -89,8 +89,10 @@ class ManifestFiles:
 
     def sorted(self) -> ManifestFiles:
         """Sorted by id; of equal ids one stays."""
-        keys, first = np.unique(row_keys(self.ids), return_index=True)
-        return self if len(keys) == len(self) and bool((np.diff(first) > 0).all()) else self.take(first)
+        keys = row_keys(self.ids)
+        if bool((keys[1:] > keys[:-1]).all()):
+            return self
+        return self.take(np.unique(keys, return_index=True)[1])
 
     def union(self, other: ManifestFiles) -> ManifestFiles:
         """Files of both."""

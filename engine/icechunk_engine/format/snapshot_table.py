@@ -18,7 +18,7 @@ from icechunk_engine.columns import (
     U8,
     U64,
     BytesTable,
-    concat_tables,
+    insert_ragged,
     row_keys,
     starts_of,
     take_ragged,
@@ -172,6 +172,7 @@ class SnapshotTable:
                 ErrorKind.DUPLICATE_SNAPSHOT_ID,
             )
         added = SnapshotTable.of_root(info)
+        parent = NO_PARENT
         if info.parent_id is not None:
             parent = self.find(info.parent_id)
             if parent < 0:
@@ -179,9 +180,23 @@ class SnapshotTable:
                     f"snapshot {info.parent_id}, on which this one is based, is no longer in the repository: it "
                     f"expired and was collected. Redo the change in a new session"
                 )
-            added = replace(added, parents=np.array([parent], np.int32))
-        rows = np.insert(np.arange(len(self)), place, len(self))
-        return _concat(self, added)._take(rows)
+
+        def column(ours: NDArray[Any], other: NDArray[Any]) -> NDArray[Any]:
+            return np.concatenate([ours[:place], other, ours[place:]])
+
+        parents = column(self.parents, np.array([parent], np.int32))
+        pruned_ids, pruned_starts = insert_ragged(
+            self.pruned_ids, self.pruned_starts, place, added.pruned_ids, added.pruned_starts
+        )
+        return SnapshotTable(
+            ids=column(self.ids, added.ids),
+            parents=parents + (parents >= place).astype(np.int32),
+            flushed_at=column(self.flushed_at, added.flushed_at),
+            messages=self.messages.insert(place, added.messages),
+            metadata=self.metadata.insert(place, added.metadata),
+            pruned_starts=pruned_starts,
+            pruned_ids=pruned_ids,
+        )
 
     def remove(self, rows: NDArray[Any]) -> SnapshotTable:
         """Without the snapshots at ``rows``, none of which may be the parent of one that stays."""
@@ -231,19 +246,6 @@ class SnapshotTable:
             pruned_starts=pruned_starts,
             pruned_ids=pruned_ids,
         )
-
-
-def _concat(first: SnapshotTable, second: SnapshotTable) -> SnapshotTable:
-    """Rows of both; parents of the second are rows of the first already."""
-    return SnapshotTable(
-        ids=np.concatenate([first.ids, second.ids]),
-        parents=np.concatenate([first.parents, second.parents]),
-        flushed_at=np.concatenate([first.flushed_at, second.flushed_at]),
-        messages=concat_tables([first.messages, second.messages]),
-        metadata=first.metadata.concat(second.metadata),
-        pruned_starts=np.append(first.pruned_starts, second.pruned_starts[1:] + first.pruned_starts[-1]),
-        pruned_ids=np.concatenate([first.pruned_ids, second.pruned_ids]),
-    )
 
 
 def _id_rows(ids: Sequence[SnapshotId]) -> U8:
@@ -296,7 +298,7 @@ def write_snapshots(arena: Arena, table: SnapshotTable) -> I64:
     tables.set(fields.FLUSHED_AT, table.flushed_at)
     tables.point(fields.MESSAGE, arena.strings(table.messages))
     table.metadata.write(arena, tables, fields.METADATA)
-    lengths = np.diff(table.pruned_starts)
+    lengths = table.pruned_starts[1:] - table.pruned_starts[:-1]
     has_pruned = lengths > 0
     if bool(has_pruned.any()):
         positions = np.zeros(len(table), np.int64)

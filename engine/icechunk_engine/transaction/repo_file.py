@@ -88,7 +88,6 @@ def update_repo_file(
         ``update-attempts-exhausted``.
     """
     storage, config = assets.storage, assets.config
-    storage.flush()
     known = [] if present is None or present.version is None else [(present.info, present.version)]
 
     def attempt() -> RepoInfo:
@@ -104,6 +103,7 @@ def update_repo_file(
         )
         data = encode_repo_info(changed, level=config.compression_level)
         storage.copy(layout.REPO, layout.overwritten_key(backup))
+        storage.flush()
         try:
             with request(_LOG, "replace", layout.REPO):
                 version = storage.replace(layout.REPO, data, version)
