@@ -285,14 +285,21 @@ class AssetManager:
         if self.storage.waits or len(manifest_ids) < 2:
             return map_requests(self.storage, self.manifest, manifest_ids)
         cache = self._caches.manifests
-        found: dict[ManifestId, LoadedManifest | None] = {key: cache.get(key) for key in manifest_ids}
-        for some in batched([key for key, loaded in found.items() if loaded is None], _READ_TOGETHER):
+        found: dict[ManifestId, LoadedManifest] = {}
+        missing: list[ManifestId] = []
+        for manifest_id in dict.fromkeys(manifest_ids):
+            cached = cache.get(manifest_id)
+            if cached is None:
+                missing.append(manifest_id)
+            else:
+                found[manifest_id] = cached
+        for some in batched(missing, _READ_TOGETHER):
             manifests = decode_manifests([self._manifest_file(manifest_id) for manifest_id in some])
             for manifest_id, manifest in zip(some, manifests, strict=True):
                 _require_same(layout.manifest_key(manifest_id), manifest.manifest_id, manifest_id)
                 loaded = found[manifest_id] = LoadedManifest(manifest)
                 cache.put(manifest_id, loaded, manifest.nbytes)
-        return [loaded for manifest_id in manifest_ids if (loaded := found[manifest_id]) is not None]
+        return [found[manifest_id] for manifest_id in manifest_ids]
 
     def transaction_log(self, snapshot_id: SnapshotId) -> TransactionLog | None:
         """What a commit changed; None where there is no log (first snapshots of spec 1)."""

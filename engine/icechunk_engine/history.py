@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 
 from icechunk_engine.columns import I64, U64
-from icechunk_engine.format.repo_info import SnapshotInfo as SnapshotRecord
 from icechunk_engine.format.repo_info import NO_PARENT, SnapshotTable, Status, UpdateKind, UpdateRecord
+from icechunk_engine.format.repo_info import SnapshotInfo as SnapshotRecord
 from icechunk_engine.ids import base32_of_rows
 from icechunk_engine.types import RepoAvailability, RepoStatus
-
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 

@@ -156,6 +156,8 @@ def base32_of_rows(rows: NDArray[np.uint8]) -> list[str]:
     words = np.zeros((n_rows, n_groups, 8), np.uint8)
     words[:, :, 3:] = padded.reshape(n_rows, n_groups, 5)
     digits = words.view(">u8") >> np.arange(35, -1, -5, dtype=np.uint64) & np.uint64(31)
-    letters = np.frombuffer(_ALPHABET.encode(), np.uint8)[digits.reshape(n_rows, 8 * n_groups)[:, :n_chars].astype(np.intp)]
+    letters = np.frombuffer(_ALPHABET.encode(), np.uint8)[
+        digits.reshape(n_rows, 8 * n_groups)[:, :n_chars].astype(np.intp)
+    ]
     text = letters.tobytes().decode()
     return [text[start : start + n_chars] for start in range(0, len(text), n_chars)]

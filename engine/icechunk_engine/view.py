@@ -184,7 +184,7 @@ class SnapshotView:
             return chunk_io.current_refs(node, self._context.assets, self._changes)
 
     def batches(self, nodes: Iterable[Node]) -> Iterator[list[Node]]:
-        """The nodes, so many at a time as :meth:`load_manifests` should be given: few references however many nodes."""
+        """The nodes, as many at a time as :meth:`load_manifests` should be given: those of few references."""
         counts = self._base().manifest_files.counts()
         batch: list[Node] = []
         num_refs = 0

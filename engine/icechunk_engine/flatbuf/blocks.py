@@ -141,7 +141,6 @@ class BlockTables:
         lanes = sorted(self._lanes, key=lambda lane: (lane.width != 8, lane.slot))
         return _Blocks(self._n, lanes, self._vectors, self._shared).place(arena)
 
-
     def _place_singly(self, arena: Arena) -> I64:
         """As ordinary tables: those of a single block would not be smaller."""
         tables = arena.tables(_layout_of(tuple((lane.slot, lane.width, lane.kind) for lane in self._lanes)), self._n)

@@ -40,6 +40,9 @@ OFFSET = "<u4"
 """Field type of a child table, vector or string."""
 
 _SLAB_ROWS = 2**16
+_FEW = 8
+"""Up to here Python is faster than numpy."""
+_FEW_BYTES = 2**16
 
 Fill = Callable[[], Iterator[Any]]
 
@@ -164,12 +167,8 @@ class Arena:
         if len(lengths) == 0:
             return np.empty(0, np.int64)
         align = max(4, align)
-        if len(lengths) == 1:
-            total = -(-(4 + len(raw) + (1 if terminated else 0)) // align) * align
-            base = self.reserve(total, align, align - 4)
-            prefix = int(lengths[0]).to_bytes(4, "little")
-            self.put(base, prefix + raw.tobytes() + bytes(total - 4 - len(raw)))
-            return np.array([base], np.int64)
+        if len(lengths) <= _FEW and len(raw) <= _FEW_BYTES:
+            return self._few_ragged(raw.tobytes(), lengths.tolist(), item_size, align, terminated=terminated)
         used = 4 + lengths * item_size + (1 if terminated else 0)
         sizes = -(-used // align) * align
         starts = starts_of(sizes)
@@ -180,6 +179,19 @@ class Arena:
         scatter_ranges(filled, starts[:-1] + 4, lengths * item_size, raw)
         self.put(base, filled)
         return base + starts[:-1]
+
+    def _few_ragged(self, raw: bytes, lengths: list[int], item_size: int, align: int, *, terminated: bool) -> I64:
+        """:meth:`_ragged` for the many small vectors of small files: numpy is slow to call."""
+        pieces, starts, at, end = [], [], 0, 0
+        for length in lengths:
+            stop = at + length * item_size
+            size = -(-(4 + stop - at + terminated) // align) * align
+            pieces.append((length.to_bytes(4, "little") + raw[at:stop]).ljust(size, b"\0"))
+            starts.append(end)
+            at, end = stop, end + size
+        base = self.reserve(end, align, align - 4)
+        self.put(base, b"".join(pieces))
+        return np.array(starts, np.int64) + base
 
     def blocks(self) -> Iterator[Any]:
         """The finished buffer in pieces, ``self.size`` bytes in all (call :meth:`seal` first to know the size).
@@ -312,7 +324,7 @@ class TableWriter:
 
     def __init__(self, layout: TableLayout, position: int, n: int) -> None:
         self._layout = layout
-        self.positions = np.arange(position, position + n * layout.stride, layout.stride, np.int64)
+        self.positions: I64 = np.arange(position, position + n * layout.stride, layout.stride, dtype=np.int64)
         self._columns: dict[int, tuple[NDArray[Any], bool]] = {}
         self._masks: dict[int, NDArray[np.bool_]] = {}
         self._soffsets: I64 | None = None
@@ -377,27 +389,33 @@ class TableWriter:
         """The tables' bytes, some thousands of tables at once."""
         if self._soffsets is None:
             raise InternalError("tables were written before their vtables were placed")
-        if len(self) == 1:
-            yield self._only_row(int(self._soffsets[0]))
+        if len(self) <= _FEW:
+            yield self._few_rows(self._soffsets.tolist())
             return
         for start in range(0, len(self), _SLAB_ROWS):
             yield self._rows(slice(start, min(start + _SLAB_ROWS, len(self))), self._soffsets)
 
-    def _only_row(self, soffset: int) -> bytes:
-        """:meth:`_rows` of one table; most of a small file's tables stand alone, and numpy is slow to call."""
-        position = int(self.positions[0])
-        values: list[int | bytes] = []
+    def _few_rows(self, soffsets: list[int]) -> bytes:
+        """:meth:`_rows` for the many small tables of small files: numpy is slow to call."""
+        positions = self.positions.tolist()
+        columns: list[Sequence[int | bytes]] = []
         for slot, (offset, dtype) in self._layout.fields.items():
-            is_struct = dtype.kind == "V"
-            found = self._columns.get(slot)
-            if found is None or slot in self._masks:
-                values.append(b"" if is_struct else 0)
-            elif is_struct:
-                values.append(found[0].tobytes())
-            else:
-                value = int(found[0][0])
-                values.append(_distance(position + offset, value) if found[1] else value)
-        return self._layout.record.pack(soffset, *values)
+            size = dtype.itemsize if dtype.kind == "V" else 0
+            absent: Any = b"" if size else 0
+            if slot not in self._columns:
+                columns.append([absent] * len(positions))
+                continue
+            column, is_offset = self._columns[slot]
+            values: list[Any] = _pieces(column.tobytes(), size) if size else column.tolist()
+            mask = self._masks.get(slot)
+            present = mask.tolist() if mask is not None else [True] * len(positions)
+            if is_offset:
+                rows = zip(positions, values, present, strict=True)
+                values = [_distance(position + offset, value) if has else 0 for position, value, has in rows]
+            elif mask is not None:
+                values = [value if has else absent for value, has in zip(values, present, strict=True)]
+            columns.append(values)
+        return b"".join(map(self._layout.record.pack, soffsets, *columns))
 
     def _rows(self, rows: slice, soffsets: I64) -> U8:
         n = rows.stop - rows.start
@@ -417,6 +435,10 @@ class TableWriter:
             else:
                 _column(out, offset, dtype)[present] = values
         return out.reshape(-1)
+
+
+def _pieces(raw: bytes, size: int) -> list[bytes]:
+    return [raw[start : start + size] for start in range(0, len(raw), size)]
 
 
 def _spread(values: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
@@ -478,15 +500,16 @@ class OffsetVectors:
         if len(targets) != total:
             raise InternalError("a vector of offsets was not given as many targets as reserved")
         if len(self._lengths) == 1:
-            yield total.to_bytes(4, "little")
             first = int(self.positions[0]) + 4
-            if total == 1:
-                yield _distance(first, int(targets[0])).to_bytes(4, "little")
+            if total <= _FEW:
+                fields = range(first, first + 4 * total, 4)
+                yield struct.pack(f"<{1 + total}I", total, *map(_distance, fields, targets.tolist()))
                 return
+            yield total.to_bytes(4, "little")
             for start in range(0, total, _SLAB_ROWS):
                 part = targets[start : start + _SLAB_ROWS]
-                fields = first + 4 * np.arange(start, start + len(part), dtype=np.int64)
-                yield forward(fields, part).astype("<u4")
+                places = first + 4 * np.arange(start, start + len(part), dtype=np.int64)
+                yield forward(places, part).astype("<u4")
             return
         base = int(self.positions[0])
         words = np.zeros((total + len(self._lengths)), "<u4")

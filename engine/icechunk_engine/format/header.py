@@ -15,7 +15,6 @@ bytes    content
 from __future__ import annotations
 
 import struct
-import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
@@ -46,7 +45,7 @@ _MIN_WINDOW_LOG = 23
 (RFC 8878 §3.1.1.1.2)."""
 
 _SMALL_BODY = 2**20
-"""Up to here a body is compressed as a whole: making a compressor and feeding it takes as long as it works."""
+"""Up to here a body is compressed as a whole: feeding a compressor takes as long as it works."""
 
 _HEADER = struct.Struct("<12s24sBBB")
 
@@ -60,21 +59,6 @@ class FileType(IntEnum):
     TRANSACTION_LOG = 4
     CHUNK = 5
     REPO_INFO = 6
-
-
-class _Contexts(threading.local):
-    """zstd's contexts, which take long to make; one thread at a time may use one."""
-
-    def __init__(self) -> None:
-        self.decompressor = zstandard.ZstdDecompressor()
-        self._compressors: dict[int, zstandard.ZstdCompressor] = {}
-
-    def compressor(self, level: int) -> zstandard.ZstdCompressor:
-        known = self._compressors.get(level)
-        return known or self._compressors.setdefault(level, zstandard.ZstdCompressor(level=level))
-
-
-_CONTEXTS = _Contexts()
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +96,7 @@ def pack_blocks(file_type: FileType, spec_version: int, blocks: Iterable[Any], s
     """
     header = _HEADER.pack(MAGIC, WRITER_NAME.encode().ljust(24), spec_version, file_type, COMPRESSION_ZSTD)
     if size <= _SMALL_BODY:
-        return header + _CONTEXTS.compressor(level).compress(b"".join(blocks))
+        return header + zstandard.ZstdCompressor(level=level).compress(b"".join(blocks))
     parameters = zstandard.ZstdCompressionParameters.from_level(level, source_size=size)
     if size > 2**parameters.window_log:
         parameters = zstandard.ZstdCompressionParameters.from_level(
@@ -205,7 +189,7 @@ def _decompress(frame: memoryview, name: str) -> U8:
             raise _damaged(name, f"it claims to hold {size} bytes")
         if size == 0:
             raise _damaged(name, "it is empty")
-        body = _CONTEXTS.decompressor.decompress(frame, allow_extra_data=False)
+        body = zstandard.ZstdDecompressor().decompress(frame, allow_extra_data=False)
     except (zstandard.ZstdError, MemoryError) as error:
         raise _damaged(name, str(error) or "out of memory") from None
     if len(body) != size:

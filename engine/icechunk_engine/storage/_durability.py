@@ -144,7 +144,7 @@ _SYNC_FILE_RANGE_WRITE = 2
 
 
 def _start_writing(fd: int) -> None:
-    """Hand a file's data to the disk without waiting; what the system says to that, the fsync that follows says too."""
+    """Hand a file's data to the disk without waiting; the fsync that follows tells of what goes wrong."""
     if _sync_file_range is not None:
         _sync_file_range(fd, ctypes.c_int64(0), ctypes.c_int64(0), _SYNC_FILE_RANGE_WRITE)
 

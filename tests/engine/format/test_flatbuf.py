@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from icechunk_engine.columns import BytesTable, ragged_positions
 from icechunk_engine.errors import ErrorKind, FormatError, InternalError
-from icechunk_engine.flatbuf import blocks, distinct
+from icechunk_engine.flatbuf import blocks, distinct, writer
 from icechunk_engine.flatbuf.blocks import BlockTables
 from icechunk_engine.flatbuf.distinct import distinct_ranges
 from icechunk_engine.flatbuf.reader import Buffer, Tables
@@ -145,7 +145,7 @@ def rows(draw: st.DrawFn) -> list[dict[str, Any]]:
             "list": maybe() | st.lists(st.integers(0, 2**32 - 1), max_size=4),
         }
     )
-    return draw(st.lists(row, max_size=8))
+    return draw(st.lists(row, max_size=12))
 
 
 BIG, SMALL, BYTE, ID, TEXT, LIST = 0, 3, 1, 5, 2, 6
@@ -203,6 +203,15 @@ def read(data: bytes) -> list[dict[str, Any]]:
 @given(rows())
 def test_columns_round_trip(items: list[dict[str, Any]]) -> None:
     assert read(write(items)) == items
+
+
+@given(rows())
+def test_few_tables_are_written_as_many_are(items: list[dict[str, Any]]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writer, "_FEW", 0)
+        by_numpy = write(items)
+        patch.setattr(writer, "_FEW", 100)
+        assert write(items) == by_numpy
 
 
 @given(rows())

@@ -25,9 +25,15 @@ from icechunk_engine.flatbuf.writer import OFFSET, Arena, TableLayout
 from icechunk_engine.format import chunk_ref_tables, header, locations, manifest, schema
 from icechunk_engine.format.header import FileType
 from icechunk_engine.format.locations import LocationCompression
-from icechunk_engine.format.manifest import Manifest, apparent_size, decode_manifest, encode_manifest
+from icechunk_engine.format.manifest import (
+    Manifest,
+    apparent_size,
+    decode_manifest,
+    decode_manifests,
+    encode_manifest,
+)
 from icechunk_engine.ids import ManifestId, NodeId
-from tests.engine.format.damage import assert_survives, body_of
+from tests.engine.format.damage import assert_survives, body_of, damaged_bodies
 from tests.engine.format.official_repo import OfficialRepo, chunks, create_array
 from tests.engine.format.strategies import as_dict, chunk_refs, many_refs
 
@@ -83,6 +89,68 @@ def test_several_arrays(parts: list[ChunkRefs]) -> None:
         assert found is not None
         assert as_dict(found) == as_dict(refs)
     assert decoded.get(NodeId(b"nowhere.")) is None
+
+
+# --- several files at once -----------------------------------------------------------------------------------------
+
+
+def outcome(files: list[tuple[bytes, str]]) -> Any:
+    """What is in the files, or the message of what is wrong."""
+    try:
+        return [plain(one) for one in decode_manifests(files)]
+    except FormatError as error:
+        return str(error)
+
+
+FORMS = st.sampled_from([None, None, None, ALWAYS])
+
+
+def plain(manifest_: Manifest) -> tuple[ManifestId, dict[NodeId, Any]]:
+    return manifest_.manifest_id, {node_id: as_dict(refs) for node_id, refs in manifest_.arrays}
+
+
+@given(st.lists(st.tuples(st.lists(chunk_refs(max_size=4), max_size=3), FORMS), max_size=6))
+def test_files_read_together_are_as_read_alone(
+    contents: list[tuple[list[ChunkRefs], LocationCompression | None]],
+) -> None:
+    files = []
+    for number, (parts, compression) in enumerate(contents):
+        arrays = tuple((NodeId(bytes([number, 9 - row]) * 4), refs) for row, refs in enumerate(parts))
+        written = Manifest(ManifestId(bytes([number]) * 12), arrays)
+        files.append((encode_manifest(written, location_compression=compression), f"manifests/{number}"))
+    together = decode_manifests(files)
+    alone = [decode_manifest(*file) for file in files]
+    assert [plain(one) for one in together] == [plain(one) for one in alone]
+    for one in together:
+        for _, refs in one.arrays:  # nothing holds on to the other files
+            assert len(refs.inline_data) == refs.lengths[refs.kinds == INLINE].sum()
+            assert refs.nbytes < 1000 * len(refs) + len(refs.inline_data)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_damaged_file_among_others(place: int) -> None:
+    """It reads as it does alone, or it is the one that is refused: no file is read where another one ends."""
+    refs = many_refs(4, ndim=2)
+    good = [(file_of(many_refs(n, seed=n, ndim=1 + n % 2)), f"manifests/good-{n}") for n in (3, 5)]
+    outcomes = {True: 0, False: 0}
+    for damaged in damaged_bodies(body_of(file_of(refs), FileType.MANIFEST), seed=place):
+        bad = header.pack(FileType.MANIFEST, 2, damaged, level=1), "manifests/bad"
+        files = [*good[:place], bad, *good[place:]]
+        alone, together = outcome([bad]), outcome(files)
+        outcomes[isinstance(alone, list)] += 1
+        if isinstance(alone, list):
+            assert isinstance(together, list)
+            assert together.pop(place) == alone[0]
+            assert together == [plain(decode_manifest(*file)) for file in good]
+        else:
+            assert together == alone
+    assert all(outcomes.values())
+
+
+def test_small_files_are_read_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [(file_of(many_refs(n)), f"manifests/{n}") for n in (3, 5)]
+    monkeypatch.setattr(manifest, "decode_manifest", None)
+    assert [one.num_chunk_refs for one in decode_manifests(files)] == [3, 5]
 
 
 def test_equal_locations_are_stored_once() -> None:

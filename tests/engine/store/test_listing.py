@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from zarr.core.sync import sync
 
-from icechunk_engine import key_listing
+from icechunk_engine import key_listing, view
+from icechunk_engine.errors import StorageError
 from icechunk_engine.repository import Repository
 from icechunk_engine.session import Session
-from icechunk_engine.storage import MemoryStorage
+from icechunk_engine.storage import LocalStorage, MemoryStorage
 from icechunk_engine.store import IcechunkStore
 from tests.engine.store.support import GROUP, array_document, put, read
 
@@ -170,6 +173,30 @@ def test_columns_of_indices_as_keys(indices: list[tuple[int, int]], prefix: list
     assert [tuple(row) for row in column[mask].tolist()] == under
     expected = sorted({index[len(prefix)] for index in under}) if len(prefix) < 2 else []
     assert key_listing.next_components(column, tuple(prefix)) == [str(position) for position in expected]
+
+
+def test_listing_what_is_on_disk_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Manifests of some arrays are read together, and their references are those of the right array."""
+    monkeypatch.setattr(view, "_BATCH_NODES", 3)
+    session = Repository.create(LocalStorage(tmp_path)).writable_session("main")
+    values = tree(session)
+    session.commit("tree")
+    shutil.copytree(tmp_path, tmp_path / "copy")  # of which nothing is in memory
+    store = Repository.open(LocalStorage(tmp_path / "copy")).readonly_session("main").store
+    assert sorted(sync(collect(store.list()))) == sorted(values)
+    assert sync(store.getsize_prefix("")) == sum(map(len, values.values()))
+
+
+def test_a_lost_manifest_among_others_is_named(tmp_path: Path) -> None:
+    session = Repository.create(LocalStorage(tmp_path)).writable_session("main")
+    tree(session)
+    session.commit("tree")
+    shutil.copytree(tmp_path, tmp_path / "copy")
+    lost = sorted((tmp_path / "copy" / "manifests").iterdir())[3]
+    lost.unlink()
+    store = Repository.open(LocalStorage(tmp_path / "copy")).readonly_session("main").store
+    with pytest.raises(StorageError, match=lost.name):
+        sync(collect(store.list()))
 
 
 def test_listings_come_in_batches() -> None:
