@@ -56,13 +56,13 @@ class Buffer:
             ErrorKind.DESERIALIZATION,
         )
 
-    def require_same(self, anchors: I64, places: I64) -> None:
-        """Raise unless each place is in the file of its anchor; for more than one file see :class:`JoinedBuffer`."""
+    def require_same(self, anchors: I64, places: I64, shift: int = 0) -> None:
+        """Raise unless each place, moved by ``shift``, is in the file of its anchor: see :class:`JoinedBuffer`."""
 
     def gather(self, positions: I64, dtype: DTypeLike) -> NDArray[Any]:
         """Values of ``dtype``, stored little-endian, at any byte positions; every position is checked."""
         native, stored = _dtypes(cast(Hashable, dtype))
-        self.require_same(positions, positions + (native.itemsize - 1))
+        self.require_same(positions, positions, native.itemsize - 1)
         if len(positions) == 0:
             return np.empty(0, native)
         if len(positions) == 1:  # most tables of small files stand alone
@@ -107,7 +107,7 @@ class Buffer:
         ends = starts + lengths * item_size
         if len(starts) and int(ends.max()) > self.size:
             raise self.error("a vector reaches beyond the end of the file")
-        self.require_same(positions, ends - 1)
+        self.require_same(positions, ends, -1)
         return Vectors(self, starts, lengths, item_size)
 
     def spend(self, n_bytes: int) -> None:
@@ -137,8 +137,8 @@ class JoinedBuffer(Buffer):
         super().__init__(np.concatenate(bodies), name)
         self.starts = starts_of(np.array([len(body) for body in bodies], np.int64))
 
-    def require_same(self, anchors: I64, places: I64) -> None:
-        if not np.array_equal(self._files(anchors), self._files(places)):
+    def require_same(self, anchors: I64, places: I64, shift: int = 0) -> None:
+        if not np.array_equal(self._files(anchors), self._files(places + shift)):
             raise self.error("an offset points outside of the file")
 
     def _files(self, positions: I64) -> I64:
@@ -179,9 +179,10 @@ class Tables:
         if len(positions):
             if int(self._vtable_sizes.min()) < 4 or bool((self._vtable_sizes & 1).any()):
                 raise buffer.error("a vtable is malformed")
-            if int((self._vtables + self._vtable_sizes).max()) > buffer.size:
+            ends = self._vtables + self._vtable_sizes
+            if int(ends.max()) > buffer.size:
                 raise buffer.error("a vtable reaches beyond the end of the file")
-            buffer.require_same(self._vtables, self._vtables + self._vtable_sizes - 1)
+            buffer.require_same(self._vtables, ends, -1)
         self._only_vtable: list[int] | None = None
         if len(self._vtables) == 1:
             n_entries, start = int(self._vtable_sizes[0]) // 2, int(self._vtables[0])
@@ -311,8 +312,9 @@ class Tables:
         owners = self.positions
         if not bool(present.all()):
             owners, of_table = owners[present], of_table[present]
-        self.buffer.require_same(owners, owners + of_table)
-        return owners + of_table, present
+        fields = owners + of_table
+        self.buffer.require_same(owners, fields)
+        return fields, present
 
 
 def _group(vtables: I64) -> tuple[I64, NDArray[np.int64] | None]:
