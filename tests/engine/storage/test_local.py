@@ -713,6 +713,34 @@ def test_a_failed_flush_is_repeated(storage: LocalStorage, monkeypatch: pytest.M
     assert "A" in synced
 
 
+@pytest.mark.parametrize("patience_s", [0.0, 1000.0])
+def test_every_file_is_waited_for(
+    storage: LocalStorage, monkeypatch: pytest.MonkeyPatch, synced: list[str], patience_s: float
+) -> None:
+    """By one thread or by several; what fails in one of them is told, and tried again later."""
+    monkeypatch.setattr(_durability, "_PATIENCE_S", patience_s)
+    names = [f"{n:02d}" for n in range(20)]
+    for name in names:
+        storage.put(f"chunks/{name}", b"1")
+    with monkeypatch.context() as patch:
+        fsync = os.fsync
+
+        def sometimes(fd: int) -> None:
+            if os.readlink(f"/proc/self/fd/{fd}").endswith("/13"):
+                raise OSError(errno.EIO, "bad disk")
+            fsync(fd)
+
+        patch.setattr(os, "fsync", sometimes)
+        with pytest.raises(StorageError, match="bad disk"):
+            storage.flush()
+    synced.clear()
+    storage.flush()
+    assert sorted(synced) == sorted([*names, "chunks", "root", os.path.basename(os.path.dirname(storage.root))])
+    synced.clear()
+    storage.flush()
+    assert synced == []
+
+
 def test_a_forked_child_flushes_only_its_own() -> None:
     code = """
 import os, tempfile
