@@ -39,7 +39,9 @@ def _header(data: bytes, file_type: FileType) -> Document:
 
 
 def _time(unix_us: int) -> str:
-    return utc_of_us(unix_us).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    """RFC 3339 as official writes it: no fraction of a second, three digits of it or six, as few as it takes."""
+    unit = "seconds" if unix_us % 1_000_000 == 0 else "milliseconds" if unix_us % 1000 == 0 else "microseconds"
+    return utc_of_us(unix_us).isoformat(timespec=unit).replace("+00:00", "Z")
 
 
 # --- repo info -----------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import icechunk_engine as ours
+from icechunk_engine.format.repo_info import decode_repo_info, encode_repo_info
 
 LIBRARIES = (official, ours)
 
@@ -179,6 +181,18 @@ def test_files_and_pictures_are_described_the_same(writer: ModuleType, tmp_path:
         expected = str(judge.ancestry_graph(plain=True, **ref)).replace("(, ", "(").replace(" () ", " ")
         assert [line.rstrip() for line in picture.splitlines()] == [line.rstrip() for line in expected.splitlines()]
     assert mine.ancestry_graph()._repr_svg_().startswith("<svg")
+
+
+@pytest.mark.parametrize("microsecond", [123_456, 123_450, 123_000, 120_000, 0])
+def test_times_are_written_with_as_many_digits(microsecond: int, tmp_path: Path) -> None:
+    ours.Repository.create(ours.local_filesystem_storage(str(tmp_path)))
+    info = decode_repo_info((tmp_path / "repo").read_bytes())
+    rows = info.updates.rows.copy()
+    rows["updated_at"] = 1_795_264_193_000_000 + microsecond
+    changed = dataclasses.replace(info, updates=dataclasses.replace(info.updates, rows=rows))
+    (tmp_path / "repo").write_bytes(encode_repo_info(changed))
+    found = [library.Repository.open(library.local_filesystem_storage(str(tmp_path))) for library in (ours, official)]
+    assert found[0].inspect_repo_info() == found[1].inspect_repo_info()
 
 
 @pytest.mark.parametrize("writer", LIBRARIES, ids=["official", "ours"])
