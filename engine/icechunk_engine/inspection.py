@@ -38,7 +38,7 @@ def _header(data: bytes, file_type: FileType) -> Document:
     }
 
 
-def _time(unix_us: int) -> str:
+def official_time(unix_us: int) -> str:
     """RFC 3339 as official writes it: no fraction of a second, three digits of it or six, as few as it takes."""
     unit = "seconds" if unix_us % 1_000_000 == 0 else "milliseconds" if unix_us % 1000 == 0 else "microseconds"
     return utc_of_us(unix_us).isoformat(timespec=unit).replace("+00:00", "Z")
@@ -70,7 +70,7 @@ def _snapshot_record(record: SnapshotInfo) -> Document:
     return {
         "id": str(record.id),
         **({} if record.parent_id is None else {"parent_id": str(record.parent_id)}),
-        "flushed_at": _time(record.flushed_at_us),
+        "flushed_at": official_time(record.flushed_at_us),
         "message": record.message,
         "metadata": record.metadata,
         **({"pruned_ancestor_tx_logs": [str(log_id) for log_id in record.pruned]} if record.pruned else {}),
@@ -82,7 +82,7 @@ def _updates(info: RepoInfo) -> Iterator[Document]:
         record = info.updates.record(i)
         yield {
             "update_type": _update_type(record),
-            "updated_at": _time(record.updated_at_us),
+            "updated_at": official_time(record.updated_at_us),
             **({} if record.backup_path is None else {"backup_path": record.backup_path}),
         }
 
@@ -111,7 +111,7 @@ def _status(status: Status) -> Document:
     return {
         "availability": "".join(word.capitalize() for word in status.availability.name.split("_")),
         "limited_availability_reason": status.reason,
-        "set_at": _time(status.set_at_us),
+        "set_at": official_time(status.set_at_us),
     }
 
 
@@ -125,7 +125,7 @@ def snapshot_document(data: bytes) -> Document:
     return {
         "id": str(snapshot.snapshot_id),
         "header": _header(data, FileType.SNAPSHOT),
-        "flushed_at": _time(snapshot.flushed_at_us),
+        "flushed_at": official_time(snapshot.flushed_at_us),
         "commit_message": snapshot.message,
         "metadata": snapshot.metadata,
         "manifests": [

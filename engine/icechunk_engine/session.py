@@ -9,6 +9,7 @@ no I/O; the snapshot is fetched when first needed, once a process.
 from __future__ import annotations
 
 import html
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -33,6 +34,7 @@ from icechunk_engine.transaction.merge import merge_fork
 from icechunk_engine.transaction.publishing import publish, references
 from icechunk_engine.transaction.rebase import describe_conflicts, rebase_changes
 from icechunk_engine.transaction.references import References, needs_spec_2
+from icechunk_engine.transaction.swapping import give_way
 from icechunk_engine.transaction.updates import AddCommit, AddDetachedSnapshot, AmendCommit, Update, require_amendable
 from icechunk_engine.view import RepositoryContext
 from icechunk_engine.workspace import Workspace
@@ -324,6 +326,7 @@ class Session(Workspace):
         refs = references(assets)
         while True:
             refs.require_online()
+            started = time.monotonic()
             try:
                 _require_tip(refs, branch, base_id)
                 new = write_snapshot(
@@ -346,6 +349,8 @@ class Session(Workspace):
                 return new
             attempts += 1
             if base_id == refs.branch_tip(branch):  # it was lost after the branch was looked at
+                if assets.storage.waits:
+                    give_way(attempts, time.monotonic() - started)
                 refs = references(assets)
             base_id, changes = rebase_changes(assets, refs, branch, base_id, changes, solver)
 

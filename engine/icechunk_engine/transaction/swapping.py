@@ -40,6 +40,26 @@ def swap[R](config: ResolvedConfig, attempt: Callable[[], R]) -> R:
     )
 
 
+def give_way(attempts: int, took_s: float) -> None:
+    """Wait a while after a commit was prepared and lost, the longer the more often, by chance.
+
+    Among many writers who all prepare at once one wins, and the work of the others is lost; when they spread out,
+    fewer lose.
+
+    Parameters
+    ----------
+    attempts
+        How many were lost.
+    took_s
+        How long one takes, in seconds: what makes sense to wait for is others who are at the same stage.
+    """
+    time.sleep(random.uniform(0, min(attempts, _CROWD)) * took_s)
+
+
+_CROWD = 8
+"""So many writers are reckoned with; more cost a few attempts each, while waiting longer would cost everybody."""
+
+
 def _backoff_s(attempt: int, initial_ms: int, maximum_ms: int) -> float:
     """Nothing for the first retries, then exponential with jitter."""
     if attempt < IMMEDIATE_RETRIES:

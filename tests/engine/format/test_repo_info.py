@@ -39,6 +39,7 @@ from icechunk_engine.format.repo_info import (
 from icechunk_engine.format.snapshot import encode_snapshot, initial_snapshot
 from icechunk_engine.format.transaction_log import TransactionLog, encode_transaction_log
 from icechunk_engine.ids import INITIAL_SNAPSHOT_ID, SnapshotId
+from icechunk_engine.inspection import official_time
 from tests.engine.format.damage import assert_survives, body_of
 
 NOW_US = 1_700_000_000_000_000
@@ -267,12 +268,6 @@ def test_refuses_what_readers_would_not_understand() -> None:
 # --- both ways with the official library -----------------------------------------------------------------------------
 
 
-def iso(time_us: int) -> str:
-    return (
-        datetime.fromtimestamp(time_us // 1_000_000, UTC).strftime("%Y-%m-%dT%H:%M:%S") + f".{time_us % 1_000_000:06}Z"
-    )
-
-
 def edit(repo: official.Repository, value: int, branch: str = "main") -> official.Session:
     session = repo.writable_session(branch)
     zarr.open_group(session.store, mode="a").attrs.update({"value": value})
@@ -333,7 +328,7 @@ def inspected_snapshots(info: RepoInfo) -> list[dict[str, Any]]:
     return [
         {"id": str(one.id)}
         | ({} if one.parent_id is None else {"parent_id": str(one.parent_id)})
-        | {"flushed_at": iso(one.flushed_at_us), "message": one.message, "metadata": one.metadata}
+        | {"flushed_at": official_time(one.flushed_at_us), "message": one.message, "metadata": one.metadata}
         for one in all_infos(info.snapshots).values()
     ]
 
@@ -347,7 +342,7 @@ def assert_agrees(info: RepoInfo, repo: official.Repository) -> None:
     assert info.metadata == found["metadata"]
     assert info.repo_before_updates == found.get("repo_before_updates")
     records = all_records(info.updates)
-    assert [(iso(r.updated_at_us), r.backup_path) for r in records] == [
+    assert [(official_time(r.updated_at_us), r.backup_path) for r in records] == [
         (update["updated_at"], update.get("backup_path")) for update in found["latest_updates"]
     ]
     for record, update in zip(records, found["latest_updates"], strict=True):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import pickle
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from icechunk_engine.format.snapshot import (
     initial_snapshot,
 )
 from icechunk_engine.ids import INITIAL_SNAPSHOT_ID, ManifestId, NodeId, SnapshotId
+from icechunk_engine.inspection import official_time
 from icechunk_engine.zarr_metadata import ArrayShape, parse_node_metadata
 from tests.engine.format.damage import assert_survives, body_of
 
@@ -340,12 +340,6 @@ def values_of(store: Any) -> dict[str, Any]:
     return {path: node[...].tolist() for path, node in root.members(max_depth=None) if isinstance(node, zarr.Array)}
 
 
-def iso(time_us: int) -> str:
-    return (
-        datetime.fromtimestamp(time_us // 1_000_000, UTC).strftime("%Y-%m-%dT%H:%M:%S") + f".{time_us % 1_000_000:06}Z"
-    )
-
-
 def inspected(snapshot: Snapshot) -> dict[str, Any]:
     """A snapshot in the form of the official ``inspect_snapshot``."""
 
@@ -366,7 +360,7 @@ def inspected(snapshot: Snapshot) -> dict[str, Any]:
     files = snapshot.manifest_files
     return {
         "id": str(snapshot.snapshot_id),
-        "flushed_at": iso(snapshot.flushed_at_us),
+        "flushed_at": official_time(snapshot.flushed_at_us),
         "commit_message": snapshot.message,
         "metadata": snapshot.metadata,
         "manifests": [

@@ -38,7 +38,7 @@ def program(home: Path) -> str:
     keys = {"Version": 1, "AccessKeyId": "fresh", "SecretAccessKey": "s", "SessionToken": "t"}
     (home / "keys.json").write_text(json.dumps({**keys, "Expiration": EXPIRES.isoformat()}))
     (home / "give.py").write_text(f"print(open({str(home / 'keys.json')!r}).read())")
-    return f"credential_process = {sys.executable} {home / 'give.py'}\n"
+    return f'credential_process = "{sys.executable}" "{home / "give.py"}"\n'
 
 
 def found(options: dict[str, Any] | None = None) -> dict[str, Any]:
