@@ -11,7 +11,13 @@ import threading
 import time
 from collections.abc import Callable, Hashable
 
+from icechunk_engine.config import StorageSettings
 from icechunk_engine.errors import ErrorKind, StorageError
+
+OPT_IN = (
+    "Only if nobody else writes to this repository at the same time, say so: RepositoryConfig(storage="
+    "StorageSettings(unsafe_use_conditional_create=False, unsafe_use_conditional_update=False))"
+)
 
 _REFUSALS_LAST_S = 10
 
@@ -54,12 +60,15 @@ class Proofs:
         self._lock = threading.Lock()
 
 
+def is_single_writer(settings: StorageSettings) -> bool:
+    """Whether somebody vouches for being the only one who writes."""
+    return settings.unsafe_use_conditional_create is False and settings.unsafe_use_conditional_update is False
+
+
 def no_conditional_writes(place: str, found: str) -> StorageError:
     """The error for a store that was found without them; ``found`` says how."""
     return StorageError(
         f"{place} {found}: the commits of two writers would overwrite each other without a notice, so nothing was "
-        f"written. Use a store with conditional writes, or a newer version of this one. Only if nobody else writes "
-        f"to this repository at the same time, say so: RepositoryConfig(storage=StorageSettings("
-        f"unsafe_use_conditional_create=False, unsafe_use_conditional_update=False))",
+        f"written. Use a store with conditional writes, or a newer version of this one. {OPT_IN}",
         ErrorKind.NO_CONDITIONAL_WRITES,
     )

@@ -15,6 +15,7 @@ from typing import Any
 
 import fsspec
 
+from icechunk_engine.config import StorageSettings
 from icechunk_engine.errors import (
     ErrorKind,
     IcechunkError,
@@ -24,6 +25,7 @@ from icechunk_engine.errors import (
     StorageError,
     VersionMismatchError,
 )
+from icechunk_engine.storage._conditions import OPT_IN, is_single_writer
 from icechunk_engine.storage._ranges import check_range, too_short
 from icechunk_engine.storage.base import ObjectInfo, Storage, Version
 
@@ -44,7 +46,7 @@ class FsspecStorage(Storage):
         For the file system.
     single_writer
         Allow writing. Only for who knows that nobody else writes to this repository at the same time: commits of two
-        writers would overwrite each other without a notice.
+        writers would overwrite each other without a notice. Settings that forgo conditional writes say the same.
     """
 
     waits = True
@@ -57,6 +59,11 @@ class FsspecStorage(Storage):
 
     def __reduce__(self) -> tuple[object, ...]:
         return _restore, (self.url, self.options, self.single_writer)
+
+    def with_settings(self, settings: StorageSettings) -> FsspecStorage:
+        if self.single_writer or not is_single_writer(settings):
+            return self
+        return type(self)(self.url, self.options, single_writer=True)
 
     @property
     def identity(self) -> str:
@@ -188,8 +195,7 @@ class FsspecStorage(Storage):
         if not self.single_writer:
             raise ReadOnlyError(
                 f"{self.url} is read through fsspec, which cannot keep two writers from overwriting each other's "
-                f"commits. If nobody else writes there, open it with "
-                f"FsspecStorage(url, options, single_writer=True); else use a local path, s3://, gs:// or az://",
+                f"commits. Use a local path, s3://, gs:// or az://. {OPT_IN}",
                 ErrorKind.READ_ONLY_STORAGE,
             )
 

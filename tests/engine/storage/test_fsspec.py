@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import zarr
 
-from icechunk_engine import Repository
+from icechunk_engine import Repository, RepositoryConfig, StorageSettings
 from icechunk_engine.errors import ErrorKind, ReadOnlyError, RepositoryNotFoundError, StorageError
 from icechunk_engine.storage import FsspecStorage, LocalStorage, Storage
 from icechunk_engine.testing.storage_suite import StorageSuite
@@ -56,7 +56,7 @@ def test_a_repository_in_a_zip_file(zipped: str) -> None:
     repo = Repository.open(storage)
     array = zarr.open_array(repo.readonly_session("main").store, path="a", mode="r")
     np.testing.assert_array_equal(array[:], [1, 2, 3, 4])
-    with pytest.raises(ReadOnlyError, match="single_writer=True") as caught:
+    with pytest.raises(ReadOnlyError, match="unsafe_use_conditional_update=False") as caught:
         repo.create_tag("v1", repo.lookup_branch("main"))
     assert caught.value.kind is ErrorKind.READ_ONLY_STORAGE
     assert repo.list_tags() == set()
@@ -68,3 +68,26 @@ def test_what_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="fsspec") as caught:
         Repository.open(FsspecStorage(f"zip::file://{tmp_path}/nothing.zip"))
     assert caught.value.kind is ErrorKind.STORAGE_CONFIG
+
+
+def test_a_single_writer_says_so_in_the_configuration(tmp_path: Path) -> None:
+    """Of the repository, so that whoever opens it may write; and of one opening."""
+    url = f"file://{tmp_path}/made"
+    alone = RepositoryConfig(
+        storage=StorageSettings(unsafe_use_conditional_create=False, unsafe_use_conditional_update=False)
+    )
+    with pytest.raises(ReadOnlyError):
+        Repository.create(FsspecStorage(url))
+    Repository.create(FsspecStorage(url), alone)
+    with Repository.open(FsspecStorage(url)).transaction("main", message="data") as store:
+        zarr.create_array(store, name="a", shape=(4,), chunks=(2,), dtype="i4")[:] = [1, 2, 3, 4]
+    read = Repository.open(LocalStorage(tmp_path / "made")).readonly_session("main")
+    np.testing.assert_array_equal(zarr.open_array(read.store, path="a", mode="r")[:], [1, 2, 3, 4])
+
+    Repository.create(LocalStorage(tmp_path / "other"))
+    other = f"file://{tmp_path}/other"
+    tip = Repository.open(FsspecStorage(other)).lookup_branch("main")
+    with pytest.raises(ReadOnlyError):
+        Repository.open(FsspecStorage(other)).create_tag("v1", tip)
+    Repository.open(FsspecStorage(other), alone).create_tag("v1", tip)
+    assert Repository.open(FsspecStorage(other)).list_tags() == {"v1"}
