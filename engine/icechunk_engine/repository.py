@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from icechunk_engine import inspection, presence
 from icechunk_engine._observe import operation
-from icechunk_engine._sync import async_twin
+from icechunk_engine._sync import POOL_SIZE, async_twin
 from icechunk_engine.ancestry_graph import AncestryGraph, Entry
 from icechunk_engine.assets import AssetManager
 from icechunk_engine.config import RepositoryConfig, StorageSettings, resolve
@@ -31,6 +31,7 @@ from icechunk_engine.history import ManifestFileInfo, SnapshotInfo, Update, html
 from icechunk_engine.ids import ManifestId, SnapshotId
 from icechunk_engine.session import Session, SessionMode
 from icechunk_engine.storage.base import Storage
+from icechunk_engine.storage.wrappers import LimitedStorage
 from icechunk_engine.store import IcechunkStore
 from icechunk_engine.transaction import updates
 from icechunk_engine.transaction.conflicts import ConflictSolver
@@ -78,7 +79,10 @@ class Repository:
         self._attribution = attribution or Attribution()
         resolved = resolve(config)
         self._storage = storage.with_settings(resolved.storage)
-        self._assets = AssetManager(self._storage, resolved, int(spec_version))
+        used, most = self._storage, resolved.max_concurrent_requests
+        if used.waits and most < POOL_SIZE:
+            used = LimitedStorage(used, max(most, 1))
+        self._assets = AssetManager(used, resolved, int(spec_version))
         self._resolver = VirtualResolver(resolved.virtual_chunk_containers, self._authorized)
 
     # --- create and open ---------------------------------------------------------------------------------------

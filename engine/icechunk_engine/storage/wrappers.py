@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -217,6 +218,37 @@ class ObservingStorage(WrapperStorage):
 
     def info(self, key: str) -> ObjectInfo | None:
         return self.around(StorageCall("info", (key,)), lambda: self.inner.info(key))
+
+
+class LimitedStorage(ObservingStorage):
+    """Makes so many requests at a time and no more, with all others in the process that limit the same place so.
+
+    Listings are not counted, nor the parts that large objects are read in.
+    """
+
+    def __init__(self, inner: Storage, most: int) -> None:
+        super().__init__(inner)
+        self.most = most
+        self._room = _room(inner.identity, most)
+
+    def around[R](self, call: StorageCall, function: Callable[[], R]) -> R:
+        with self._room:
+            return function()
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        return self.inner.list(prefix)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.inner, self.most)
+
+
+_ROOMS: weakref.WeakValueDictionary[tuple[str, int], threading.Semaphore] = weakref.WeakValueDictionary()
+_ROOMS_LOCK = threading.Lock()
+
+
+def _room(identity: str, most: int) -> threading.Semaphore:
+    with _ROOMS_LOCK:
+        return _ROOMS.setdefault((identity, most), threading.BoundedSemaphore(most))
 
 
 class CountingStorage(ObservingStorage):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
 import time
 from collections import Counter
@@ -230,3 +231,21 @@ def test_a_commit_of_many_arrays_makes_its_requests_together(storage: CountingSt
     assert slow.most["get"] > 4
     assert slow.most["put"] > 4
     assert slow.requests["put"] == 20 + 20 + 2  # chunks, manifests, snapshot and log
+
+
+def test_no_more_requests_at_a_time_than_configured(storage: CountingStorage) -> None:
+    slow = _MostAtATime(cold(storage))
+    repo = Repository.open(slow, ic.RepositoryConfig(max_concurrent_requests=3))
+    session = repo.writable_session("main")
+    forks = [pickle.loads(pickle.dumps(session.fork())) for _ in range(2)]
+    for i in range(20):
+        zarr.open_array(forks[i % 2].store, path=f"a{i}", mode="r+")[0] = 7
+    session.merge(*forks)
+    slow.most.clear()
+    session.commit("twenty chunks")
+    assert slow.most["get"] == slow.most["put"] == 3
+    slow.most.clear()
+    assert np.all(zarr.open_array(repo.readonly_session("main").store, path="a19", mode="r")[0] == 7)
+    with repo.transaction("main", message="a large array") as store:
+        zarr.create_array(store, name="b", shape=(30,), chunks=(1,), dtype="S1000")[:] = b"x"
+    assert max(slow.most.values()) <= 3
