@@ -355,12 +355,13 @@ class Session(Workspace):
             base_id, changes = rebase_changes(assets, refs, branch, base_id, changes, solver)
 
     def _publish(self, new: NewSnapshot, update: Update, refs: References) -> None:
-        """Publish, and remember it if the answer is lost: the swap may have taken place, or may yet."""
+        """Publish, and remember it until it is known not to have taken place, or the session has ended."""
+        self._unsettled.append((new, self._edits_token()))  # before: an interrupt may come as soon as it took place
         try:
             publish(self._context.assets, update, refs)
-        except BaseException as error:
-            if isinstance(error, StorageError) or not isinstance(error, IcechunkError):
-                self._unsettled.append((new, self._edits_token()))
+        except IcechunkError as error:
+            if not isinstance(error, StorageError):
+                self._unsettled.pop()
             raise
 
     def _landed(self, branch: str) -> NewSnapshot | None:
@@ -424,7 +425,8 @@ class Session(Workspace):
             branch = self._require_committable()
             self._require_changes("amend", allow_empty=allow_empty)
             with self._context.assets.storage.turn():
-                return self._end(self._amend(branch, message, metadata))
+                new = self._amend(branch, message, metadata)
+            return self._end(new)
 
     def _amend(self, branch: str, message: str, metadata: dict[str, Any] | None) -> NewSnapshot:
         assets, changes = self._context.assets, self._changes

@@ -54,12 +54,22 @@ def test_what_is_read_in_parts_is_what_was_written(parted: Storage, store: Stora
     assert parted.get("empty") == b""
 
 
-@pytest.mark.parametrize("read", [lambda store: store.get("a"), lambda store: store.get_range("a", 0, SIZE)])
+def whole(store: Storage) -> bytes:
+    return store.get("a")
+
+
+def by_range(store: Storage) -> bytes:
+    return store.get_range("a", 0, SIZE)
+
+
+@pytest.mark.parametrize(
+    ("read", "new_size"), [(whole, SIZE), (by_range, SIZE), (whole, SIZE // 10), (whole, 0), (whole, 2 * SIZE)]
+)
 def test_parts_are_never_of_two_versions(
-    parted: Storage, store: Storage, read: Callable[[Storage], bytes], monkeypatch: pytest.MonkeyPatch
+    parted: Storage, store: Storage, read: Callable[[Storage], bytes], new_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The object is replaced when the first part that comes alone has been read, and before the others are."""
-    old, new = content(1), content(2)
+    old, new = content(1), content(2, new_size)
     store.put("a", old)
     plain = _obstore._read_part
     first, replaced = threading.Lock(), threading.Event()
@@ -126,13 +136,14 @@ def test_chunks_are_read_in_parts(proxy: FaultProxy, s3_server: Running, place: 
     assert gets(proxy) == 5 * 4
 
 
+@pytest.mark.parametrize("etag", [None, 'W/"1"'])
 def test_servers_that_tell_no_versions_are_read_at_once(
-    proxy: FaultProxy, s3_server: Running, place: str, monkeypatch: pytest.MonkeyPatch
+    proxy: FaultProxy, s3_server: Running, place: str, monkeypatch: pytest.MonkeyPatch, etag: str | None
 ) -> None:
     data = content(0)
     s3_at(s3_server, place).put("chunks/A", data)
     plain = _obstore._read_part
-    monkeypatch.setattr(_obstore, "_read_part", lambda *args: plain(*args)._replace(etag=None))
+    monkeypatch.setattr(_obstore, "_read_part", lambda *args: plain(*args)._replace(etag=etag))
     storage = s3_at(Running(proxy.port), place).with_settings(SMALL_PARTS)
     assert storage.get_range("chunks/A", 0, SIZE) == data
     assert gets(proxy) == 4 + 1

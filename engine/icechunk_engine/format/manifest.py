@@ -211,7 +211,7 @@ def decode_manifests(files: Sequence[tuple[Any, str]]) -> list[Manifest]:
         When one of them is no intact manifest.
     """
     bodies = [header.unpack(data, FileType.MANIFEST, name).body for data, name in files]
-    small = [i for i, body in enumerate(bodies) if len(body) <= _SMALL_BODY]
+    small = [i for i, body in enumerate(bodies) if 0 < len(body) <= _SMALL_BODY]
     try:
         together = dict(zip(small, _read_together([bodies[i] for i in small]), strict=True)) if len(small) > 1 else {}
     except FormatError:  # one of them is damaged, or special; read alone it says which, and what is wrong

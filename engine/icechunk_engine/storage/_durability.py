@@ -16,7 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
 from itertools import batched
@@ -119,11 +119,12 @@ def _sync(paths: Iterable[str]) -> None:
 
 
 def _fsync_together(fds: Sequence[int]) -> None:
+    waiting: list[Future[None]] = []
     try:
-        waiting = [_threads().submit(_fsync, fd) for fd in fds]
-    except RuntimeError:  # the interpreter is about to end
-        waiting = []
         for fd in fds:
+            waiting.append(_threads().submit(_fsync, fd))
+    except RuntimeError:  # the interpreter is about to end
+        for fd in fds[len(waiting) :]:  # an error is told once a file: of the others the threads hear it
             _fsync(fd)
     errors = [error for one in waiting if (error := one.exception()) is not None]  # of none that still runs
     if errors:

@@ -59,7 +59,7 @@ _COMPARE_WITHOUT_QUOTES: set[str] = set()
 """Buckets that want etags in conditions without the quotes of the standard (Ceph); found out by being refused."""
 
 _WITHOUT_ETAGS: set[str] = set()
-"""Servers whose answers do not say which version they are of, so that parts of several cannot be put together."""
+"""Servers whose answers do not say for sure which version they are of: parts of several cannot be put together."""
 
 
 class ObjectStorage(Storage):
@@ -215,7 +215,7 @@ class ObjectStorage(Storage):
             write_id = next((attributes[name] for name in WRITE_ID_SPELLINGS if name in attributes), None)
             found = Found(_version(self.bucket.kind, meta), write_id)
             first, *others = self._sizes.cut(0, meta["size"])
-            if not others or not in_parts or meta["e_tag"] is None:
+            if not others or not in_parts or not _tells_version(meta["e_tag"]):
                 return result.bytes().to_bytes(), found
 
         def read(part: tuple[int, int]) -> _Part:
@@ -224,7 +224,12 @@ class ObjectStorage(Storage):
             with call:
                 return _Part(_beginning(result, first[1]), meta["e_tag"], meta["last_modified"])
 
-        whole = _joined(map_parts(read, [first, *others]))
+        try:
+            whole = _joined(map_parts(read, [first, *others]))
+        except StorageError as error:
+            if error.kind is not ErrorKind.INVALID_OBJECT_SIZE:
+                raise
+            whole = None  # it was replaced by a shorter one, which is as good
         return self._read(key, in_parts=False) if whole is None else (whole.data, found)
 
     def _put(self, key: str, data: bytes | memoryview) -> Version:
@@ -396,13 +401,18 @@ def read_range(bucket: Bucket, path: str, start: int, stop: int, shown: str, siz
     """
     parts = [(start, stop)] if bucket.url in _WITHOUT_ETAGS else sizes.cut(start, stop)
     whole = _joined(map_parts(lambda part: _read_part(bucket, path, *part, shown), parts))
-    if whole is not None and whole.etag is None and len(parts) > 1:
+    if whole is not None and len(parts) > 1 and not _tells_version(whole.etag):
         _WITHOUT_ETAGS.add(bucket.url)
         whole = None
     if whole is None:
         part = _read_part(bucket, path, start, stop, shown)
         whole = RangeRead(bytes(part.data), part.etag, part.last_modified)
     return whole
+
+
+def _tells_version(etag: str | None) -> bool:
+    """False for none, and for a weak one, which two contents may have (RFC 9110 §8.8.1)."""
+    return etag is not None and not etag.startswith("W/")
 
 
 def _joined(parts: list[_Part]) -> RangeRead | None:

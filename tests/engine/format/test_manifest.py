@@ -147,6 +147,12 @@ def test_a_damaged_file_among_others(place: int) -> None:
     assert all(outcomes.values())
 
 
+def test_an_empty_file_is_not_read_as_the_one_after_it() -> None:
+    good = encode_manifest(Manifest(MANIFEST_ID, ()), spec_version=2), "manifests/good"
+    empty = good[0][: header.HEADER_SIZE - 1] + bytes([header.COMPRESSION_NONE]), "manifests/empty"
+    assert outcome([empty, good, good]) == outcome([empty])
+
+
 def test_small_files_are_read_together(monkeypatch: pytest.MonkeyPatch) -> None:
     files = [(file_of(many_refs(n)), f"manifests/{n}") for n in (3, 5)]
     monkeypatch.setattr(manifest, "decode_manifest", None)

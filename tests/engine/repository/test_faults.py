@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ import zarr
 
 import icechunk_engine as ic
 from icechunk_engine import Repository, Session
-from icechunk_engine.storage.wrappers import FailOnce, FaultStorage, Moment, StorageCall
+from icechunk_engine.storage.wrappers import FailOnce, FaultStorage, Moment, StorageCall, WrapperStorage
 
 MOMENTS: tuple[Moment, ...] = ("before", "after")
 
@@ -316,3 +317,33 @@ def test_a_commit_that_nobody_can_tell_of_is_not_rebased() -> None:
     run()
     assert session.read_only
     assert state(storage.inner) == new
+
+
+class Impatient(WrapperStorage):
+    """Its user gives up at the end of a commit's turn, when the swap has taken place."""
+
+    gives_up = False
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        with super().turn():
+            yield
+        if self.gives_up:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("name", ["commit", "amend", "move"])
+def test_an_interrupt_right_after_the_swap(name: str) -> None:
+    source = ic.in_memory_storage()
+    start(source)
+    storage = Impatient(source)
+    run, session = OPERATIONS[name].begin(Repository.open(storage))
+    assert session is not None
+    storage.gives_up = True
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    storage.gives_up = False
+    new = state(source)
+    run()
+    assert state(source) == new
+    assert session.read_only
