@@ -225,6 +225,7 @@ def _read_together(bodies: Sequence[U8]) -> list[Manifest]:
     ids = roots.required_struct(Slot.ID, OBJECT_ID_SIZE, "the manifest's id")
     if bool((roots.scalar(Slot.COMPRESSION_ALGORITHM, np.uint8) > schema.LocationCompression.ZSTD_DICTIONARY).any()):
         raise buffer.error("its locations are compressed in a way that is not known")
+    roots.vectors(Slot.LOCATION_DICTIONARY, 1)  # not needed, but read alone a file must have an intact one
     arrays = roots.vectors(Slot.ARRAYS, 4, "the list of arrays")
     tables = arrays.tables()
     node_ids = _node_ids(tables)

@@ -153,6 +153,22 @@ def test_an_empty_file_is_not_read_as_the_one_after_it() -> None:
     assert outcome([empty, good, good]) == outcome([empty])
 
 
+def test_a_damaged_dictionary_that_nothing_needs() -> None:
+    good = file_of(many_refs(3)), "manifests/good"
+    body = bytearray(body_of(good[0], FileType.MANIFEST))
+    root = int.from_bytes(body[:4], "little")
+    vtable = root - int.from_bytes(body[root : root + 4], "little", signed=True)
+    id_entry, dictionary_entry, algorithm_entry = (
+        slice(vtable + 4 + 2 * slot, vtable + 6 + 2 * slot)
+        for slot in (schema.Manifest.ID, schema.Manifest.LOCATION_DICTIONARY, schema.Manifest.COMPRESSION_ALGORITHM)
+    )
+    body[dictionary_entry] = body[id_entry]
+    body[root + int.from_bytes(body[algorithm_entry], "little")] = schema.LocationCompression.ZSTD_DICTIONARY
+    bad = header.pack(FileType.MANIFEST, 2, bytes(body), level=1), "manifests/bad"
+    assert isinstance(outcome([bad]), str)
+    assert outcome([good, bad, good]) == outcome([bad])
+
+
 def test_small_files_are_read_together(monkeypatch: pytest.MonkeyPatch) -> None:
     files = [(file_of(many_refs(n)), f"manifests/{n}") for n in (3, 5)]
     monkeypatch.setattr(manifest, "decode_manifest", None)
