@@ -1,13 +1,15 @@
 """Credentials of the profiles that AWS's tools keep in the user's home.
 
 Keys are read here. Profiles that say how to get some (single sign-on, roles, programs) are left to botocore, which
-comes with boto3 and s3fs.
+comes with boto3 and s3fs, also where keys stand beside that: those of a profile with a role are only to ask for the
+role with.
 """
 
 from __future__ import annotations
 
 import configparser
 import os
+from collections.abc import Set
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -36,7 +38,7 @@ class FromProfile:
 def default_profile() -> str | None:
     """The profile to use when no keys are in the environment, None if there is no such profile."""
     name = _name_in_environment()
-    if name is None and (written_keys("default") is not None or _MEANS & _settings("default").keys()):
+    if name is None and (written_keys("default") is not None or _says_how("default")):
         return "default"
     return name
 
@@ -84,18 +86,28 @@ def profile_credentials(name: str) -> S3StaticCredentials | None:
 
 
 def written_keys(name: str) -> S3StaticCredentials | None:
-    """The keys that stand in a profile itself."""
-    profiles = _read("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials")
-    if not profiles.has_section(name):
-        return None
-    keys = profiles[name]
-    if "aws_access_key_id" not in keys or "aws_secret_access_key" not in keys:
+    """The keys that stand in a profile itself; None where it says that others are to be got."""
+    keys = _secrets(name)
+    if "aws_access_key_id" not in keys or "aws_secret_access_key" not in keys or _says_how(name, _BEFORE_KEYS):
         return None
     return S3StaticCredentials(keys["aws_access_key_id"], keys["aws_secret_access_key"], keys.get("aws_session_token"))
 
 
-_MEANS = {"sso_session", "sso_start_url", "role_arn", "credential_process"}
-"""Settings of profiles that say how to get keys."""
+_BEFORE_KEYS = {"sso_session", "sso_start_url", "role_arn"}
+"""Settings of profiles that say how to get keys, and are heeded even where keys are written."""
+
+_MEANS = {*_BEFORE_KEYS, "credential_process", "aws_access_key_id"}
+"""Settings that say how to get keys; to read keys from the configuration is left to botocore too."""
+
+
+def _says_how(name: str, means: Set[str] = _MEANS) -> bool:
+    return not means.isdisjoint({*_settings(name), *(_secrets(name).keys() - {"aws_access_key_id"})})
+
+
+def _secrets(name: str) -> dict[str, str]:
+    """What stands of a profile in the file of keys."""
+    file = _read("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials")
+    return dict(file[name]) if file.has_section(name) else {}
 
 
 def _name_in_environment() -> str | None:

@@ -27,6 +27,7 @@ class Proofs:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._places: dict[Hashable, threading.Lock] = {}
         self._good: set[Hashable] = set()
         self._bad: dict[Hashable, tuple[float, StorageError]] = {}
 
@@ -41,7 +42,9 @@ class Proofs:
         """
         if place in self._good:
             return
-        with self._lock:  # whoever comes second waits for the answer instead of asking too
+        with self._lock:
+            of_place = self._places.setdefault(place, threading.Lock())
+        with of_place:  # whoever comes second waits for the answer instead of asking too
             if place in self._good:
                 return
             asked_at, refusal = self._bad.get(place, (0, None))
@@ -56,8 +59,9 @@ class Proofs:
             self._good.add(place)
 
     def forget(self) -> None:
-        """In a forked child, in which the lock may be held by nobody."""
+        """In a forked child, in which the locks may be held by nobody."""
         self._lock = threading.Lock()
+        self._places = {}
 
 
 def is_single_writer(settings: StorageSettings) -> bool:

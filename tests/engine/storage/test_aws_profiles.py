@@ -14,7 +14,7 @@ import pytest
 from icechunk_engine.credential_types import S3Refreshable, S3StaticCredentials
 from icechunk_engine.errors import ErrorKind, InvalidInputError
 from icechunk_engine.storage import s3_storage, storage_from_url
-from icechunk_engine.storage._aws_profiles import FromProfile, default_profile, region_of_profile
+from icechunk_engine.storage._aws_profiles import FromProfile, default_profile, region_of_profile, written_keys
 from icechunk_engine.storage._places import StoreKind
 from icechunk_engine.storage._providers import access
 
@@ -83,6 +83,40 @@ def test_a_program_gives_keys_that_expire(home: Path, monkeypatch: pytest.Monkey
     storage: Any = storage_from_url("s3://bucket/prefix", options)
     assert dict(storage.bucket.options)["region"] == "eu-north-1"
     assert dict(storage_from_url("s3://b/p", {**(options or {}), "region": "x"}).bucket.options)["region"] == "x"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("file", ["config", "credentials"])
+@pytest.mark.parametrize("setting", ["role_arn = arn:aws:iam::1:role/x", "sso_session = x", "sso_start_url = x"])
+def test_keys_beside_a_role_are_not_used_as_they_are(home: Path, file: str, setting: str) -> None:
+    (home / "credentials").write_text("[default]\naws_access_key_id = a\naws_secret_access_key = x\n")
+    with (home / file).open("a") as written:
+        written.write(setting if file == "credentials" else f"[default]\n{setting}\n")
+    assert written_keys("default") is None
+    assert default_profile() == "default"
+
+
+def test_keys_beside_a_role_are_to_ask_for_the_role_with(home: Path) -> None:
+    (home / "credentials").write_text(
+        "[default]\naws_access_key_id = a\naws_secret_access_key = x\nrole_arn = arn:aws:iam::1:role/x\n"
+    )
+    with pytest.raises(InvalidInputError, match="source_profile"):  # incomplete, so nobody is asked
+        FromProfile("default")()
+
+
+def test_keys_beside_a_program_go_first(home: Path) -> None:
+    (home / "credentials").write_text("[default]\naws_access_key_id = a\naws_secret_access_key = x\n")
+    (home / "config").write_text(f"[default]\n{program(home)}")
+    assert found()["access_key_id"] == "a"
+
+
+def test_keys_in_the_configuration(home: Path) -> None:
+    (home / "config").write_text(
+        "[default]\naws_access_key_id = a\naws_secret_access_key = x\n"
+        "[profile own]\naws_access_key_id = b\naws_secret_access_key = y\n"
+    )
+    assert default_profile() == "default"
+    assert FromProfile("default")() == S3StaticCredentials("a", "x")
+    assert found({"profile": "own"})["access_key_id"] == "b"
 
 
 def test_the_environment_goes_first(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
