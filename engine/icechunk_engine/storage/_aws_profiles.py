@@ -1,4 +1,4 @@
-"""Credentials of the profiles that AWS's tools keep in the user's home.
+"""Credentials, region and endpoint of the profiles that AWS's tools keep in the user's home.
 
 Keys are read here. Profiles that say how to get some (single sign-on, roles, programs) are left to botocore, which
 comes with boto3 and s3fs, also where keys stand beside that: those of a profile with a role are only to ask for the
@@ -48,6 +48,21 @@ def region_of_profile(name: str | None = None) -> str | None:
     if os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"):
         return None  # the client looks there itself
     return _settings(name or _name_in_environment() or "default").get("region")
+
+
+def endpoint_of_profile(name: str | None = None) -> str | None:
+    """The endpoint of S3 that a profile, or the default one, says; the environment's goes first."""
+    if os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
+        return None
+    if os.environ.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() == "true":
+        return None
+    settings = _settings(name or _name_in_environment() or "default")
+    services = _sections().get(f"services {settings.get('services')}", {})
+    for line in services.get("s3", "").splitlines():  # settings within a setting
+        key, _, value = line.partition("=")
+        if key.strip() == "endpoint_url":
+            return value.strip()
+    return settings.get("endpoint_url")
 
 
 def profile_credentials(name: str) -> S3StaticCredentials | None:
@@ -115,9 +130,12 @@ def _name_in_environment() -> str | None:
 
 
 def _settings(name: str) -> dict[str, str]:
+    return _sections().get(name if name == "default" else f"profile {name}", {})
+
+
+def _sections() -> dict[str, dict[str, str]]:
     file = _read("AWS_CONFIG_FILE", "~/.aws/config")
-    section = name if name == "default" else f"profile {name}"
-    return dict(file[section]) if file.has_section(section) else {}
+    return {name: dict(file[name]) for name in file.sections()}
 
 
 def _read(variable: str, default: str) -> configparser.RawConfigParser:

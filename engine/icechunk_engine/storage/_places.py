@@ -215,10 +215,10 @@ def with_settings(bucket: Bucket, settings: StorageSettings) -> Bucket:
 
 
 _SIGNED_HEADERS: dict[str, tuple[str, Callable[[str], Any]]] = {
-    "x-amz-request-payer": ("request_payer", lambda value: value == "requester"),
+    "x-amz-request-payer": ("request_payer", lambda value: value.lower() == "requester"),
     "x-amz-server-side-encryption": ("server_side_encryption", str),
     "x-amz-server-side-encryption-aws-kms-key-id": ("sse_kms_key_id", str),
-    "x-amz-server-side-encryption-bucket-key-enabled": ("sse_bucket_key_enabled", lambda value: value == "true"),
+    "x-amz-server-side-encryption-bucket-key-enabled": ("sse_bucket_key_enabled", lambda value: value.lower() == "true"),
 }
 """Headers that the client adds where they belong, and signs, when it is told so by options."""
 

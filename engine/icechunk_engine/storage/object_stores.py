@@ -17,7 +17,7 @@ from icechunk_engine.config import ChecksumAlgorithm, S3Options
 from icechunk_engine.credential_types import GcsBearerCredential, S3StaticCredentials
 from icechunk_engine.credentials import azure_credentials, gcs_credentials, s3_credentials
 from icechunk_engine.errors import ErrorKind, InvalidInputError, StorageError
-from icechunk_engine.storage._aws_profiles import region_of_profile
+from icechunk_engine.storage._aws_profiles import endpoint_of_profile, region_of_profile
 from icechunk_engine.storage._obstore import ObjectStorage
 from icechunk_engine.storage._places import (
     azure_bucket,
@@ -65,8 +65,8 @@ def s3_storage(
     bucket, prefix
         Where; the prefix is the repository's directory.
     region, endpoint_url, allow_http
-        Of the store. Without an endpoint that of ``AWS_ENDPOINT_URL`` is taken, then Amazon's; without a region that
-        of the environment or the AWS profile.
+        Of the store. Without an endpoint that of ``AWS_ENDPOINT_URL`` is taken, then the AWS profile's, then Amazon's;
+        without a region that of the environment or the profile.
     access_key_id, secret_access_key, session_token, expires_after, anonymous, from_env
         As for :func:`s3_credentials`; from the environment or ``~/.aws/credentials`` when nothing is given.
     get_credentials, scatter_initial_credentials
@@ -102,7 +102,7 @@ def s3_storage(
         scatter_initial_credentials=scatter_initial_credentials,
     )
     if endpoint_url is None:
-        endpoint_url = s3_endpoint_of_environment()
+        endpoint_url = s3_endpoint_of_environment() or endpoint_of_profile()
         allow_http = allow_http or endpoint_url is not None
     options = S3Options(
         region=region if region is not None else region_of_profile(),

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from icechunk_engine.errors import ErrorKind, InvalidInputError
-from icechunk_engine.storage._aws_profiles import FromProfile, region_of_profile
+from icechunk_engine.storage._aws_profiles import FromProfile, endpoint_of_profile, region_of_profile
 from icechunk_engine.storage._fsspec import FsspecStorage, is_known_protocol
 from icechunk_engine.storage._local import LocalStorage
 from icechunk_engine.storage._memory import MemoryStorage
@@ -123,9 +123,13 @@ def _s3(url: str, options: Options) -> Storage:
     if profile is not None and not anonymous and given["access_key_id"] is None and given["get_credentials"] is None:
         given["get_credentials"] = FromProfile(profile)
         given["region"] = given["region"] or region_of_profile(profile)
-    additional = dict(options.pop("s3_additional_kwargs", None) or {})
+        given["endpoint_url"] = endpoint = endpoint or endpoint_of_profile(profile)
+    additional = options.pop("s3_additional_kwargs", None) or {}
+    if not isinstance(additional, Mapping):
+        raise _refused(url, ["s3_additional_kwargs"], "it must be a mapping")
+    additional = dict(additional)
     given["write_headers"] = {
-        header: str(value).lower() if isinstance(value, bool) else value
+        header: str(value).lower() if isinstance(value, bool) else str(value)
         for name, header in _ENCRYPTION.items()
         if (value := additional.pop(name, None)) is not None
     }

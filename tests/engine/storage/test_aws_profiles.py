@@ -129,6 +129,33 @@ def test_the_environment_goes_first(home: Path, monkeypatch: pytest.MonkeyPatch)
     assert access(StoreKind.S3, storage.bucket.credential, {}).provider is None
 
 
+def test_the_endpoint_of_a_profile(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its keys belong there: elsewhere is the wrong place."""
+    (home / "config").write_text(
+        "[default]\nendpoint_url = https://a\n[profile b]\nendpoint_url = http://b:9000\n"
+        "[profile c]\nservices = mine\nendpoint_url = https://x\n[services mine]\nec2 =\n  endpoint_url = https://y\n"
+        "s3 =\n  max_attempts = 3\n  endpoint_url = https://c\n"
+    )
+    assert storage_from_url("s3://bucket/p").identity == "s3+https://a/bucket/p"
+    assert storage_from_url("s3://bucket/p", {"profile": "b"}).identity == "s3+http://b:9000/bucket/p"
+    assert storage_from_url("s3://bucket/p", {"profile": "c"}).identity == "s3+https://c/bucket/p"
+    given = {"profile": "c", "endpoint_url": "https://d"}
+    assert storage_from_url("s3://bucket/p", given).identity == "s3+https://d/bucket/p"
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "https://e")
+    assert storage_from_url("s3://bucket/p", {"profile": "c"}).identity == "s3+https://e/bucket/p"
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    monkeypatch.setenv("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "true")
+    assert storage_from_url("s3://bucket/p").identity == "s3://bucket/p"
+
+
+@pytest.mark.parametrize("value", [True, "true", "True"])
+def test_headers_of_encryption_as_users_write_them(value: bool | str) -> None:
+    storage: Any = storage_from_url("s3://bucket/p", {"s3_additional_kwargs": {"BucketKeyEnabled": value}})
+    assert dict(storage.bucket.options)["sse_bucket_key_enabled"] is True
+    with pytest.raises(InvalidInputError, match="s3_additional_kwargs"):
+        storage_from_url("s3://bucket/p", {"s3_additional_kwargs": "ServerSideEncryption"})
+
+
 def test_what_gives_nothing_is_named(home: Path) -> None:
     (home / "config").write_text("[profile empty]\nregion = x\n[profile broken]\ncredential_process = false\n")
     for name in ("empty", "broken", "nowhere"):
