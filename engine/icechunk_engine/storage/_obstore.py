@@ -15,7 +15,7 @@ import threading
 import time
 import uuid
 from collections.abc import Buffer, Iterable, Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -49,6 +49,11 @@ _SIZES = PartSizes.of(_DEFAULTS)
 _CONDITIONAL_TRIES = 6
 _COUNTED_DELETES = 16
 """Up to so many keys are looked up before they are deleted, because stores do not say what was there."""
+
+_SMALL_UPLOAD = 2**16
+_UPLOAD = timedelta(hours=1)
+"""The client takes the time in which a body is sent for silence of the store. A large one, and many at a time, may
+take long on a slow link; dead connections are noticed by the system."""
 
 _NO_VERSION = Version("1")
 """Of no object, in a form that every kind of store takes."""
@@ -238,7 +243,7 @@ class ObjectStorage(Storage):
         call = self._call(key)
         with call:
             done = call.obstore.put(
-                call.writer,
+                call.uploader(len(payload)),
                 call.path,
                 payload,
                 attributes=self._attributes(key) or None,
@@ -342,7 +347,7 @@ class ObjectStorage(Storage):
         call = self._call(key)
         with call:
             done = call.obstore.put(
-                call.writer,
+                call.uploader(len(data)),
                 call.path,
                 data,
                 mode=mode,
@@ -457,14 +462,14 @@ def _read_part(bucket: Bucket, path: str, start: int, stop: int, shown: str) -> 
 
 
 class _Clients:
-    """The process's clients, by bucket and headers."""
+    """The process's clients, by bucket, headers and patience."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._clients: dict[tuple[Bucket, bool], Any] = {}
+        self._clients: dict[tuple[Bucket, bool, bool], Any] = {}
         self._forked = False
 
-    def get(self, bucket: Bucket, *, writes: bool) -> Any:
+    def get(self, bucket: Bucket, *, writes: bool, uploads: bool = False) -> Any:
         if self._forked:
             raise StorageError(
                 "this process was forked from one that had used object stores, whose connections do not survive a "
@@ -472,12 +477,13 @@ class _Clients:
                 ErrorKind.STORAGE_CONFIG,
             )
         writes = writes and bucket.read_headers != bucket.write_headers
-        client = self._clients.get((bucket, writes))
+        kind = bucket, writes, uploads
+        client = self._clients.get(kind)
         if client is None:
             with self._lock:
-                client = self._clients.get((bucket, writes))
+                client = self._clients.get(kind)
                 if client is None:
-                    client = self._clients[bucket, writes] = _open(bucket, writes)
+                    client = self._clients[kind] = _open(*kind)
         return client
 
     def forget(self) -> None:
@@ -492,13 +498,16 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_PROOFS.forget)
 
 
-def _open(bucket: Bucket, writes: bool) -> Any:
+def _open(bucket: Bucket, writes: bool, uploads: bool) -> Any:
     """A client; no request is made."""
     _import_obstore()
     from obstore.store import AzureStore, GCSStore, HTTPStore, S3Store
 
     classes: dict[StoreKind, Any] = {StoreKind.S3: S3Store, StoreKind.GCS: GCSStore, StoreKind.AZURE: AzureStore}
     client: Any = {"user_agent": "xarray-icechunk", **dict(bucket.client)}
+    given = client.get("read_timeout")
+    if uploads and not (isinstance(given, timedelta) and given > _UPLOAD):
+        client["read_timeout"] = _UPLOAD
     headers = dict(bucket.write_headers if writes else bucket.read_headers)
     if headers:
         client["default_headers"] = headers
@@ -562,6 +571,9 @@ class _Call:
     @property
     def writer(self) -> Any:
         return _CLIENTS.get(self.bucket, writes=True)
+
+    def uploader(self, n_bytes: int) -> Any:
+        return _CLIENTS.get(self.bucket, writes=True, uploads=n_bytes > _SMALL_UPLOAD)
 
     def __enter__(self) -> None:
         return None

@@ -23,7 +23,7 @@ AnyStoreCredential = AnyS3Credential | AnyGcsCredential | AnyAzureCredential
 _NEVER = timedelta(days=1)
 """Of one request as a whole, which may be long: a store that sends nothing is noticed by the read timeout."""
 _SILENCE = timedelta(seconds=60)
-"""After so long without a byte a request has failed, unless settings say otherwise."""
+"""After so long without a byte a request has failed, unless settings say otherwise, or it sends much."""
 
 
 class StoreKind(StrEnum):
@@ -218,7 +218,10 @@ _SIGNED_HEADERS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "x-amz-request-payer": ("request_payer", lambda value: value.lower() == "requester"),
     "x-amz-server-side-encryption": ("server_side_encryption", str),
     "x-amz-server-side-encryption-aws-kms-key-id": ("sse_kms_key_id", str),
-    "x-amz-server-side-encryption-bucket-key-enabled": ("sse_bucket_key_enabled", lambda value: value.lower() == "true"),
+    "x-amz-server-side-encryption-bucket-key-enabled": (
+        "sse_bucket_key_enabled",
+        lambda value: value.lower() == "true",
+    ),
 }
 """Headers that the client adds where they belong, and signs, when it is told so by options."""
 
