@@ -119,16 +119,23 @@ def _sync(paths: Iterable[str]) -> None:
 
 
 def _fsync_together(fds: Sequence[int]) -> None:
-    waiting: list[Future[None]] = []
-    try:
-        for fd in fds:
-            waiting.append(_threads().submit(_fsync, fd))
-    except RuntimeError:  # the interpreter is about to end
-        for fd in fds[len(waiting) :]:  # an error is told once a file: of the others the threads hear it
-            _fsync(fd)
+    waiting = [_fsync_soon(fd) for fd in fds]
     errors = [error for one in waiting if (error := one.exception()) is not None]  # of none that still runs
     if errors:
         raise errors[0]
+
+
+def _fsync_soon(fd: int) -> Future[None]:
+    """On a thread, or at once when the interpreter is about to end. Once a file: the system tells an error once."""
+    try:
+        return _threads().submit(_fsync, fd)
+    except RuntimeError:
+        done: Future[None] = Future()
+        try:
+            done.set_result(_fsync(fd))
+        except OSError as error:
+            done.set_exception(error)
+        return done
 
 
 def _fsync(fd: int) -> None:

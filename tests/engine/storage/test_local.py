@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -739,6 +740,37 @@ def test_every_file_is_waited_for(
     synced.clear()
     storage.flush()
     assert synced == []
+
+
+def test_at_the_end_of_the_interpreter_each_file_is_waited_for_once(
+    storage: LocalStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No thread can be given work any more, after some were; the system tells an error to the first who waits only."""
+    monkeypatch.setattr(_durability, "_PATIENCE_S", 0.0)
+    names = [f"{n:02d}" for n in range(20)]
+    for name in names:
+        storage.put(f"chunks/{name}", b"1")
+    waited: list[str] = []
+
+    def tell_once(fd: int) -> None:
+        waited.append(os.path.basename(os.readlink(f"/proc/self/fd/{fd}")))
+        if waited[-1] == "03" and waited.count("03") == 1:
+            raise OSError(errno.EIO, "bad disk")
+
+    with ThreadPoolExecutor(2) as threads:
+        submit, left = threads.submit, iter(range(10))
+
+        def ending(*args: Any) -> Any:
+            if next(left, None) is None:
+                raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+            return submit(*args)
+
+        monkeypatch.setattr(threads, "submit", ending)
+        monkeypatch.setattr(_durability, "_threads", lambda: threads)
+        monkeypatch.setattr(os, "fsync", tell_once)
+        with pytest.raises(StorageError, match="bad disk"):
+            storage.flush()
+    assert sorted(waited)[:20] == names
 
 
 def test_a_forked_child_flushes_only_its_own() -> None:
