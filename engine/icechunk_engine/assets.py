@@ -78,7 +78,7 @@ class LoadedManifest:
 
 
 _READ_TOGETHER = 256
-"""Manifest files held in memory at once before they are decoded."""
+"""Small manifest files held in memory at once before they are decoded."""
 
 _BYTES_PER_CACHED_CHUNK = 256
 """What a cached chunk takes besides its bytes."""
@@ -294,7 +294,7 @@ class AssetManager:
             else:
                 found[manifest_id] = cached
         for some in batched(missing, _READ_TOGETHER):
-            manifests = decode_manifests([self._manifest_file(manifest_id) for manifest_id in some])
+            manifests = decode_manifests(map(self._manifest_file, some))
             for manifest_id, manifest in zip(some, manifests, strict=True):
                 _require_same(layout.manifest_key(manifest_id), manifest.manifest_id, manifest_id)
                 loaded = found[manifest_id] = LoadedManifest(manifest)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -181,7 +181,10 @@ def decode_manifest(data: Any, name: str = "") -> Manifest:
     FormatError
         When the bytes are no intact manifest.
     """
-    body = header.unpack(data, FileType.MANIFEST, name).body
+    return _read_alone(header.unpack(data, FileType.MANIFEST, name).body, name)
+
+
+def _read_alone(body: U8, name: str) -> Manifest:
     buffer = Buffer(body, name or "this manifest file")
     root = buffer.root()
     manifest_id = ManifestId.from_row(root.required_struct(Slot.ID, OBJECT_ID_SIZE, "the manifest's id")[0])
@@ -202,21 +205,30 @@ def decode_manifest(data: Any, name: str = "") -> Manifest:
     )
 
 
-def decode_manifests(files: Sequence[tuple[Any, str]]) -> list[Manifest]:
+def decode_manifests(files: Iterable[tuple[Any, str]]) -> list[Manifest]:
     """:func:`decode_manifest` of several files given with their names; small ones are read together, for speed.
+
+    Large ones are asked for one after another, and let go of.
 
     Raises
     ------
     FormatError
         When one of them is no intact manifest.
     """
-    bodies = [header.unpack(data, FileType.MANIFEST, name).body for data, name in files]
-    small = [i for i, body in enumerate(bodies) if 0 < len(body) <= _SMALL_BODY]
+    found: dict[int, Manifest] = {}
+    small: dict[int, tuple[U8, str]] = {}
+    for number, (data, name) in enumerate(files):
+        body = header.unpack(data, FileType.MANIFEST, name).body
+        if 0 < len(body) <= _SMALL_BODY:
+            small[number] = body, name
+        else:
+            found[number] = _read_alone(body, name)
     try:
-        together = dict(zip(small, _read_together([bodies[i] for i in small]), strict=True)) if len(small) > 1 else {}
+        together = _read_together([body for body, _ in small.values()]) if len(small) > 1 else []
     except FormatError:  # one of them is damaged, or special; read alone it says which, and what is wrong
-        together = {}
-    return [together.get(i) or decode_manifest(*file) for i, file in enumerate(files)]
+        together = []
+    found |= zip(small, together or [_read_alone(*file) for file in small.values()], strict=True)
+    return [found[number] for number in range(len(found))]
 
 
 def _read_together(bodies: Sequence[U8]) -> list[Manifest]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -171,8 +172,31 @@ def test_a_damaged_dictionary_that_nothing_needs() -> None:
 
 def test_small_files_are_read_together(monkeypatch: pytest.MonkeyPatch) -> None:
     files = [(file_of(many_refs(n)), f"manifests/{n}") for n in (3, 5)]
-    monkeypatch.setattr(manifest, "decode_manifest", None)
+    monkeypatch.setattr(manifest, "_read_alone", None)
     assert [one.num_chunk_refs for one in decode_manifests(files)] == [3, 5]
+
+
+def test_large_files_are_let_go_of_before_the_next_one_is_asked_for() -> None:
+    """Many of them would not fit into memory at once, and decompressing is half of the work of reading one."""
+    held: list[weakref.ref[Any]] = []
+    unpacked: list[str] = []
+
+    class Data(bytearray):
+        """Bytes that can be referred to weakly."""
+
+    def files() -> Iterator[tuple[Any, str]]:
+        for number, n in enumerate([3, 2000, 5, 2000, 2000]):
+            data = Data(file_of(many_refs(n)))
+            held.append(weakref.ref(data))
+            assert [ref() is not None for ref in held[:-2]].count(True) == 0
+            yield data, f"manifests/{number}"
+            del data
+
+    unpack = header.unpack
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(header, "unpack", lambda data, kind, name: unpacked.append(name) or unpack(data, kind, name))
+        assert [one.num_chunk_refs for one in decode_manifests(files())] == [3, 2000, 5, 2000, 2000]
+    assert unpacked == [f"manifests/{number}" for number in range(5)]
 
 
 def test_equal_locations_are_stored_once() -> None:
