@@ -198,7 +198,7 @@ def test_a_container_has_one_client(s3_server: Running, place: str, monkeypatch:
         source.write(f"{place}/{name}", b"head" + DATA.tobytes())
         opened.clear() if name == "x" else None
         np.testing.assert_array_equal(read(virtual_repository(source, f"{source.url_prefix}{place}/{name}")), DATA)
-    readers = {bucket for bucket, writes in opened}
+    readers = {bucket for bucket, *_ in opened}
     assert len(readers) == 1
 
 

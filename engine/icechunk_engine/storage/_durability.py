@@ -132,9 +132,11 @@ def _fsync_soon(fd: int) -> Future[None]:
     except RuntimeError:
         done: Future[None] = Future()
         try:
-            done.set_result(_fsync(fd))
+            _fsync(fd)
         except OSError as error:
             done.set_exception(error)
+        else:
+            done.set_result(None)
         return done
 
 
