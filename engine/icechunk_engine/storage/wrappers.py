@@ -5,6 +5,7 @@ A wrapper is the same place as what it wraps (equal identity, but for :class:`Pr
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 import weakref
@@ -249,6 +250,18 @@ _ROOMS_LOCK = threading.Lock()
 def _room(identity: str, most: int) -> threading.Semaphore:
     with _ROOMS_LOCK:
         return _ROOMS.setdefault((identity, most), threading.BoundedSemaphore(most))
+
+
+def _after_fork() -> None:
+    """In the child there is room again: the requests under way are the parent's."""
+    global _ROOMS_LOCK
+    _ROOMS_LOCK = threading.Lock()
+    for (_, most), room in list(_ROOMS.items()):
+        room.__init__(most)  # type: ignore[misc]
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class CountingStorage(ObservingStorage):

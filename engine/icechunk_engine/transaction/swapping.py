@@ -53,8 +53,11 @@ def give_way(attempts: int, took_s: float) -> None:
     took_s
         How long one takes, in seconds: what makes sense to wait for is others who are at the same stage.
     """
-    time.sleep(random.uniform(0, min(attempts, _CROWD)) * took_s)
+    time.sleep(random.uniform(0, min(attempts, _CROWD)) * min(took_s, _LONGEST_S))
 
+
+_LONGEST_S = 1.0
+"""What took longer was writing manifests, which are kept: the next attempt does not take so long."""
 
 _CROWD = 8
 """So many writers are reckoned with; more cost a few attempts each, while waiting longer would cost everybody."""

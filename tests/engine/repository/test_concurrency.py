@@ -208,3 +208,12 @@ def test_who_lost_gives_way_where_requests_take_time(monkeypatch: pytest.MonkeyP
     assert bounds == ([1, 2, 3] if far else [])
     values = zarr.open_array(repo.readonly_session("main").store, path="a", mode="r")[:4]
     assert np.asarray(values).tolist() == [9, 1, 2, 3]
+
+
+def test_who_prepared_for_long_does_not_wait_for_as_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(swapping.random, "uniform", lambda low, high: high)
+    monkeypatch.setattr(swapping.time, "sleep", waits.append)
+    for attempts, took_s in ((1, 0.25), (3, 0.25), (1, 300), (100, 300)):
+        swapping.give_way(attempts, took_s)
+    assert waits == [0.25, 0.75, 1, 8]

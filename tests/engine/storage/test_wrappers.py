@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -203,3 +206,24 @@ def test_a_sweep_meets_every_call_once(inner: Storage) -> None:
         failed.append(fail.failed.method)
     assert failed == list(READS)
     operation(FaultStorage(inner, FailOnce(counted.n_calls, "before")))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no such system call")
+def test_a_forked_child_has_room_for_its_own_requests() -> None:
+    """Also where the parent was in the middle of as many as are allowed, which nobody ends in the child."""
+    code = """
+import os, signal
+from icechunk_engine import in_memory_storage
+from icechunk_engine.storage.wrappers import LimitedStorage
+storage = LimitedStorage(in_memory_storage(), 2)
+with storage._room, storage._room:
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(30)
+        assert storage.info("a") is None
+        os._exit(0)
+assert os.waitpid(pid, 0)[1] == 0
+print("fine")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.returncode) == ("fine\n", 0), done.stderr
