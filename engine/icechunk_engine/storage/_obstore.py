@@ -50,10 +50,11 @@ _CONDITIONAL_TRIES = 6
 _COUNTED_DELETES = 16
 """Up to so many keys are looked up before they are deleted, because stores do not say what was there."""
 
+_DAY = timedelta(days=1)
 _SMALL_UPLOAD = 2**16
-_UPLOAD = timedelta(hours=1)
+_UPLOAD_PATIENCE = 15
 """The client takes the time in which a body is sent for silence of the store. A large one, and many at a time, may
-take long on a slow link; dead connections are noticed by the system."""
+take long on a slow link, and are given so many times the time."""
 
 _NO_VERSION = Version("1")
 """Of no object, in a form that every kind of store takes."""
@@ -505,9 +506,9 @@ def _open(bucket: Bucket, writes: bool, uploads: bool) -> Any:
 
     classes: dict[StoreKind, Any] = {StoreKind.S3: S3Store, StoreKind.GCS: GCSStore, StoreKind.AZURE: AzureStore}
     client: Any = {"user_agent": "xarray-icechunk", **dict(bucket.client)}
-    given = client.get("read_timeout")
-    if uploads and not (isinstance(given, timedelta) and given > _UPLOAD):
-        client["read_timeout"] = _UPLOAD
+    silence = client.get("read_timeout")
+    if uploads and isinstance(silence, timedelta):
+        client["read_timeout"] = min(_UPLOAD_PATIENCE * silence, max(silence, _DAY))
     headers = dict(bucket.write_headers if writes else bucket.read_headers)
     if headers:
         client["default_headers"] = headers
