@@ -21,7 +21,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cached_property
 
 from icechunk_engine.errors import (
@@ -186,7 +186,7 @@ class LocalStorage(Storage):
         compare()
         try:
             temporary = self._write_temporary(path, data, sync=False)
-            try:
+            with _removed_on_error(temporary):
                 # The new version reaches the disk together with what it refers to, and before others are made to wait.
                 if self._durable:
                     self._unflushed.add(temporary)
@@ -194,10 +194,6 @@ class LocalStorage(Storage):
                 with locked(os.path.dirname(path), give_up=compare):
                     compare()
                     os.replace(temporary, path)
-            except BaseException:
-                with suppress(FileNotFoundError):
-                    os.unlink(temporary)
-                raise
             self._sync_parent(path)
             self._sweep_once(os.path.dirname(path))
         except FileNotFoundError:  # the directory has vanished, and the object with it
@@ -217,7 +213,7 @@ class LocalStorage(Storage):
                 if error.errno != errno.EEXIST and error.errno not in _NO_HARD_LINKS:
                     raise
                 temporary = _temporary_for(new)
-                self._with_parents(new, lambda: _rename(temporary, new, lambda: shutil.copyfile(old, temporary)))
+                self._with_parents(new, lambda: _copy(old, temporary, new))
         except OSError as error:
             raise self._failure(error, "copy", source) from error
         if self._durable:
@@ -405,15 +401,26 @@ def _temporary_for(path: str) -> str:
     return f"{path}#{next(_serials)}"
 
 
-def _rename(temporary: str, path: str, before: Callable[[], object] = lambda: None) -> None:
-    """Give a finished file its name, unless ``before`` raises; no file is left over."""
+@contextmanager
+def _removed_on_error(temporary: str) -> Iterator[None]:
     try:
-        before()
-        os.replace(temporary, path)
+        yield
     except BaseException:
         with suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+
+
+def _rename(temporary: str, path: str) -> None:
+    """Give a finished file its name; no file is left over."""
+    with _removed_on_error(temporary):
+        os.replace(temporary, path)
+
+
+def _copy(old: str, temporary: str, new: str) -> None:
+    with _removed_on_error(temporary):
+        shutil.copyfile(old, temporary)
+        os.replace(temporary, new)
 
 
 def _read(fd: int, size_bytes: int) -> bytes:
