@@ -213,15 +213,15 @@ class Repository:
     @staticmethod
     def exists(storage: Storage, storage_settings: StorageSettings | None = None) -> bool:
         """True when there is a repository; ``storage_settings`` are for the requests that tell."""
-        if storage_settings is not None:
-            storage = storage.with_settings(storage_settings)
-        return Repository.fetch_spec_version(storage) is not None
+        return Repository.fetch_spec_version(storage, storage_settings) is not None
 
     exists_async = staticmethod(async_twin(exists))
 
     @staticmethod
-    def fetch_spec_version(storage: Storage, storage_settings: object | None = None) -> SpecVersion | None:
-        """Format version of the repository, None if there is none."""
+    def fetch_spec_version(storage: Storage, storage_settings: StorageSettings | None = None) -> SpecVersion | None:
+        """Format version of the repository, None if there is none; settings as in :meth:`exists`."""
+        if storage_settings is not None:
+            storage = storage.with_settings(storage_settings)
         return presence.spec_version_of(storage)
 
     fetch_spec_version_async = staticmethod(async_twin(fetch_spec_version))

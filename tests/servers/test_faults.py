@@ -202,6 +202,26 @@ def test_repositories_are_made_once(proxy: FaultProxy, storage: Storage, direct:
         Repository.create(direct)
 
 
+def test_looking_for_a_repository_heeds_the_settings(proxy: FaultProxy, storage: Storage, direct: Storage) -> None:
+    Repository.create(direct)
+    for look in (Repository.exists, Repository.fetch_spec_version):
+        proxy.faults = [Fault("503 before", "HEAD", "/repo")]
+        with pytest.raises(StorageError):
+            look(storage, ONCE)
+        proxy.faults = [Fault("503 before", "HEAD", "/repo")]
+        assert look(storage, PATIENT)
+
+
+def test_making_a_repository_heeds_the_settings(proxy: FaultProxy, storage: Storage) -> None:
+    """From the first request on, which looks whether the place is free."""
+    proxy.faults = [Fault("503 before", "GET", "list-type")]
+    with pytest.raises(StorageError):
+        Repository.create(storage, RepositoryConfig(storage=ONCE))
+    proxy.faults = [Fault("503 before", "GET", "list-type")]
+    Repository.create(storage, RepositoryConfig(storage=PATIENT))
+    assert proxy.applied["503 before"] == 2
+
+
 def test_a_swap_that_may_still_come_keeps_its_backup(direct: Storage) -> None:
     """A request that timed out may be served later: what it refers to must be there then."""
     repo = Repository.create(direct)

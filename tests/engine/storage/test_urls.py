@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import pickle
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from icechunk_engine.config import StorageSettings, StorageTimeoutSettings
 from icechunk_engine.credential_types import (
     AzureAnonymous,
     AzureStatic,
@@ -127,3 +129,21 @@ def test_other_protocols_go_to_fsspec() -> None:
     assert storage.read_only
     assert "hunter2" not in storage.identity + repr(storage)
     assert storage != storage_from_url("sftp://host/path", {"username": "you"})
+
+
+@pytest.mark.parametrize(
+    ("url", "options"),
+    [
+        ("s3://b/p", {"anon": True}),
+        ("gs://b/p", {"anon": True}),
+        ("az://c/p", {"account_name": "acc", "anon": True}),
+        ("https://h/p", {}),
+    ],
+)
+def test_silence_ends(url: str, options: dict[str, Any]) -> None:
+    """No store is waited for without end, unless somebody says so."""
+    storage: Any = storage_from_url(url, options)
+    storage = getattr(storage, "inner", storage)
+    assert dict(storage._place.client)["read_timeout"] == timedelta(seconds=60)
+    hasty = storage.with_settings(StorageSettings(timeouts=StorageTimeoutSettings(read_timeout_ms=500)))
+    assert dict(hasty._place.client)["read_timeout"] == timedelta(milliseconds=500)
