@@ -30,7 +30,7 @@ from icechunk_engine.transaction.hierarchy import array_above, find_node, subtre
 from icechunk_engine.transaction.reindex import IndexMap, reindexed, shifted
 from icechunk_engine.view import RepositoryContext, SnapshotView
 from icechunk_engine.virtual import containers as container_rules
-from icechunk_engine.zarr_metadata import parse_node_metadata
+from icechunk_engine.zarr_metadata import parse_node_metadata, regular_chunk_lengths
 
 _LOG = logging.getLogger(__name__)
 
@@ -291,7 +291,13 @@ class Workspace(SnapshotView):
         """Move all chunks of an array by a number of chunks along each axis.
 
         Chunks that would leave the grid are dropped, positions left empty read as the fill value; no payload is
-        copied. Needs a regular chunk grid.
+        copied.
+
+        Raises
+        ------
+        InvalidInputError
+            ``invalid-array-metadata``: the chunk grid is not regular. ``invalid-chunk-index``: an offset of the
+            wrong rank.
         """
         offset = np.asarray(list(chunk_offset), np.int64)
         with self._lock:
@@ -320,6 +326,11 @@ class Workspace(SnapshotView):
         backward
             Inverse of ``forward``. With it, a position whose source is None or empty is cleared; without it, positions
             that chunks moved away from keep their old chunk unless another one arrives.
+
+        Raises
+        ------
+        InvalidInputError
+            ``invalid-array-metadata``: the chunk grid is not regular. ``invalid-chunk-index``: outside the grid.
         """
         with self._lock:
             self._require_writable()
@@ -329,9 +340,11 @@ class Workspace(SnapshotView):
     def _regular_array(self, array_path: str) -> tuple[chunk_io.ArrayReader, ChunkRefs]:
         path = paths.normalize(array_path)
         reader = self._array_reader(path)
-        if reader.node.shape is None or not reader.node.shape.regular:
+        # The document decides: snapshots keep the number of chunks, and nothing of their sizes.
+        if regular_chunk_lengths(reader.node.user_data) is None:
             raise InvalidInputError(
-                f"array {path!r} has chunks of different sizes; only chunks of a regular grid can be moved",
+                f"array {path!r} has chunks of different sizes (a rectilinear grid), and a chunk that is moved must "
+                f"have the size of its new place. Read the array and write it where it belongs",
                 ErrorKind.INVALID_ARRAY_METADATA,
             )
         return reader, self.chunk_refs(path)

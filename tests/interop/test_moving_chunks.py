@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -10,11 +11,14 @@ from typing import Any
 
 import icechunk as official
 import numpy as np
+import pytest
 import zarr
 from hypothesis import given
 from hypothesis import strategies as st
+from zarr.core.buffer.cpu import Buffer
 
 import icechunk_engine as ours
+from tests.engine.store.support import array_document
 
 GRID = (4, 3)
 Move = Callable[[Any], None]
@@ -24,7 +28,7 @@ offsets = st.tuples(st.integers(-5, 5), st.integers(-4, 4))
 mirrors = st.sampled_from([(0,), (1,), (0, 1)])
 
 
-def shift(offset: tuple[int, int]) -> Move:
+def shift(offset: tuple[int, ...]) -> Move:
     return lambda session: session.shift_array("/a", offset)
 
 
@@ -91,3 +95,25 @@ def test_chunks_go_where_official_puts_them(
             before[2 * row : 2 * row + 2, 3 * column : 3 * column + 3] = number
         really = {(row // 2, column // 3) for row, column in np.argwhere(before != expected).tolist()}
         assert really <= changed
+
+
+@pytest.mark.filterwarnings("ignore::zarr.errors.UnstableSpecificationWarning")
+@pytest.mark.parametrize("lib", [official, ours], ids=["official", "ours"])
+@pytest.mark.parametrize("edges", [[2, 3, 4], [[3, 3]]], ids=["different", "equal"])
+@pytest.mark.parametrize("committed", [False, True])
+def test_a_rectilinear_grid_is_refused(lib: Any, edges: list[Any], committed: bool, tmp_path: Path) -> None:
+    """A chunk of 2 elements at a place of 3 cannot be read; snapshots do not say which grid an array has."""
+    repo = lib.Repository.create(lib.local_filesystem_storage(str(tmp_path)))
+    session = repo.writable_session("main")
+    grid = {"name": "rectilinear", "configuration": {"kind": "inline", "chunk_shapes": [edges]}}
+    document = Buffer.from_bytes(array_document((9,), chunk_grid=grid))
+    asyncio.run(session.store.set("a/zarr.json", document))
+    asyncio.run(session.store.set("a/c/0", Buffer.from_bytes(b"12")))
+    if committed:
+        session.commit("written")
+        session = repo.writable_session("main")
+    before = repr(session.status())
+    for move in (shift((1,)), lambda s: s.reindex_array("/a", lambda i: i), lambda s: s.shift_array("/a", (0,))):
+        with pytest.raises(lib.IcechunkError, match="rectilinear"):
+            move(session)
+    assert repr(session.status()) == before
