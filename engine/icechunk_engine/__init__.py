@@ -74,6 +74,7 @@ from icechunk_engine.credentials import (
     s3_refreshable_credentials,
     s3_static_credentials,
 )
+from icechunk_engine.decompression import set_decompression_limit
 from icechunk_engine.errors import (
     AlreadyExistsError,
     ConflictError,
@@ -243,6 +244,7 @@ __all__ = [
     "s3_static_credentials",
     "s3_storage",
     "s3_store",
+    "set_decompression_limit",
     "set_logs_filter",
     "shutdown_telemetry",
     "spec_version",

@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
-import numpy as np
 import zstandard
 
 from icechunk_engine.columns import U8, as_u8
+from icechunk_engine.decompression import DamagedError, TooLargeError, fair_limit, unzstd
 from icechunk_engine.errors import ErrorKind, FormatError
 
 MAGIC = "ICE🧊CHUNK".encode()
@@ -33,12 +33,8 @@ SPEC_VERSIONS = (1, 2)
 COMPRESSION_NONE = 0
 COMPRESSION_ZSTD = 1
 
-MAX_BODY_SIZE = 2**34
-"""No body may declare or reach more bytes than this."""
-_MAX_BLOCK = 2**17
-"""The most that one zstd block decompresses to; a block takes at least 4 bytes of a frame."""
-_STREAM_SLICE = 2**14
-"""Input bytes fed at once where the frame does not say its size, so that a bomb is noticed before memory runs out."""
+MAX_BODY_SIZE = 2**31 - 1
+"""Flatbuffers hold no more: their offsets are signed and have 32 bits."""
 
 _MIN_WINDOW_LOG = 23
 """Level 3 would look back 2 MiB only, and lose what recurs in the blocks of large files. Decoders take 8 MiB
@@ -178,41 +174,20 @@ def _damaged(name: str, reason: str) -> FormatError:
 
 
 def _decompress(frame: memoryview, name: str) -> U8:
+    limit = fair_limit(len(frame))
     try:
-        size = zstandard.frame_content_size(frame)
-    except zstandard.ZstdError as error:
+        body = unzstd(frame, min(limit, MAX_BODY_SIZE))
+    except TooLargeError as error:
+        if error.limit == MAX_BODY_SIZE:
+            raise _damaged(name, f"{error}, the most that a file of this format can hold") from None
+        raise FormatError(
+            f"{name} has {len(frame)} compressed bytes that stand for more than {limit}: it is damaged, or made to "
+            f"exhaust your memory. If you trust who wrote it, call icechunk_engine.set_decompression_limit(nbytes) "
+            f"with a higher limit and try again",
+            ErrorKind.DESERIALIZATION,
+        ) from None
+    except DamagedError as error:
         raise _damaged(name, str(error)) from None
-    try:
-        if size < 0:
-            return _decompress_stream(frame, name)
-        if size > MAX_BODY_SIZE or size > (len(frame) // 4 + 1) * _MAX_BLOCK:
-            raise _damaged(name, f"it claims to hold {size} bytes")
-        if size == 0:
-            raise _damaged(name, "it is empty")
-        body = zstandard.ZstdDecompressor().decompress(frame, allow_extra_data=False)
-    except (zstandard.ZstdError, MemoryError) as error:
-        raise _damaged(name, str(error) or "out of memory") from None
-    if len(body) != size:
-        raise _damaged(name, f"it holds {len(body)} bytes, not the {size} it claims")
-    return as_u8(body)
-
-
-def _decompress_stream(frame: memoryview, name: str) -> U8:
-    """Frames that do not say how much they hold; several in a row are read as one body."""
-    decompressor = zstandard.ZstdDecompressor()
-    parts: list[bytes] = []
-    total, position = 0, 0
-    while position < len(frame):
-        stream = decompressor.decompressobj()
-        while not stream.eof:
-            if position >= len(frame):
-                raise _damaged(name, "it is truncated")
-            piece = frame[position : position + _STREAM_SLICE]
-            part = stream.decompress(piece)
-            position += len(piece)
-            total += len(part)
-            if total > MAX_BODY_SIZE:
-                raise _damaged(name, f"it holds more than {MAX_BODY_SIZE} bytes")
-            parts.append(part)
-        position -= len(stream.unused_data)
-    return np.frombuffer(b"".join(parts), np.uint8)
+    if not body:
+        raise _damaged(name, "it is empty")
+    return as_u8(memoryview(body).toreadonly())

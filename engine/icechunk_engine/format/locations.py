@@ -6,6 +6,7 @@ here to read what others wrote, and to write it when the configuration asks for 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ import zstandard
 from numpy.typing import NDArray
 
 from icechunk_engine.columns import I64, U8, BytesTable, starts_of
+from icechunk_engine.decompression import fair_limit
 
 MAX_COMPRESSIBLE_LOCATION = 1024
 """The official reader's buffer: one longer compressed location makes a whole manifest unreadable for it."""
@@ -73,14 +75,15 @@ def decompress(frames: BytesTable, dictionary: bytes) -> BytesTable:
     sizes = content_sizes(frames.data, frames.starts[:-1], frames.lengths)
     if bool((sizes == 0).any()) or int(sizes.max()) > _MAX_LOCATION:
         raise ValueError("a compressed location is empty or too long")
+    limit = fair_limit(int(frames.lengths.sum()))
     try:
         decompressor = zstandard.ZstdDecompressor(dict_data=zstandard.ZstdCompressionDict(dictionary))
         if bool((sizes < 0).any()):
-            return BytesTable.of(
-                [decompressor.decompress(frame, max_output_size=_MAX_LOCATION) for frame in frames.raws()]
-            )
+            return BytesTable.of(_one_by_one(frames, decompressor, limit))
         # All frames in one call: a decompressor reads across frames.
         total = int(sizes.sum())
+        if total > limit:
+            raise ValueError(f"the compressed locations claim to hold {total} bytes, more than {limit}")
         joined = np.ascontiguousarray(frames.data[frames.starts[0] : frames.starts[-1]])
         text = np.empty(total + 1, np.uint8)
         stream = decompressor.stream_reader(memoryview(joined), read_across_frames=True)
@@ -90,6 +93,16 @@ def decompress(frames: BytesTable, dictionary: bytes) -> BytesTable:
     if n_read != total:
         raise ValueError("compressed locations hold another length than they declare")
     return BytesTable(text[:total], starts_of(sizes))
+
+
+def _one_by_one(frames: BytesTable, decompressor: zstandard.ZstdDecompressor, limit: int) -> Iterator[bytes]:
+    total = 0
+    for frame in frames.raws():
+        location = decompressor.decompress(frame, max_output_size=_MAX_LOCATION)
+        total += len(location)
+        if total > limit:
+            raise ValueError(f"the compressed locations hold more than {limit} bytes")
+        yield location
 
 
 def content_sizes(data: U8, starts: I64, lengths: I64) -> I64:

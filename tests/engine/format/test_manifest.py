@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tracemalloc
 import weakref
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -277,6 +278,20 @@ def test_frames_of_any_kind_are_decompressed(options: dict[str, Any]) -> None:
         assert locations.decompress(frames_of(TEXTS, dictionary, **options), dictionary).texts() == TEXTS
     plain = BytesTable.of([zstandard.ZstdCompressor(**options).compress(text.encode()) for text in TEXTS])
     assert locations.decompress(plain, trained).texts() == TEXTS
+
+
+@pytest.mark.parametrize("sized", [True, False])
+def test_locations_that_expand_too_much_are_refused(sized: bool) -> None:
+    """100 frames of 50 bytes that hold a megabyte each: refused after 64 MiB at most, before any when they say it."""
+    frame = zstandard.ZstdCompressor(write_content_size=sized).compress(bytes(2**20))
+    frames = BytesTable.of([frame] * 100)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="more than 67108864"):
+            locations.decompress(frames, b"")
+        assert tracemalloc.get_traced_memory()[1] < (2**20 if sized else 2**27)
+    finally:
+        tracemalloc.stop()
 
 
 def test_declared_sizes_of_all_widths() -> None:
