@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any, Self
 
 import numpy as np
@@ -23,10 +22,11 @@ from icechunk_engine.columns import (
     ragged_positions,
     rows_differ,
 )
+from icechunk_engine.enums import IntegerEnum
 from icechunk_engine.ids import ChunkId
 
 
-class ChunkType(Enum):
+class ChunkType(IntegerEnum):
     """Where a chunk's bytes are; the values are those of the ``kinds`` column."""
 
     uninitialized = 0

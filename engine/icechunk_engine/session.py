@@ -12,11 +12,11 @@ import html
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from icechunk_engine._observe import operation
 from icechunk_engine._sync import async_twin
+from icechunk_engine.enums import NumberedEnum
 from icechunk_engine.errors import (
     ConflictError,
     ErrorKind,
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from icechunk_engine.store import IcechunkStore
 
 
-class SessionMode(Enum):
+class SessionMode(NumberedEnum):
     """What a session may do."""
 
     readonly = 0

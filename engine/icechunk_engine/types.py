@@ -7,9 +7,10 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import Enum, IntEnum
+from enum import IntEnum
 from typing import Literal
 
+from icechunk_engine.enums import IntegerEnum
 from icechunk_engine.errors import ErrorKind, InvalidInputError
 
 CommitMethod = Literal["new_commit", "amend"]
@@ -22,13 +23,22 @@ class SpecVersion(IntEnum):
     v1 = 1
     v2 = 2
 
+    def __repr__(self) -> str:
+        return f"SpecVersion.{self.name}"
+
+    def __str__(self) -> str:
+        return f"{self!r} (current)" if self is SpecVersion.current() else repr(self)
+
+    def __format__(self, format_spec: str) -> str:
+        return format(int(self), format_spec) if format_spec else str(self)
+
     @staticmethod
     def current() -> SpecVersion:
         """The version that new repositories get."""
         return SpecVersion.v2
 
 
-class RepoAvailability(Enum):
+class RepoAvailability(IntegerEnum):
     """What a repository may be used for."""
 
     online = 0

@@ -10,15 +10,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from enum import Enum
 from typing import Any, ClassVar
 
 from icechunk_engine.config import urls
 from icechunk_engine.config.base import U32, Choice, Flag, Kind, Settings, Text, setting
+from icechunk_engine.enums import IntegerEnum
 from icechunk_engine.errors import ErrorKind, InvalidInputError
 
 
-class ChecksumAlgorithm(Enum):
+class ChecksumAlgorithm(IntegerEnum):
     """Checksum that S3 verifies on upload."""
 
     Crc32 = 0

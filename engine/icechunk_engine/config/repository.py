@@ -7,16 +7,24 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
+from enum import EnumType
 from typing import Any, Self
 
 from icechunk_engine.config.base import U8, U16, U64, Choice, Kind, Part, Settings, Text, setting
 from icechunk_engine.config.containers import VirtualChunkContainer, validate_container
 from icechunk_engine.config.manifest import ManifestConfig
 from icechunk_engine.config.storage import StorageRetriesSettings, StorageSettings
+from icechunk_engine.enums import IntegerEnum
 
 
-class CompressionAlgorithm(Enum):
+class _WithDefault(EnumType):
+    """So that ``CompressionAlgorithm()`` is the default, as in official's package."""
+
+    def __call__(cls, value: Any = 0, *args: Any, **kwargs: Any) -> Any:
+        return super().__call__(value, *args, **kwargs)
+
+
+class CompressionAlgorithm(IntegerEnum, metaclass=_WithDefault):
     """How files other than chunks are compressed."""
 
     Zstd = 0

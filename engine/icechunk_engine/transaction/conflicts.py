@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from enum import Enum
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +19,7 @@ from icechunk_engine import paths
 from icechunk_engine.chunk_finder import ChunkFinder
 from icechunk_engine.chunk_refs import DELETED, ChunkRefs
 from icechunk_engine.columns import U32, distinct_rows, lex_order, rows_differ
+from icechunk_engine.enums import NumberedEnum
 from icechunk_engine.errors import AlreadyExistsError, SessionStateError
 from icechunk_engine.format.nodes import NodeTable
 from icechunk_engine.format.transaction_log import TransactionLog
@@ -29,20 +29,29 @@ from icechunk_engine.transaction.hierarchy import find_node
 from icechunk_engine.transaction.moves import move, obstacle
 
 
-class ConflictType(Enum):
+class ConflictType(NumberedEnum):
     """Kinds of conflict between uncommitted edits (ours) and another commit (theirs)."""
 
-    NewNodeConflictsWithExistingNode = (1,)
-    NewNodeInInvalidGroup = (2,)
-    ZarrMetadataDoubleUpdate = (3,)
-    ZarrMetadataUpdateOfDeletedArray = (4,)
-    ZarrMetadataUpdateOfDeletedGroup = (5,)
-    ChunkDoubleUpdate = (6,)
-    ChunksUpdatedInDeletedArray = (7,)
-    ChunksUpdatedInUpdatedArray = (8,)
-    DeleteOfUpdatedArray = (9,)
-    DeleteOfUpdatedGroup = (10,)
-    MoveOperationCannotBeRebased = (11,)
+    NewNodeConflictsWithExistingNode = 1
+    NewNodeInInvalidGroup = 2
+    ZarrMetadataDoubleUpdate = 3
+    ZarrMetadataUpdateOfDeletedArray = 4
+    ZarrMetadataUpdateOfDeletedGroup = 5
+    ChunkDoubleUpdate = 6
+    ChunksUpdatedInDeletedArray = 7
+    ChunksUpdatedInUpdatedArray = 8
+    DeleteOfUpdatedArray = 9
+    DeleteOfUpdatedGroup = 10
+    MoveOperationCannotBeRebased = 11
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def __str__(self) -> str:
+        """The name in words."""
+        return (
+            "".join(f" {letter.lower()}" if letter.isupper() else letter for letter in self.name).strip().capitalize()
+        )
 
 
 SOLVABLE = frozenset(
@@ -68,7 +77,7 @@ class Conflict:
         return text
 
 
-class VersionSelection(Enum):
+class VersionSelection(NumberedEnum):
     """Whose chunk stays when both sides wrote it."""
 
     Fail = 0
