@@ -26,7 +26,7 @@ from icechunk_engine.ids import ChunkId, NodeId, SnapshotId
 from icechunk_engine.keys import ChunkIndex
 from icechunk_engine.transaction import chunks as chunk_io
 from icechunk_engine.transaction import moves
-from icechunk_engine.transaction.hierarchy import array_above, find_node, subtree
+from icechunk_engine.transaction.hierarchy import find_node, misplaced, subtree
 from icechunk_engine.transaction.reindex import IndexMap, reindexed, shifted
 from icechunk_engine.view import RepositoryContext, SnapshotView
 from icechunk_engine.virtual import containers as container_rules
@@ -99,12 +99,9 @@ class Workspace(SnapshotView):
             base = self._base().nodes
             node = find_node(base, self._changes, path)
             if node is None:
-                above = array_above(base, self._changes, path)
-                if above is not None:
-                    raise InvalidInputError(
-                        f"cannot create {path!r}: {above!r} is an array, and arrays have no members",
-                        ErrorKind.NOT_A_GROUP,
-                    )
+                refusal = misplaced(base, self._changes, path, is_array=shape is not None)
+                if refusal is not None:
+                    raise InvalidInputError(f"cannot create {path!r}: {refusal}", ErrorKind.NOT_A_GROUP)
                 self._changes.add_node(Node(node_id=NodeId.random(), path=path, user_data=data, shape=shape))
             elif node.is_array != (shape is not None):
                 kind = "array" if node.is_array else "group"
@@ -124,18 +121,30 @@ class Workspace(SnapshotView):
             self._touch_structure()
 
     def delete_node(self, path: str) -> None:
-        """Remove a node and everything below it; nothing happens when there is none."""
+        """Remove a node: a group with all its members, an array with its chunks. Nothing happens when there is none."""
         with self._lock:
             self._require_writable()
-            doomed = list(subtree(self._base().nodes, self._changes, path))
-            for node in doomed:
-                self._changes.delete_node(node)
-            if doomed:
-                self._touch_structure()
+            base = self._base().nodes
+            node = find_node(base, self._changes, path)
+            if node is not None:
+                self._delete([node] if node.is_array else subtree(base, self._changes, path))
+
+    def delete_directory(self, path: str) -> None:
+        """Remove the node at a path and everything below it, whether or not there is a node at the path itself."""
+        with self._lock:
+            self._require_writable()
+            self._delete(subtree(self._base().nodes, self._changes, path))
+
+    def _delete(self, nodes: Iterable[Node]) -> None:
+        doomed = list(nodes)
+        for node in doomed:
+            self._changes.delete_node(node)
+        if doomed:
+            self._touch_structure()
 
     def delete_all(self) -> None:
         """Remove every node."""
-        self.delete_node(paths.ROOT)
+        self.delete_directory(paths.ROOT)
 
     @operation(lambda self, from_path, to_path: f"moving {from_path} to {to_path}")
     def move(self, from_path: str, to_path: str) -> None:

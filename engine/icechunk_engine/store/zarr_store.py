@@ -6,6 +6,10 @@ on columns, and *fetch* its bytes. What needs no network is done in place, witho
 inline chunks, small local reads. What does goes to the engine's pool (:mod:`icechunk_engine._sync`).
 
 Directories in listings and deletions are whole components: ``a`` covers ``a/b``, not ``ab``.
+
+Deleting removes what was named and no more. The key of a node's document stands for the node: a group goes with its
+members, an array with its chunks. A directory stands for all that lies at and below it. What is not there deletes
+nothing: ``g/zarr.json`` leaves the members of a ``g`` that has no document, where the directory ``g`` takes them.
 """
 
 from __future__ import annotations
@@ -466,7 +470,10 @@ class IcechunkStore(VirtualReferences, Store):
         return target
 
     async def delete(self, key: str) -> None:
-        """Remove a value, if it is there; removing a group's document removes the group with all its members."""
+        """Remove what a key stands for, if it is there.
+
+        A node's document stands for the node: a group goes with all its members, an array with its chunks.
+        """
         self._check_writable()
         target = self._target(key)
         if target is not None and self._session.storage_waits:
@@ -488,11 +495,11 @@ class IcechunkStore(VirtualReferences, Store):
             self._session.delete_chunk(target.path, target.chunk_index)
 
     async def delete_dir(self, prefix: str) -> None:
-        """Remove a group or array with all below it, or the chunks in ``array/c/0``; nothing where nothing is."""
+        """Remove everything in a directory: the nodes at and below a path, or the chunks in ``array/c/0``."""
         self._check_writable()
         path = _node_path(prefix)
         if path is not None:
-            self._session.delete_node(path)
+            self._session.delete_directory(path)
         found = self._chunk_directory(prefix)
         if found is not None and self._session.storage_waits:
             await in_thread(self._session.delete_chunks_under, found.path, found.index_prefix)

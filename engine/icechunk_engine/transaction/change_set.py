@@ -152,6 +152,9 @@ class ChangeSet:
     moved_nodes: dict[str, Node] = field(default_factory=dict)
     moved_from: dict[NodeId, str] = field(default_factory=dict)
     _placed_children: dict[str, dict[str, None]] = field(default_factory=dict)
+    _num_below: dict[str, int] = field(
+        default_factory=dict
+    )  # how many nodes were placed below each path, at any depth
 
     @property
     def is_empty(self) -> bool:
@@ -170,6 +173,7 @@ class ChangeSet:
             self.moved_nodes.copy(),
             self.moved_from.copy(),
             {path: names.copy() for path, names in self._placed_children.items()},
+            self._num_below.copy(),
         )
 
     def placed(self, path: str) -> Node | None:
@@ -223,13 +227,21 @@ class ChangeSet:
 
     def _place(self, path: str) -> None:
         above = paths.parent(path)
-        if above is not None:
-            self._placed_children.setdefault(above, {})[path] = None
+        if above is None:
+            return
+        siblings = self._placed_children.setdefault(above, {})
+        if path not in siblings:
+            siblings[path] = None
+            for ancestor in paths.ancestors(path):
+                self._num_below[ancestor] = self._num_below.get(ancestor, 0) + 1
 
     def _unplace(self, path: str) -> None:
         above = paths.parent(path)
-        if above is not None:
-            del self._placed_children[above][path]
+        if above is None:
+            return
+        del self._placed_children[above][path]
+        for ancestor in paths.ancestors(path):
+            self._num_below[ancestor] -= 1
 
     def placed_children(self, path: str) -> list[Node]:
         """Nodes that were created or moved directly below ``path``."""
@@ -241,6 +253,8 @@ class ChangeSet:
 
     def placed_below(self, path: str) -> list[Node]:
         """Nodes that were created or moved to ``path`` or below."""
+        if not self._num_below.get(path):
+            return self._all_placed([path])
         return self._all_placed(
             place for places in (self.new_nodes, self.moved_nodes) for place in places if paths.is_within(place, path)
         )

@@ -1,4 +1,8 @@
-"""The tree of nodes as a session sees it: base snapshot ⊕ change set. Pure lookups."""
+"""The tree of nodes as a session sees it: base snapshot ⊕ change set. Pure lookups.
+
+The rule of the tree: members belong to groups, arrays have none. No node is made below an array, and no array where
+members are already. Trees that another library wrote may break the rule; they are read as they are.
+"""
 
 from __future__ import annotations
 
@@ -88,4 +92,19 @@ def array_above(base: NodeTable, changes: ChangeSet, path: str) -> str | None:
         node = find_node(base, changes, above)
         if node is not None and node.is_array:
             return above
+    return None
+
+
+def misplaced(base: NodeTable, changes: ChangeSet, path: str, *, is_array: bool) -> str | None:
+    """Why no such node may be made at a free path; None if it may."""
+    above = array_above(base, changes, path)
+    if above is not None:
+        return f"{above!r} is an array, and arrays have no members. Choose a path below a group"
+    if is_array:
+        member = next(subtree(base, changes, path), None)
+        if member is not None:
+            return (
+                f"{member.path!r} lies below that path, and arrays have no members. Delete what lies there first "
+                f"(zarr does with overwrite=True), or choose another path"
+            )
     return None

@@ -14,7 +14,7 @@ from icechunk_engine.errors import ErrorKind, SessionStateError
 from icechunk_engine.format.nodes import Node, NodeTable
 from icechunk_engine.ids import NodeId
 from icechunk_engine.transaction.change_set import ChangeSet
-from icechunk_engine.transaction.hierarchy import array_above, find_node
+from icechunk_engine.transaction.hierarchy import find_node, misplaced
 
 
 def merge_fork(
@@ -76,8 +76,10 @@ def _merge_new_node(base: NodeTable, into: ChangeSet, node: Node) -> Node | None
         if not same:
             raise _disagreement(node.path, "was created in a fork, and there is another node at that path")
         return present
-    if array_above(base, into, node.path) is not None:
-        raise _disagreement(node.path, "was created in a fork below what is an array elsewhere")
+    if misplaced(base, into, node.path, is_array=node.is_array) is not None:
+        raise _disagreement(
+            node.path, "would be an array with members: one fork made the array, another what lies in it"
+        )
     into.add_node(node)
     return None
 

@@ -81,8 +81,6 @@ def made(session: Session, edits: list[Edit]) -> list[Edit]:
             kind == "clear" and session.locate_chunk(path, (rest[0],)) is None
         ):
             continue
-        if kind == "array" and session.child_names(path):
-            continue  # an array above other nodes; Zarr deletes them first
         try:
             make(session, edit)
         except IcechunkError:
