@@ -11,16 +11,16 @@ written.
 from __future__ import annotations
 
 import logging
-import threading
 import weakref
-from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import batched
 from typing import Any
 
 from icechunk_engine._observe import request
-from icechunk_engine._sync import map_requests
+from icechunk_engine._runtime.locks import memory_lock
+from icechunk_engine._runtime.pools import map_requests
+from icechunk_engine._runtime.shared_loads import SharedLoads
 from icechunk_engine.chunk_finder import ChunkFinder
 from icechunk_engine.chunk_refs import ChunkRefs
 from icechunk_engine.config import ResolvedConfig
@@ -87,86 +87,45 @@ _BYTES_PER_CACHED_CHUNK = 256
 _REMEMBERED_PRELOADS = 10_000
 
 
-class _WeighedCache:
-    """Least recently used entries go when the weights exceed the limit. Thread-safe."""
-
-    def __init__(self, limit_bytes: int) -> None:
-        self.limit_bytes = limit_bytes
-        self._lock = threading.Lock()
-        self._entries: OrderedDict[Any, tuple[Any, int]] = OrderedDict()
-        self._weight = 0
-
-    def get(self, key: Any) -> Any:
-        with self._lock:
-            entry = self._entries.get(key)
-            if entry is None:
-                return None
-            self._entries.move_to_end(key)
-            return entry[0]
-
-    def put(self, key: Any, value: Any, weight: int) -> None:
-        with self._lock:
-            previous = self._entries.pop(key, None)
-            if previous is not None:
-                self._weight -= previous[1]
-            self._entries[key] = value, weight
-            self._weight += weight
-            while self._weight > self.limit_bytes and len(self._entries) > 1:
-                _, (_, dropped) = self._entries.popitem(last=False)
-                self._weight -= dropped
-
-
-class _SharedCaches:
-    """The caches of one storage place in this process."""
+class _Caches:
+    """What this process knows of one place."""
 
     def __init__(self, config: ResolvedConfig) -> None:
-        caching = config.caching
-        self.snapshots = _WeighedCache(caching.num_snapshot_nodes * BYTES_PER_SNAPSHOT_NODE)
-        self.manifests = _WeighedCache(caching.num_chunk_refs * BYTES_PER_CHUNK_REF)
-        self.logs = _WeighedCache(caching.num_transaction_changes * BYTES_PER_TRANSACTION_CHANGE)
-        self.chunks = _WeighedCache(caching.num_bytes_chunks)
+        limits = _limits_bytes(config)
+        self.snapshots: SharedLoads[SnapshotId, Snapshot] = SharedLoads(limits["snapshots"])
+        self.manifests: SharedLoads[ManifestId, LoadedManifest] = SharedLoads(limits["manifests"])
+        self.logs: SharedLoads[SnapshotId, TransactionLog | None] = SharedLoads(limits["logs"])
+        self.chunks: SharedLoads[tuple[ChunkId, int, int], bytes] = SharedLoads(limits["chunks"])
         self.preloaded: set[SnapshotId] = set()
         self.repo_info: tuple[Version, RepoInfo] | None = None
-        self._lock = threading.Lock()
-        self._in_flight: dict[Any, threading.Lock] = {}
 
     def make_room(self, config: ResolvedConfig) -> None:
         """Let the caches grow to what another opening of the same place asks for."""
-        other = _SharedCaches(config)
-        for name in ("snapshots", "manifests", "logs", "chunks"):
+        for name, limit_bytes in _limits_bytes(config).items():
             cache = getattr(self, name)
-            cache.limit_bytes = max(cache.limit_bytes, getattr(other, name).limit_bytes)
-
-    def single_flight[T](self, cache: _WeighedCache, key: Any, load: Callable[[], tuple[T, int]]) -> T:
-        """The cached value, or the loaded one; concurrent callers of one key load it once."""
-        value: T | None = cache.get(key)
-        if value is not None:
-            return value
-        with self._lock:
-            lock = self._in_flight.setdefault(key, threading.Lock())
-        try:
-            with lock:
-                value = cache.get(key)
-                if value is None:
-                    value, weight = load()
-                    cache.put(key, value, weight)
-        finally:
-            self._in_flight.pop(key, None)
-        return value
+            cache.limit_bytes = max(cache.limit_bytes, limit_bytes)
 
 
-_CACHES: weakref.WeakValueDictionary[str, _SharedCaches] = weakref.WeakValueDictionary()
-_CACHES_LOCK = threading.Lock()
+def _limits_bytes(config: ResolvedConfig) -> dict[str, int]:
+    caching = config.caching
+    return {
+        "snapshots": caching.num_snapshot_nodes * BYTES_PER_SNAPSHOT_NODE,
+        "manifests": caching.num_chunk_refs * BYTES_PER_CHUNK_REF,
+        "logs": caching.num_transaction_changes * BYTES_PER_TRANSACTION_CHANGE,
+        "chunks": caching.num_bytes_chunks,
+    }
 
 
-def _shared_caches(storage: Storage, config: ResolvedConfig) -> _SharedCaches:
+_CACHES: weakref.WeakValueDictionary[str, _Caches] = weakref.WeakValueDictionary()
+_CACHES_LOCK = memory_lock()
+
+
+def _caches_of(storage: Storage, config: ResolvedConfig) -> _Caches:
+    made = _Caches(config)  # outside of the lock, since it makes locks of its own
     with _CACHES_LOCK:
-        caches = _CACHES.get(storage.identity)
-        if caches is None:
-            caches = _CACHES[storage.identity] = _SharedCaches(config)
-        else:
-            caches.make_room(config)
-        return caches
+        caches = _CACHES.setdefault(storage.identity, made)
+    caches.make_room(config)
+    return caches
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +154,7 @@ class AssetManager:
         self.storage = storage
         self.config = config
         self.spec_version = spec_version
-        self._caches = _shared_caches(storage, config)
+        self._caches = _caches_of(storage, config)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.storage, self.config, self.spec_version)
@@ -231,20 +190,23 @@ class AssetManager:
 
     def snapshot(self, snapshot_id: SnapshotId) -> Snapshot:
         """A snapshot file. Raises SnapshotNotFoundError, FormatError."""
+        return self._caches.snapshots.load(snapshot_id, self._load_snapshot)
 
-        def load() -> tuple[Snapshot, int]:
-            key = layout.snapshot_key(snapshot_id)
-            try:
-                snapshot = decode_snapshot(self._get(key), key)
-            except ObjectNotFoundError:
-                raise SnapshotNotFoundError(
-                    f"the file of snapshot {snapshot_id} ({key}) is not there: it never existed, or was removed by "
-                    f"garbage collection. Open a snapshot that repo.ancestry lists"
-                ) from None
-            _require_same(key, snapshot.snapshot_id, snapshot_id)
-            return snapshot, snapshot.nbytes
+    async def snapshot_async(self, snapshot_id: SnapshotId) -> Snapshot:
+        """:meth:`snapshot` for an event loop."""
+        return await self._caches.snapshots.load_soon(snapshot_id, self._load_snapshot)
 
-        return self._caches.single_flight(self._caches.snapshots, snapshot_id, load)
+    def _load_snapshot(self, snapshot_id: SnapshotId) -> tuple[Snapshot, int]:
+        key = layout.snapshot_key(snapshot_id)
+        try:
+            snapshot = decode_snapshot(self._get(key), key)
+        except ObjectNotFoundError:
+            raise SnapshotNotFoundError(
+                f"the file of snapshot {snapshot_id} ({key}) is not there: it never existed, or was removed by "
+                f"garbage collection. Open a snapshot that repo.ancestry lists"
+            ) from None
+        _require_same(key, snapshot.snapshot_id, snapshot_id)
+        return snapshot, snapshot.nbytes
 
     def has_snapshot(self, snapshot_id: SnapshotId) -> bool:
         """True when :meth:`snapshot` needs no request."""
@@ -256,13 +218,20 @@ class AssetManager:
 
     def manifest(self, manifest_id: ManifestId) -> LoadedManifest:
         """A manifest file. Raises FormatError when it is missing (a snapshot refers to it) or damaged."""
+        return self._caches.manifests.load(manifest_id, self._load_manifest)
 
-        def load() -> tuple[LoadedManifest, int]:
-            manifest = decode_manifest(*self._manifest_file(manifest_id))
-            _require_same(layout.manifest_key(manifest_id), manifest.manifest_id, manifest_id)
-            return LoadedManifest(manifest), manifest.nbytes
+    async def manifest_async(self, manifest_id: ManifestId) -> LoadedManifest:
+        """:meth:`manifest` for an event loop."""
+        return await self._caches.manifests.load_soon(manifest_id, self._load_manifest)
 
-        return self._caches.single_flight(self._caches.manifests, manifest_id, load)
+    def cached_manifest(self, manifest_id: ManifestId) -> LoadedManifest | None:
+        """A manifest that needs no request."""
+        return self._caches.manifests.get(manifest_id)
+
+    def _load_manifest(self, manifest_id: ManifestId) -> tuple[LoadedManifest, int]:
+        manifest = decode_manifest(*self._manifest_file(manifest_id))
+        _require_same(layout.manifest_key(manifest_id), manifest.manifest_id, manifest_id)
+        return LoadedManifest(manifest), manifest.nbytes
 
     def _manifest_file(self, manifest_id: ManifestId) -> tuple[bytes, str]:
         """Content and name of a manifest file."""
@@ -283,7 +252,8 @@ class AssetManager:
     def manifests(self, manifest_ids: list[ManifestId]) -> list[LoadedManifest]:
         """Several manifests, fetched concurrently where the storage waits; elsewhere small ones are read together."""
         if self.storage.waits or len(manifest_ids) < 2:
-            return map_requests(self.storage, self.manifest, manifest_ids)
+            run_all = partial(map_requests, self.storage)
+            return self._caches.manifests.load_many(manifest_ids, self._load_manifest, run_all)
         cache = self._caches.manifests
         found: dict[ManifestId, LoadedManifest] = {}
         missing: list[ManifestId] = []
@@ -303,20 +273,20 @@ class AssetManager:
 
     def transaction_log(self, snapshot_id: SnapshotId) -> TransactionLog | None:
         """What a commit changed; None where there is no log (first snapshots of spec 1)."""
-
-        def load() -> tuple[TransactionLog, int]:
-            key = layout.transaction_log_key(snapshot_id)
-            log = decode_transaction_log(self._get(key), key)
-            return log, 1024 + sum(indices.nbytes for indices in log.updated_chunks.values())
-
-        try:
-            return self._caches.single_flight(self._caches.logs, snapshot_id, load)
-        except ObjectNotFoundError:
-            return None
+        return self.transaction_logs([snapshot_id])[0]
 
     def transaction_logs(self, snapshot_ids: list[SnapshotId]) -> list[TransactionLog | None]:
         """Several transaction logs, fetched concurrently where the storage waits."""
-        return map_requests(self.storage, self.transaction_log, snapshot_ids)
+        run_all = partial(map_requests, self.storage)
+        return self._caches.logs.load_many(snapshot_ids, self._load_log, run_all)
+
+    def _load_log(self, snapshot_id: SnapshotId) -> tuple[TransactionLog | None, int | None]:
+        key = layout.transaction_log_key(snapshot_id)
+        try:
+            log = decode_transaction_log(self._get(key), key)
+        except ObjectNotFoundError:
+            return None, None
+        return log, 1024 + sum(indices.nbytes for indices in log.updated_chunks.values())
 
     def chunk(self, chunk_id: ChunkId, start: int, stop: int) -> bytes:
         """Bytes of a chunk object. Raises StorageError, ObjectNotFoundError."""
@@ -325,12 +295,13 @@ class AssetManager:
             with request(_LOG, "get", key):
                 return self.storage.get_range(key, start, stop)
 
-        def load() -> tuple[bytes, int]:
+        # Not a shared load: pool threads call this, and they may not wait for each other.
+        data = cache.get((chunk_id, start, stop))
+        if data is None:
             with request(_LOG, "get", key):
                 data = self.storage.get_range(key, start, stop)
-            return data, len(data) + _BYTES_PER_CACHED_CHUNK
-
-        return self._caches.single_flight(cache, (chunk_id, start, stop), load)
+            cache.put((chunk_id, start, stop), data, len(data) + _BYTES_PER_CACHED_CHUNK)
+        return data
 
     def begin_preload(self, snapshot_id: SnapshotId) -> bool:
         """True the first time that a snapshot is to be preloaded in this process."""

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from icechunk_engine import inspection, presence
 from icechunk_engine._observe import operation
-from icechunk_engine._sync import POOL_SIZE, async_twin
+from icechunk_engine._runtime.pools import POOL_SIZE, async_twin
 from icechunk_engine.ancestry_graph import AncestryGraph, Entry
 from icechunk_engine.assets import AssetManager
 from icechunk_engine.config import RepositoryConfig, StorageSettings, resolve

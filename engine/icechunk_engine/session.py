@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from icechunk_engine._observe import operation
-from icechunk_engine._sync import async_twin
+from icechunk_engine._runtime.pools import async_twin
 from icechunk_engine.enums import NumberedEnum
 from icechunk_engine.errors import (
     ConflictError,

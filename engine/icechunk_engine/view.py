@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from icechunk_engine import paths
-from icechunk_engine._sync import async_twin
+from icechunk_engine._runtime.pools import async_twin
 from icechunk_engine.assets import AssetManager
 from icechunk_engine.chunk_refs import VIRTUAL, ChunkRef, ChunkRefs, ChunkType
 from icechunk_engine.config import RepositoryConfig

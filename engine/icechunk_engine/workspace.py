@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from icechunk_engine import paths
 from icechunk_engine._observe import operation, request
-from icechunk_engine._sync import async_twin
+from icechunk_engine._runtime.pools import async_twin
 from icechunk_engine.chunk_refs import DELETED, INLINE, NATIVE, ChunkRef, ChunkRefs
 from icechunk_engine.errors import AlreadyExistsError, ErrorKind, InvalidInputError
 from icechunk_engine.format import layout

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import batched
 
 from icechunk_engine import presence
-from icechunk_engine._sync import map_requests
+from icechunk_engine._runtime.pools import map_requests
 from icechunk_engine.assets import AssetManager
 from icechunk_engine.config import RepositoryConfig, resolve
 from icechunk_engine.errors import (

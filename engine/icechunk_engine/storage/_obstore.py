@@ -19,7 +19,7 @@ from datetime import datetime, timedelta
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from icechunk_engine._sync import map_parts
+from icechunk_engine._runtime.pools import map_parts
 from icechunk_engine.config import StorageSettings, default_storage_settings
 from icechunk_engine.errors import (
     ErrorKind,

@@ -14,7 +14,8 @@ Every backend promises, and :mod:`icechunk_engine.testing.storage_suite` checks:
    or stands for byte-identical content.
 
 Calls are synchronous and thread-safe. A storage whose calls wait for a network says so (``waits``), and the engine
-then runs them on its bounded pool of threads (:mod:`icechunk_engine._sync`); calls of the others are made in place.
+then runs them on its bounded pool of threads (:mod:`icechunk_engine._runtime.pools`); calls of the others are made in
+place.
 """
 
 from __future__ import annotations

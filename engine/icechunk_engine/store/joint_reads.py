@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from icechunk_engine._sync import request
+from icechunk_engine._runtime.pools import request
 from icechunk_engine.chunk_refs import ChunkRef
 from icechunk_engine.errors import IcechunkError
 from icechunk_engine.store.byte_ranges import Piece, coalesce

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from icechunk_engine import paths
-from icechunk_engine._sync import async_twin
+from icechunk_engine._runtime.pools import async_twin
 from icechunk_engine.chunk_refs import ChunkRefs
 from icechunk_engine.errors import ErrorKind, InvalidInputError, NodeNotFoundError, SessionStateError
 from icechunk_engine.keys import ChunkIndex

@@ -3,7 +3,7 @@
 Keys are strict (:mod:`icechunk_engine.keys`): ``zarr.json`` documents are nodes, ``…/c/0/1`` are chunks, Zarr v2 names
 are never there, anything else is an error. Reading a chunk is two steps: *locate* its reference, which is arithmetic
 on columns, and *fetch* its bytes. What needs no network is done in place, without an event loop or a thread: metadata,
-inline chunks, small local reads. What does goes to the engine's pool (:mod:`icechunk_engine._sync`).
+inline chunks, small local reads. What does goes to the engine's pool (:mod:`icechunk_engine._runtime.pools`).
 
 Directories in listings and deletions are whole components: ``a`` covers ``a/b``, not ``ab``.
 
@@ -25,7 +25,7 @@ from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 
 from icechunk_engine import key_listing, keys, paths
 from icechunk_engine._observe import add_step
-from icechunk_engine._sync import in_thread, request
+from icechunk_engine._runtime.pools import in_thread, request
 from icechunk_engine.chunk_refs import VIRTUAL, ChunkRef, ChunkRefs
 from icechunk_engine.errors import (
     ErrorKind,

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from icechunk_engine._sync import map_heavy, start_heavy
+from icechunk_engine._runtime.pools import map_heavy, start_heavy
 from icechunk_engine.assets import AssetManager, WrittenManifest
 from icechunk_engine.chunk_refs import DELETED, ChunkRefs, concat
 from icechunk_engine.config import ResolvedConfig

@@ -11,7 +11,7 @@ import zarr
 
 import icechunk_engine as ic
 from icechunk_engine import Repository
-from icechunk_engine.assets import _WeighedCache
+from icechunk_engine._runtime.shared_loads import SharedLoads
 from icechunk_engine.storage.wrappers import CountingStorage, LatencyStorage
 from tests.engine.repository.test_requests import cold
 
@@ -93,7 +93,7 @@ def test_chunks_are_kept_when_asked_for(stored: CountingStorage) -> None:
 
 
 def test_weights_are_bounded() -> None:
-    cache = _WeighedCache(100)
+    cache = SharedLoads[str, str](100)
     for key in range(50):
         cache.put(key, str(key), 30)
         assert sum(cache.get(other) is not None for other in range(50)) == min(key + 1, 3)

@@ -8,8 +8,9 @@ event loop is ever blocked by a network and no lock belongs to a loop.
 Heavy computing that releases the interpreter's lock (compression) goes to one thread a processor
 (:func:`map_heavy`).
 
-Pool threads run single storage calls or computations only, never whole operations: a pool task never waits for
-another one of its pool, so the pools cannot deadlock. They do not survive a fork; the child makes its own.
+Pool threads run single storage calls or computations only, never whole operations (the rule of
+:mod:`icechunk_engine._runtime.locks`), so the pools cannot deadlock. They do not survive a fork; the child makes its
+own.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
-import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
 from icechunk_engine._observe import bound
+from icechunk_engine._runtime.locks import forget_in_child, memory_lock
 
 POOL_SIZE = 256
 """Requests in flight in one process: official's default (``max_concurrent_requests``). Threads come as needed."""
@@ -41,13 +42,12 @@ class _Pool:
     def __init__(self, size: int, name: str) -> None:
         self.size = size
         self._name = name
-        self._lock = threading.Lock()
+        self._lock = memory_lock()
         self._executor: ThreadPoolExecutor | None = None
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._forget)
+        forget_in_child(self)
 
-    def _forget(self) -> None:
-        self._lock = threading.Lock()
+    def forget(self) -> None:
+        """In a forked child: its threads are the parent's."""
         self._executor = None
 
     def get(self) -> ThreadPoolExecutor:
@@ -90,7 +90,12 @@ def map_parts[T, R](function: Callable[[T], R], parts: list[T]) -> list[R]:
 def _map[T, R](pool: _Pool, function: Callable[[T], R], items: list[T]) -> list[R]:
     function = bound(function)
     futures = [pool.get().submit(function, item) for item in items]
-    errors = [error for future in futures if (error := future.exception()) is not None]
+    try:
+        errors = [error for future in futures if (error := future.exception()) is not None]
+    except BaseException:  # an interrupt: what has not begun need not
+        for future in futures:
+            future.cancel()
+        raise
     if errors:
         raise errors[0]
     return [future.result() for future in futures]
@@ -118,6 +123,11 @@ def map_heavy[T, R](function: Callable[[T], R], items: Iterable[T], is_heavy: Ca
             yield pending.popleft().result()
     while pending:
         yield pending.popleft().result()
+
+
+def start_request[R](function: Callable[[], R]) -> Future[R]:
+    """Begin one storage call on the pool."""
+    return _POOL.get().submit(bound(function))
 
 
 async def request[**P, R](function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
