@@ -71,7 +71,8 @@ def memory_lock() -> MemoryLock:
 
 def forget_in_child[T: Forgetful](owner: T) -> T:
     """Call ``owner.forget()`` in each forked child for as long as ``owner`` lives; returns ``owner``."""
-    _register(_forgetful, owner)
+    forgetful: Forgetful = owner
+    _register(_forgetful, forgetful)
     return owner
 
 
