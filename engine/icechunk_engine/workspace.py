@@ -121,7 +121,7 @@ class Workspace(SnapshotView):
             self._touch_structure()
 
     def delete_node(self, path: str) -> None:
-        """Remove a node: a group with all its members, an array with its chunks. Nothing happens when there is none."""
+        """Remove a node: a group with its members, an array with its chunks. Nothing happens when there is none."""
         with self._lock:
             self._require_writable()
             base = self._base().nodes
