@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import html
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -131,6 +131,7 @@ class Session(Workspace):
         with self._lock:
             self._require_not_read_only()
             self._changes = ChangeSet()
+            self._set_again.clear()
             self._touch_structure()
 
     def __eq__(self, other: object) -> bool:
@@ -567,11 +568,18 @@ class Session(Workspace):
 
     def _require_changes(self, action: str, *, allow_empty: bool = False) -> None:
         if self._changes.is_empty and not allow_empty:
+            again = list(self._set_again)
             raise SessionStateError(
                 f"nothing to {action}: no group, array or chunk was changed"
+                + (f" (the metadata of {_listed(again)} was written again as it was)" if again else "")
                 + ("" if action == "flush" else f". Pass allow_empty=True to {action} all the same"),
                 ErrorKind.NO_CHANGES_TO_COMMIT,
             )
+
+
+def _listed(paths: Sequence[str], at_most: int = 5) -> str:
+    more = len(paths) - at_most
+    return ", ".join(paths[:at_most]) + (f" and {more} more" if more > 0 else "")
 
 
 def _require_tip(refs: References, branch: str, expected: SnapshotId) -> None:

@@ -42,6 +42,7 @@ class Workspace(SnapshotView):
         super().__init__(context, snapshot_id)
         # Two states of edits never have one token, also not those of copies that a pickle made.
         self._lineage, self._revision, self._is_copy = uuid.uuid4().hex, 0, False
+        self._set_again: dict[str, None] = {}  # nodes whose document was written as it was, for those who wonder
 
     def _require_writable(self) -> None:
         """Raise unless edits are allowed."""
@@ -110,6 +111,7 @@ class Workspace(SnapshotView):
                     ErrorKind.NODE_ALREADY_EXISTS,
                 )
             elif node.user_data == data:
+                self._set_again[path] = None
                 return
             else:
                 if shape is not None and node.shape is not None and shape.ndim != node.shape.ndim:
@@ -278,12 +280,19 @@ class Workspace(SnapshotView):
             reader.require(tuple(refs.indices[int(np.argmin(inside))].tolist()))
 
     def delete_chunk(self, path: str, index: ChunkIndex) -> None:
-        """Remove a chunk, so that it reads as the fill value; nothing happens when there is none."""
+        """Remove a chunk, so that it reads as the fill value; nothing happens outside of arrays and their grids.
+
+        Where no chunk is stored this is an edit all the same: zarr writes a chunk of fill values by deleting it. The
+        edit conflicts with another commit's chunk there, and wins over an earlier fork's.
+        """
         with self._lock:
             self._require_writable()
             reader = self.array_reader(path)
-            if reader is not None and reader.locate(index) is not None:
-                self._edit_chunk(path, index, ChunkRef(kind=DELETED))
+            if reader is None or not reader.contains(index):
+                return
+            if path in self._changes.new_nodes and reader.locate(index) is None:
+                return  # an array that nobody else has: sparse ones are made without an edit for each empty chunk
+            self._edit_chunk(path, index, ChunkRef(kind=DELETED))
 
     def delete_chunks_under(self, path: str, index_prefix: ChunkIndex) -> None:
         """Remove all chunks whose index starts with a prefix (empty: all of the array)."""

@@ -35,7 +35,7 @@ from icechunk_engine.ids import ManifestId, NodeId, SnapshotId
 from icechunk_engine.transaction.change_set import ChangeSet
 from icechunk_engine.transaction.chunks import extents_array, stored_refs
 from icechunk_engine.transaction.logs import amended_log, log_of_changes
-from icechunk_engine.transaction.splitting import SplitRule, cut, overlapping, split_rule, stale_manifests
+from icechunk_engine.transaction.splitting import SplitRule, covered, cut, overlapping, split_rule, stale_manifests
 from icechunk_engine.transaction.swapping import now_us
 
 _HEAVY_NUM_REFS = 4096
@@ -91,7 +91,10 @@ class _ArrayPlan:
             self.stale = np.full(len(node.manifests), len(self.edits) > 0)
         else:
             num_refs = [counts.get(ref.manifest_id.raw, 0) for ref in node.manifests]
-            self.stale = stale_manifests(self.extents, num_refs, self.edits.indices, self.rule, self.grid)
+            # Deletions outside all manifests delete nothing.
+            counted = (self.edits.kinds != DELETED) | covered(self.extents, self.edits.indices)
+            changed = self.edits.indices[counted]
+            self.stale = stale_manifests(self.extents, num_refs, changed, self.rule, self.grid)
 
     def allows(self, known: ArrayMemo) -> bool:
         """True when what an earlier try wrote, in place of the same manifests, still holds and fits."""

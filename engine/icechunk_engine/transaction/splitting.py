@@ -11,7 +11,7 @@ Manifests of one array never overlap: readers take the first whose extents conta
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,18 +90,33 @@ def stale_manifests(
         for i in range(m):
             stale[i] = _intersects_any(extents[i], starts, stops)
         return stale | outside_grid
-    covered = np.zeros(len(changed), np.bool_)
+    found = np.zeros(len(changed), np.bool_)
     stale = np.zeros(m, np.bool_)
-    lowest, highest = column_bounds(changed)
-    near = ((extents[:, :, 0] <= highest) & (extents[:, :, 1] > lowest)).all(axis=1)
-    for i in np.flatnonzero(near).tolist():
-        inside = ((changed >= extents[i, :, 0]) & (changed < extents[i, :, 1])).all(axis=1)
+    for i, inside in _hits(extents, changed):
         stale[i] = inside.any()
-        covered |= inside
-    if not covered.all():
+        found |= inside
+    if not found.all():
         roomy = np.flatnonzero(np.asarray(num_refs) < rule.max_refs // 2)
         stale[roomy[-1:]] = True
     return stale | outside_grid
+
+
+def covered(extents: NDArray[np.uint32], indices: U32) -> NDArray[np.bool_]:
+    """Which chunks lie in the extents of some manifest: a mask ``(n,)``."""
+    mask = np.zeros(len(indices), np.bool_)
+    for _, inside in _hits(extents, indices):
+        mask |= inside
+    return mask
+
+
+def _hits(extents: NDArray[np.uint32], indices: U32) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+    """Manifests that may hold some of the chunks, each with the mask of those in its extents."""
+    if len(indices) == 0:
+        return
+    lowest, highest = column_bounds(indices)
+    near = ((extents[:, :, 0] <= highest) & (extents[:, :, 1] > lowest)).all(axis=1)
+    for i in np.flatnonzero(near).tolist():
+        yield i, ((indices >= extents[i, :, 0]) & (indices < extents[i, :, 1])).all(axis=1)
 
 
 def _touched_boxes(changed: U32, edges: Sequence[int], grid: Sequence[int]) -> tuple[NDArray[np.int64], ...]:

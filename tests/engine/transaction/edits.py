@@ -9,6 +9,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from icechunk_engine import ForkSession, IcechunkError, Repository, Session, in_memory_storage
+from icechunk_engine.format.nodes import Node
 from icechunk_engine.paths import is_within
 
 type Edit = tuple[Any, ...]
@@ -77,9 +78,8 @@ def made(session: Session, edits: list[Edit]) -> list[Edit]:
     done = []
     for edit in edits:
         kind, path, *rest = edit
-        if (kind == "delete" and session.get_node(path) is None) or (
-            kind == "clear" and session.locate_chunk(path, (rest[0],)) is None
-        ):
+        node = session.get_node(path)
+        if (kind == "delete" and node is None) or (kind == "clear" and not has_place(node, rest[0])):
             continue
         try:
             make(session, edit)
@@ -87,6 +87,11 @@ def made(session: Session, edits: list[Edit]) -> list[Edit]:
             continue
         done.append(edit)
     return done
+
+
+def has_place(node: Node | None, number: int) -> bool:
+    """True when there may be a chunk of that number."""
+    return node is not None and node.shape is not None and number < node.shape.num_chunks[0]
 
 
 def effective(edits: list[Edit], present: Collection[str] = STARTED) -> list[Edit]:
