@@ -32,7 +32,7 @@ from icechunk_engine.ids import ManifestId, SnapshotId
 from icechunk_engine.session import Session, SessionMode
 from icechunk_engine.storage.base import Storage
 from icechunk_engine.storage.wrappers import LimitedStorage
-from icechunk_engine.store import IcechunkStore
+from icechunk_engine.store import IcechunkStore, open_store
 from icechunk_engine.transaction import updates
 from icechunk_engine.transaction.conflicts import ConflictSolver
 from icechunk_engine.transaction.diff import Diff, diff_of_logs
@@ -648,7 +648,7 @@ class Repository:
             config=self._config,
             resolver=self._resolver,
             default_commit_metadata=dict(self._default_commit_metadata),
-            make_store=IcechunkStore,
+            make_store=open_store,
         )
 
     def _resolve(self, refs: References, branch: str | None, tag: str | None, snapshot_id: str | None) -> SnapshotId:

@@ -233,10 +233,13 @@ class Session(Workspace):
     def merge(self, *others: ForkSession) -> None:
         """Bring the edits of forks of this session home; all of them or none.
 
-        Where two forks wrote the same chunk, the later one in the argument list wins.
+        Where two forks wrote the same chunk, the later one in the argument list wins. A fork may be merged again after
+        it made more edits; merging a session into itself changes nothing.
 
         Raises
         ------
+        TypeError
+            Something that is no session.
         SessionStateError
             ``merge-not-allowed``: not a fork of this session's snapshot. ``merge-failed``: two of them disagree about
             a node's metadata or existence. The session is unchanged.
@@ -247,6 +250,13 @@ class Session(Workspace):
             merged = self._changes.copy()
             base = self._base().nodes
             for other in others:
+                if not isinstance(other, Session):
+                    raise TypeError(
+                        f"merge takes forks, session.merge(*forks), not {type(other).__name__}; that of a store is "
+                        f"store.session"
+                    )
+                if other is self:
+                    continue  # its edits are here
                 point = other._fork_point
                 if point is None or point.origin_id != origin:
                     raise SessionStateError(
@@ -256,8 +266,9 @@ class Session(Workspace):
                     )
                 if not other._changes.is_empty:
                     merge_fork(base, merged, other._base().nodes, other._changes, point.revisions)
-            self._changes = merged
-            self._touch_structure()
+            if any(other is not self for other in others):
+                self._changes = merged
+                self._touch_structure()
 
     merge_async = async_twin(merge)
 

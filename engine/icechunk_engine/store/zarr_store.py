@@ -133,7 +133,7 @@ class IcechunkStore(VirtualReferences, Store):
         return "icechunk-store", self._session.__dask_tokenize__()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._session, self._read_only or None)
+        return type(self), (self._session, self._read_only or None), {"_is_open": self._is_open}
 
     def __copy__(self) -> IcechunkStore:
         return self
@@ -604,6 +604,13 @@ class IcechunkStore(VirtualReferences, Store):
             ordered.extend(n for n in key_listing.next_components(indices, found.index_prefix) if n not in names)
         for name in ordered:
             yield name
+
+
+def open_store(session: Session) -> IcechunkStore:
+    """The store of a session, open as zarr means it; one that the class makes is opened by zarr."""
+    store = IcechunkStore(session)
+    store._is_open = True
+    return store
 
 
 class _ChunkDirectory(NamedTuple):

@@ -263,3 +263,40 @@ def test_a_deletion_and_a_change_disagree(session: ic.Session, deleted_first: bo
     assert caught.value.kind == ErrorKind.MERGE_FAILED
     assert not session.has_uncommitted_changes
     assert session.get_node("/a") is not None
+
+
+def test_a_session_merged_into_itself_is_as_it_was(session: ic.Session) -> None:
+    write(session, 0, 2, 1)
+    fork = session.fork()
+    write(fork, 2, 4, 2)
+    for itself in (session, fork):
+        before, token = values(itself), itself.__dask_tokenize__()
+        itself.merge(itself)  # type: ignore[arg-type]
+        assert values(itself) == before
+        assert itself.__dask_tokenize__() == token
+    session.merge(fork, session, fork)  # type: ignore[arg-type]
+    assert values(session)[:4] == [1, 1, 2, 2]
+
+
+def test_a_fork_may_be_merged_again(repo: Repository, session: ic.Session) -> None:
+    fork = session.fork()
+    write(fork, 0, 2, 1)
+    create(fork, "i4")
+    session.merge(fork)
+    before = values(session)
+    session.merge(fork, copy(fork))
+    assert values(session) == before
+    write(fork, 2, 4, 2)
+    session.merge(fork)
+    session.commit("again")
+    assert values(repo.readonly_session("main"))[:4] == [1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("wrong", [None, [], "fork", object()])
+def test_merge_takes_sessions(session: ic.Session, wrong: object) -> None:
+    fork = session.fork()
+    write(fork, 0, 2, 1)
+    for others in ((wrong,), (fork, wrong), (fork.store,)):
+        with pytest.raises(TypeError, match=r"merge takes forks, session\.merge"):
+            session.merge(*others)  # type: ignore[arg-type]
+    assert not session.has_uncommitted_changes

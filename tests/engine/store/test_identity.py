@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import pickle
 
@@ -167,3 +168,29 @@ def test_arrays_of_every_kind_of_codec_and_grid_survive_a_commit(repo: Repositor
     np.testing.assert_array_equal(group["sharded"][13:27, 3:8], data[13:27, 3:8])
     assert group["text"][:].tolist() == ["a", "", "ä" * 300]
     assert group["scalar"][...] == 7
+
+
+def test_the_store_of_a_session_is_open(repo: Repository) -> None:
+    """Programs ask zarr's stores so, and official's stores of sessions are."""
+    session = repo.writable_session("main")
+    fork = session.fork()
+    for store in (
+        session.store,
+        fork.store,
+        repo.readonly_session("main").store,
+        pickle.loads(pickle.dumps(fork.store)),
+    ):
+        assert store._is_open
+        with pytest.raises(ValueError, match="already open"):
+            asyncio.run(store._open())
+    store = session.store
+    store.close()
+    assert not store._is_open
+    assert session.store._is_open
+    closed = fork.store
+    closed.close()
+    assert not pickle.loads(pickle.dumps(closed))._is_open
+    assert not session.store.with_read_only(True)._is_open
+    with session.store as store:
+        assert store._is_open
+    assert not store._is_open
