@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
 
 from icechunk_engine.format.repo_info import SnapshotInfo
+from icechunk_engine.ids import SnapshotId
 
 _COLORS = ("#B7E400", "#A653FF", "#5EC4F7", "#FF8C42", "#F72585", "#2EC4B6", "#FFD166")
 _TAG_COLOR = "#5EC4F7"
@@ -156,6 +159,21 @@ class AncestryGraph:
 def _plain_label(entry: Entry) -> str:
     names = ", ".join([*entry.branches, *entry.tags])
     return f"{entry.id[:_SHORT_ID]}{f' ({names})' if names else ''} {entry.headline}"
+
+
+def children_first(records: Mapping[SnapshotId, SnapshotInfo]) -> Iterator[SnapshotInfo]:
+    """Snapshots, newest first, but none before its children, whatever the times say; parents form no circle."""
+    n_children = Counter(record.parent_id for record in records.values())
+    ready = [(-record.flushed_at_us, record.id.raw) for record in records.values() if not n_children[record.id]]
+    heapify(ready)
+    while ready:
+        record = records[SnapshotId(heappop(ready)[1])]
+        yield record
+        parent = None if record.parent_id is None else records.get(record.parent_id)
+        if parent is not None:
+            n_children[parent.id] -= 1
+            if not n_children[parent.id]:
+                heappush(ready, (-parent.flushed_at_us, parent.id.raw))
 
 
 def _rows(entries: Sequence[Entry], first: str) -> Iterator[_Row]:

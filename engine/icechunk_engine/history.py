@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -11,22 +11,44 @@ from typing import Any
 import numpy as np
 
 from icechunk_engine.columns import I64, U64
+from icechunk_engine.errors import ErrorKind, FormatError
 from icechunk_engine.format.repo_info import NO_PARENT, SnapshotTable, Status, UpdateKind, UpdateRecord
 from icechunk_engine.format.repo_info import SnapshotInfo as SnapshotRecord
 from icechunk_engine.ids import base32_of_rows
 from icechunk_engine.types import RepoAvailability, RepoStatus
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_END_US = 253_402_300_800_000_000
+"""The year 10 000, which datetimes do not reach."""
 
 
-def utc_of_us(unix_us: int) -> datetime:
-    """Unix microseconds as an aware datetime in UTC."""
+def utc_of_us(unix_us: int, of: str = "an entry") -> datetime:
+    """Unix microseconds as an aware datetime in UTC. Raises FormatError, as :func:`require_date`."""
+    require_date(unix_us, of)
     return _EPOCH + timedelta(microseconds=unix_us)
 
 
-def _utc_of_column(unix_us: U64) -> list[datetime]:
-    """:func:`utc_of_us` of many."""
-    elapsed: list[timedelta] = np.minimum(unix_us, np.uint64(2**62)).astype("m8[us]").tolist()
+def require_date(unix_us: int, of: str) -> None:
+    """Raise FormatError (``snapshot-timestamp``) unless Unix microseconds that were stored are a date.
+
+    Parameters
+    ----------
+    of
+        What is dated so, for the message.
+    """
+    if not 0 <= unix_us < _END_US:
+        raise FormatError(
+            f"{of} is dated {unix_us} µs after 1970, which is no date: the file that says so is damaged. The data can "
+            f"be read by snapshot id, branch or tag; to see or continue the history, restore that file from a copy",
+            ErrorKind.SNAPSHOT_TIMESTAMP,
+        )
+
+
+def _utc_of_column(unix_us: U64, of: Sequence[str]) -> Iterable[datetime]:
+    """:func:`utc_of_us` of many; what is no date raises when it is reached."""
+    if len(unix_us) and int(unix_us.max()) >= _END_US:
+        return map(utc_of_us, unix_us.tolist(), of)
+    elapsed: list[timedelta] = unix_us.astype("m8[us]").tolist()
     return [_EPOCH + time for time in elapsed]
 
 
@@ -39,7 +61,9 @@ def us_of_datetime(moment: datetime) -> int:
 
 def public_status(status: Status) -> RepoStatus:
     """Public view of the status record."""
-    return RepoStatus(RepoAvailability[status.availability.name.lower()], utc_of_us(status.set_at_us), status.reason)
+    return RepoStatus(
+        RepoAvailability[status.availability.name.lower()], utc_of_us(status.set_at_us, "the status"), status.reason
+    )
 
 
 def html_table(title: str, rows: Iterable[tuple[str, object]]) -> str:
@@ -67,7 +91,7 @@ class SnapshotInfo:
         return cls(
             id=str(record.id),
             parent_id=None if record.parent_id is None else str(record.parent_id),
-            written_at=utc_of_us(record.flushed_at_us),
+            written_at=utc_of_us(record.flushed_at_us, f"snapshot {record.id}"),
             message=record.message,
             metadata=record.metadata,
         )
@@ -109,7 +133,7 @@ def snapshot_infos(table: SnapshotTable, rows: I64) -> Iterator[SnapshotInfo]:
             part.tolist(),
             ids[: len(part)],
             ids[len(part) :],
-            _utc_of_column(table.flushed_at[part]),
+            _utc_of_column(table.flushed_at[part], [f"snapshot {name}" for name in ids[: len(part)]]),
             table.messages.take(part).texts(),
             (table.metadata.lengths[part] > 0).tolist(),
             strict=True,
@@ -232,7 +256,7 @@ class Update:
             elif public == "status" and value is not None:
                 value = public_status(value)
             setattr(kind, public, value)
-        return cls(kind, utc_of_us(record.updated_at_us), record.backup_path)
+        return cls(kind, utc_of_us(record.updated_at_us, "an entry of the ops log"), record.backup_path)
 
     def _repr_html_(self) -> str:
         return html_table(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from icechunk_engine.errors import FormatError
 from icechunk_engine.format import header
 from icechunk_engine.format.header import FileType
 from icechunk_engine.format.nodes import Node
@@ -39,9 +40,16 @@ def _header(data: bytes, file_type: FileType) -> Document:
 
 
 def official_time(unix_us: int) -> str:
-    """RFC 3339 as official writes it: no fraction of a second, three digits of it or six, as few as it takes."""
+    """RFC 3339 as official writes it: no fraction of a second, three digits of it or six, as few as it takes.
+
+    What is no date is shown as the number that it is.
+    """
+    try:
+        moment = utc_of_us(unix_us)
+    except FormatError:
+        return f"{unix_us} µs"
     unit = "seconds" if unix_us % 1_000_000 == 0 else "milliseconds" if unix_us % 1000 == 0 else "microseconds"
-    return utc_of_us(unix_us).isoformat(timespec=unit).replace("+00:00", "Z")
+    return moment.isoformat(timespec=unit).replace("+00:00", "Z")
 
 
 # --- repo info -----------------------------------------------------------------------------------------------------
@@ -78,6 +86,8 @@ def _snapshot_record(record: SnapshotInfo) -> Document:
 
 
 def _updates(info: RepoInfo) -> Iterator[Document]:
+    if info.updates.damage:
+        yield {"damage": info.updates.damage}
     for i in range(len(info.updates)):
         record = info.updates.record(i)
         yield {

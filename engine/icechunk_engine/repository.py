@@ -10,7 +10,7 @@ from typing import Any, Self
 from icechunk_engine import inspection, presence
 from icechunk_engine._observe import operation
 from icechunk_engine._runtime.pools import POOL_SIZE, async_twin
-from icechunk_engine.ancestry_graph import AncestryGraph, Entry
+from icechunk_engine.ancestry_graph import AncestryGraph, Entry, children_first
 from icechunk_engine.assets import AssetManager
 from icechunk_engine.config import RepositoryConfig, StorageSettings, resolve
 from icechunk_engine.credentials import AnyCredential
@@ -521,13 +521,16 @@ class Repository:
             tips = [self._resolve(refs, branch, tag, snapshot_id)]
         found: dict[SnapshotId, SnapshotRecord] = {}
         for tip in tips:
+            line: dict[SnapshotId, SnapshotRecord] = {}
             for record in refs.ancestry(tip):
                 if record.id in found:
                     break
-                found[record.id] = record
-        newest_first = sorted(found.values(), key=lambda record: record.flushed_at_us, reverse=True)
+                line[record.id] = record
+            found |= line
+        branches_at, tags_at = _names_by_target(branches), _names_by_target(tags)
         entries = [
-            Entry.of(record, _names_at(branches, record.id), _names_at(tags, record.id)) for record in newest_first
+            Entry.of(record, branches_at.get(record.id, ()), tags_at.get(record.id, ()))
+            for record in children_first(found)
         ]
         return AncestryGraph(entries, str(tips[0]), plain=plain)
 
@@ -581,12 +584,22 @@ class Repository:
     def ops_log(self) -> Iterator[Update]:
         """Everything that was done to the repository, newest first; one request per page of the log."""
         info = self._info("the ops log")
+        seen: set[str] = set()
         while True:
+            info.updates.require_intact()
             for i in range(len(info.updates)):
                 yield Update.of(info.updates.record(i))
-            if info.repo_before_updates is None:
+            name = info.repo_before_updates
+            if name is None:
                 return
-            key = layout.overwritten_key(info.repo_before_updates)
+            key = layout.overwritten_key(name)
+            if name in seen or not layout.is_backup_name(name):
+                reason = "was listed already" if name in seen else "is no name of a backup"
+                raise FormatError(
+                    f"the ops log says that it continues in {key!r}, which {reason}: older entries cannot be listed. "
+                    f"The data are not affected. Restore the objects under overwritten/ from a copy"
+                )
+            seen.add(name)
             try:
                 info = decode_repo_info(self._storage.get(key))
             except ObjectNotFoundError:
@@ -805,9 +818,12 @@ def _named(branch: str | None, tag: str | None, snapshot_id: str | None) -> list
     return [("branch", branch), ("tag", tag), ("snapshot_id", snapshot_id)]
 
 
-def _names_at(refs: Mapping[str, SnapshotId], snapshot_id: SnapshotId) -> tuple[str, ...]:
-    """Refs that point at a snapshot."""
-    return tuple(sorted(name for name, target in refs.items() if target == snapshot_id))
+def _names_by_target(refs: Mapping[str, SnapshotId]) -> dict[SnapshotId, tuple[str, ...]]:
+    """Refs that point at each snapshot, sorted."""
+    names: dict[SnapshotId, tuple[str, ...]] = {}
+    for name in sorted(refs):
+        names[refs[name]] = (*names.get(refs[name], ()), name)
+    return names
 
 
 def _known_version(spec_version: SpecVersion | int) -> SpecVersion:

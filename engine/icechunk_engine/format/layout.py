@@ -49,6 +49,17 @@ def overwritten_key(name: str) -> str:
     return f"{OVERWRITTEN}{name}"
 
 
+def is_backup_name(name: str) -> bool:
+    """False for what no writer calls a backup, and what would lead a storage elsewhere."""
+    return (
+        0 < len(name) <= _MAX_BACKUP_NAME
+        and name.isascii()
+        and name.isprintable()
+        and "/" not in name
+        and name[0] != "."
+    )
+
+
 def backup_name(time_ms: int, random_id: str, of: str = REPO) -> str:
     """Bare name of a backup of ``repo`` (or ``config.yaml``) made at ``time_ms`` (Unix milliseconds).
 
@@ -58,6 +69,9 @@ def backup_name(time_ms: int, random_id: str, of: str = REPO) -> str:
         A fresh 20-character id, e.g. ``str(SnapshotId.random())``.
     """
     return f"{of}.{_END_OF_TIME_MS - time_ms:014d}.{random_id}"
+
+
+_MAX_BACKUP_NAME = 255
 
 
 # --- spec 1: refs as files -----------------------------------------------------------------------------------------

@@ -142,12 +142,15 @@ class UpdateTable:
         Structured ``(n,)``: what has a fixed size; fields that a kind does not have are zero.
     names, backup_paths, reasons
         Texts; empty where there is none.
+    damage
+        Why the entries could not be read; there are none then. Refs and snapshots can be read all the same.
     """
 
     rows: NDArray[Any]
     names: BytesTable
     backup_paths: BytesTable
     reasons: BytesTable
+    damage: str = ""
 
     @classmethod
     def of(cls, records: Sequence[UpdateRecord]) -> UpdateTable:
@@ -173,6 +176,15 @@ class UpdateTable:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def require_intact(self) -> None:
+        """Raise FormatError when the entries could not be read: an update would lose them for good."""
+        if self.damage:
+            raise FormatError(
+                f"the ops log cannot be read ({self.damage}). Branches, tags and snapshots can be. To list or make "
+                f"updates again, restore the object 'repo' from its newest copy under overwritten/",
+                ErrorKind.DESERIALIZATION,
+            )
 
     def record(self, i: int) -> UpdateRecord:
         """Entry ``i`` as an object, 0 is the newest. Raises FormatError for an entry of unknown kind."""
@@ -203,7 +215,11 @@ class UpdateTable:
         )
 
     def push(self, record: UpdateRecord, backup_path: str) -> UpdateTable:
-        """With a new top entry; the one that was on top gets the name under which its repo info is being kept."""
+        """With a new top entry; the one that was on top gets the name under which its repo info is being kept.
+
+        Raises FormatError when the entries could not be read.
+        """
+        self.require_intact()
         top = UpdateTable.of([replace(record, backup_path=None)])
         if len(self) == 0:
             return top
@@ -229,7 +245,9 @@ class UpdateTable:
         cut = n + int(cuts[0])
         kept = UpdateTable(
             self.rows[:cut],
-            *(BytesTable(text.data, text.starts[: cut + 1]) for text in (self.names, self.backup_paths, self.reasons)),
+            names=BytesTable(self.names.data, self.names.starts[: cut + 1]),
+            backup_paths=BytesTable(self.backup_paths.data, self.backup_paths.starts[: cut + 1]),
+            reasons=BytesTable(self.reasons.data, self.reasons.starts[: cut + 1]),
         )
         return kept, self.backup_paths.text(cut)
 
@@ -266,8 +284,15 @@ def read_status(tables: Tables) -> tuple[NDArray[np.uint8], NDArray[np.uint64], 
     )
 
 
-def read_updates(tables: Tables) -> UpdateTable:
-    """Columns of the ``Update`` tables. Raises FormatError."""
+def read_updates(root: Tables) -> UpdateTable:
+    """Columns of the ``Update`` tables of a repo info. Where they are damaged, the table says so."""
+    try:
+        return _read_updates(root.vectors(schema.Repo.LATEST_UPDATES, 4, "the list of updates").tables())
+    except FormatError as error:
+        return replace(UpdateTable.of([]), damage=str(error))
+
+
+def _read_updates(tables: Tables) -> UpdateTable:
     fields = schema.Update
     rows = np.zeros(len(tables), _ROW)
     rows["kind"] = tables.scalar(fields.UPDATE_TYPE_TYPE, np.uint8)

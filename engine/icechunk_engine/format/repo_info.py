@@ -78,7 +78,7 @@ class RepoInfo:
     metadata
         Of the repository as a whole.
     updates
-        Latest entries of the ops log; never empty.
+        Latest entries of the ops log; never empty in what is written.
     repo_before_updates
         Name below ``overwritten/`` of the repo info in which the ops log continues; None when all of it is here.
     config
@@ -139,7 +139,8 @@ def decode_repo_info(data: Any, name: str = "repo") -> RepoInfo:
     Raises
     ------
     FormatError
-        The file is damaged or something else; ``unsupported-spec-version``; ``config-deserialization``.
+        The file is damaged, but for its ops log (:attr:`UpdateTable.damage`), or something else;
+        ``unsupported-spec-version``; ``config-deserialization``.
     """
     unpacked = header.unpack(data, FileType.REPO_INFO, name)
     root = Buffer(unpacked.body, name).root()
@@ -153,9 +154,6 @@ def decode_repo_info(data: Any, name: str = "repo") -> RepoInfo:
         )
     snapshot_tables = root.vectors(fields.SNAPSHOTS, 4, "the list of snapshots").tables()
     ids = snapshot_tables.required_struct(schema.SnapshotInfo.ID, SnapshotId.SIZE, "a snapshot's id").tobytes()
-    updates = read_updates(root.vectors(fields.LATEST_UPDATES, 4, "the list of updates").tables())
-    if len(updates) == 0:
-        raise root.buffer.error("its ops log is empty")
     deleted_tags = root.vectors(fields.DELETED_TAGS, 4, "the list of deleted tags").vectors(1).text()
     return RepoInfo(
         spec_version=spec_version,
@@ -165,7 +163,7 @@ def decode_repo_info(data: Any, name: str = "repo") -> RepoInfo:
         snapshots=read_snapshots(snapshot_tables),
         status=_read_status(root.children(fields.STATUS, "the repository's status")),
         metadata=MetadataColumns.read(root.vectors(fields.METADATA, 4)).decode(0),
-        updates=updates,
+        updates=read_updates(root),
         repo_before_updates=_optional_text(root, fields.REPO_BEFORE_UPDATES),
         config=_read_config(root),
         enabled_flags=_read_flags(root, fields.ENABLED_FEATURE_FLAGS),

@@ -6,7 +6,7 @@ parents, which are stored as positions in the list, are renumbered in one step w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -146,12 +146,18 @@ class SnapshotTable:
         while row != NO_PARENT:
             rows.append(row)
             if len(rows) > len(parents):
-                raise FormatError(
-                    "the parents of the snapshots listed in 'repo' form a circle. Restore 'repo' from a copy of the "
-                    "repository"
-                )
+                raise _circle()
             row = parents[row]
         return np.array(rows, np.int64)
+
+    def ancestors(self, row: int) -> Iterator[SnapshotInfo]:
+        """A snapshot and its ancestors one by one, for who may not need all. Raises FormatError as above."""
+        for _ in range(len(self)):
+            yield self.info(row)
+            row = int(self.parents[row])
+            if row == NO_PARENT:
+                return
+        raise _circle()
 
     def insert(self, info: SnapshotInfo) -> SnapshotTable:
         """With one more snapshot, whose parent must be here.
@@ -246,6 +252,12 @@ class SnapshotTable:
             pruned_starts=pruned_starts,
             pruned_ids=pruned_ids,
         )
+
+
+def _circle() -> FormatError:
+    return FormatError(
+        "the parents of the snapshots listed in 'repo' form a circle. Restore 'repo' from a copy of the repository"
+    )
 
 
 def _id_rows(ids: Sequence[SnapshotId]) -> U8:

@@ -20,6 +20,10 @@ MAX_DEPTH = 128
 """Deepest nesting of arrays and maps that is written or read."""
 
 
+_MAX_REF_FILE = 2**12
+"""Official's files have 35 bytes."""
+
+
 def encode_ref(snapshot_id: SnapshotId) -> bytes:
     """The file of a branch or tag."""
     return b'{"snapshot":"%s"}' % str(snapshot_id).encode()
@@ -28,8 +32,10 @@ def encode_ref(snapshot_id: SnapshotId) -> bytes:
 def decode_ref(data: bytes, key: str) -> SnapshotId:
     """Snapshot that the ref file ``key`` points to. Raises FormatError."""
     try:
+        if len(data) > _MAX_REF_FILE:
+            raise ValueError
         return SnapshotId.from_str(json.loads(data)["snapshot"])
-    except (ValueError, KeyError, TypeError):  # a bad id is a ValueError too
+    except (ValueError, KeyError, TypeError, RecursionError):  # a bad id is a ValueError too
         raise FormatError(
             f'{key} is damaged: it should be like {{"snapshot":"1CECHNKREP0F1RSTCMT0"}}, not {data[:80]!r}. '
             f"Restore it from a copy, or write the id of the snapshot that it should point to",

@@ -30,10 +30,11 @@ from icechunk_engine.format import layout, v1
 from icechunk_engine.format.ops_log import Availability, Status, UpdateKind, UpdateRecord, UpdateTable
 from icechunk_engine.format.repo_info import RepoInfo, encode_repo_info
 from icechunk_engine.format.snapshot_table import SnapshotInfo, SnapshotTable
+from icechunk_engine.history import require_date
 from icechunk_engine.ids import SnapshotId
 from icechunk_engine.repository import Repository
 from icechunk_engine.storage.base import Storage
-from icechunk_engine.transaction.ref_files import RefFileReferences, list_refs
+from icechunk_engine.transaction.ref_files import RefFileReferences, list_refs, parents_form_circle
 from icechunk_engine.transaction.swapping import now_us
 from icechunk_engine.transaction.updates import MAIN, unknown_branch
 from icechunk_engine.types import SpecVersion
@@ -161,6 +162,7 @@ def _read_history(assets: AssetManager, refs: Refs, concurrency: int) -> dict[Sn
         listed |= {info.id: info for info in map_requests(assets.storage, read, ids) if info is not None}
     reached: dict[SnapshotId, SnapshotInfo] = {}
     for ref, target in refs.targets():
+        line: set[SnapshotId] = set()
         following: SnapshotId | None = target
         while following is not None and following not in reached:
             try:
@@ -171,8 +173,12 @@ def _read_history(assets: AssetManager, refs: Refs, concurrency: int) -> dict[Sn
                     f"({error}). Restore that file, or delete or reset the {ref}; then upgrade again",
                     ErrorKind.INVALID_REPOSITORY_MIGRATION,
                 ) from error
+            require_date(info.flushed_at_us, f"snapshot {following}")
             reached[following] = info
+            line.add(following)
             following = info.parent_id
+        if following in line:
+            raise parents_form_circle(following)
     return reached
 
 

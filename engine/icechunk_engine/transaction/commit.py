@@ -31,6 +31,7 @@ from icechunk_engine.format.nodes import ManifestRef, Node
 from icechunk_engine.format.repo_info import SnapshotInfo
 from icechunk_engine.format.snapshot import ManifestFiles, Snapshot, encode_snapshot
 from icechunk_engine.format.transaction_log import TransactionLog, encode_transaction_log
+from icechunk_engine.history import require_date
 from icechunk_engine.ids import ManifestId, NodeId, SnapshotId
 from icechunk_engine.transaction.change_set import ChangeSet
 from icechunk_engine.transaction.chunks import extents_array, stored_refs
@@ -149,6 +150,8 @@ def write_snapshot(
         Log of ``base``, when the new snapshot is to take its place.
     """
     snapshot_id, level, spec_version = SnapshotId.random(), assets.config.compression_level, assets.spec_version
+    require_date(base.flushed_at_us, f"snapshot {base.snapshot_id}")
+    flushed_at_us = max(now_us(), base.flushed_at_us + 1)  # strictly later than the parent, whatever the clock says
     log = log_of_changes(snapshot_id, changes)
     if amended is not None:
         log = amended_log(amended, log)
@@ -160,7 +163,7 @@ def write_snapshot(
     snapshot = Snapshot(
         snapshot_id=snapshot_id,
         parent_id=base.snapshot_id if spec_version == 1 else None,
-        flushed_at_us=max(now_us(), base.flushed_at_us + 1),  # strictly later than the parent, whatever the clock says
+        flushed_at_us=flushed_at_us,
         message=message,
         metadata=dict(metadata),
         manifest_files=_manifest_files(base.manifest_files, written, table.used_manifest_ids()),

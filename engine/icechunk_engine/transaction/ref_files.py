@@ -88,15 +88,20 @@ class RefFileReferences(References):
         while info.parent_id is not None:
             info = self.snapshot(info.parent_id)
             if info.id in seen:
-                raise FormatError(
-                    f"the parents of the snapshots form a circle through {info.id}. Restore that snapshot's file from "
-                    f"a copy of the repository"
-                )
+                raise parents_form_circle(info.id)
             seen.add(info.id)
             yield info
 
     def require_online(self) -> None:
         """Spec 1 has no status: always online."""
+
+
+def parents_form_circle(snapshot_id: SnapshotId) -> FormatError:
+    """The error for a line of snapshots that has no end."""
+    return FormatError(
+        f"the parents of the snapshots form a circle through {snapshot_id}. Restore that snapshot's file from a copy "
+        f"of the repository"
+    )
 
 
 def list_refs(storage: Storage) -> layout.RefFiles:
@@ -116,9 +121,9 @@ def _branch(storage: Storage, name: str) -> tuple[SnapshotId, Version]:
 
 
 def _ref_name(name: str) -> str:
-    if "/" in name or not _is_unicode(name):
+    if "/" in name or "\0" in name or not _is_unicode(name):
         raise InvalidInputError(
-            f"{name!r} is no branch or tag name in a repository of spec version 1: names are text without '/'",
+            f"{name!r} is no branch or tag name in a repository of spec version 1: names are text without '/' and NUL",
             ErrorKind.INVALID_REF_NAME,
         )
     return name

@@ -53,7 +53,7 @@ class RepoFileReferences(References):
         return self.info.snapshots.ancestry_rows(updates.snapshot_row(self.info, snapshot_id))
 
     def ancestry(self, snapshot_id: SnapshotId) -> Iterator[SnapshotInfo]:
-        return map(self.info.snapshots.info, self._rows(snapshot_id).tolist())
+        return self.info.snapshots.ancestors(updates.snapshot_row(self.info, snapshot_id))
 
     def history(self, snapshot_id: SnapshotId) -> Iterator[PublicSnapshotInfo]:
         return snapshot_infos(self.info.snapshots, self._rows(snapshot_id))

@@ -30,6 +30,7 @@ from icechunk_engine.format.repo_info import (
     UpdateKind,
     UpdateRecord,
 )
+from icechunk_engine.history import require_date
 from icechunk_engine.ids import SnapshotId
 
 MAIN = "main"
@@ -197,12 +198,18 @@ def advance(info: RepoInfo, update: Update, *, now_us: int, backup_name: str, ma
     """
     if not isinstance(update, SetStatus):
         require_online(info)
-    at_us = max(now_us, info.updates.record(0).updated_at_us + 1)
+    info.updates.require_intact()
+    at_us = now_us
+    if len(info.updates):
+        latest_us = info.updates.record(0).updated_at_us
+        require_date(latest_us, "the latest update in 'repo'")
+        at_us = max(now_us, latest_us + 1)
     changed, record = apply(update, info, at_us)
     updates, cut_at = changed.updates.push(record, backup_name).trimmed(max_updates)
-    return replace(
-        changed, updates=updates, repo_before_updates=cut_at if cut_at is not None else changed.repo_before_updates
-    )
+    if cut_at is None:
+        # An empty log, which nobody writes but everybody reads, has no entry that could name the backup.
+        cut_at = changed.repo_before_updates if len(changed.updates) else backup_name
+    return replace(changed, updates=updates, repo_before_updates=cut_at)
 
 
 def has_landed(info: RepoInfo, backup_name: str) -> bool:

@@ -57,4 +57,4 @@ def test_names_of_ids(size: int, data: st.DataObject) -> None:
 
 @given(st.lists(st.integers(0, 253_402_300_799_999_999), max_size=5))
 def test_times(times: list[int]) -> None:
-    assert _utc_of_column(np.array(times, np.uint64)) == [utc_of_us(time) for time in times]
+    assert list(_utc_of_column(np.array(times, np.uint64), [""] * len(times))) == [utc_of_us(time) for time in times]
