@@ -314,6 +314,7 @@ class Credentials:
     Azure: ClassVar[type[AzureAccess]]
     LocalFileSystemAccess: ClassVar[type[_LocalFileSystemAccess]]
     HttpAccess: ClassVar[type[_HttpAccess]]
+    At: ClassVar[type[AccessAt]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,13 +348,28 @@ class _HttpAccess(Credentials):
     """Read from a web server."""
 
 
+@dataclass(frozen=True, slots=True)
+class AccessAt(Credentials):
+    """A credential, and places beyond its URL prefix at which it may be used.
+
+    Attributes
+    ----------
+    places
+        ``scheme://host[:port]`` of servers, ``file:///folder/`` of folders.
+    """
+
+    access: S3Access | GcsAccess | AzureAccess | _LocalFileSystemAccess | _HttpAccess
+    places: tuple[str, ...]
+
+
 Credentials.S3 = S3Access
 Credentials.Gcs = GcsAccess
 Credentials.Azure = AzureAccess
 Credentials.LocalFileSystemAccess = _LocalFileSystemAccess
 Credentials.HttpAccess = _HttpAccess
+Credentials.At = AccessAt
 
-AnyCredential = S3Access | GcsAccess | AzureAccess | _LocalFileSystemAccess | _HttpAccess
+AnyCredential = S3Access | GcsAccess | AzureAccess | _LocalFileSystemAccess | _HttpAccess | AccessAt
 
 LocalFileSystemAccess = _LocalFileSystemAccess()
 """Authorises a ``file://`` container."""

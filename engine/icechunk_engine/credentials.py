@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
+from icechunk_engine.config import urls
 from icechunk_engine.credential_types import (
+    AccessAt,
     AnyAzureCredential,
     AnyAzureRefreshableCredential,
     AnyAzureStaticCredential,
@@ -55,6 +57,7 @@ from icechunk_engine.credential_types import (
 from icechunk_engine.errors import ErrorKind, InvalidInputError
 
 __all__ = [
+    "AccessAt",
     "AnyAzureCredential",
     "AnyAzureRefreshableCredential",
     "AnyAzureStaticCredential",
@@ -98,6 +101,7 @@ __all__ = [
     "S3Refreshable",
     "S3Static",
     "S3StaticCredentials",
+    "access_at",
     "as_container_credential",
     "azure_anonymous_credentials",
     "azure_credentials",
@@ -143,6 +147,54 @@ def as_container_credential(credential: Any) -> AnyCredential | None:
         f"azure_credentials(), LocalFileSystemAccess or HttpAccess",
         ErrorKind.INVALID_CREDENTIALS,
     )
+
+
+def access_at(credential: Any, *places: str) -> AccessAt:
+    """A credential for a virtual chunk container, and places beyond the container's URL prefix where it may be used.
+
+    A repository's stored configuration may send requests elsewhere than its URL prefixes say: to another endpoint, to
+    the host that a web server redirects to, or to the folder that a symbolic link leads to. Such a place is used only
+    when you name it.
+
+    Parameters
+    ----------
+    credential
+        As in ``authorize_virtual_chunk_access``.
+    places
+        ``https://host`` or ``https://host:port`` for servers, ``file:///folder/`` for folders.
+
+    Raises
+    ------
+    InvalidInputError
+        ``invalid-credentials``: no place, or one that is neither kind of URL.
+
+    Examples
+    --------
+    >>> access_at(s3_anonymous_credentials(), "https://minio.example:9000").places
+    ('https://minio.example:9000',)
+    """
+    access = as_container_credential(credential)
+    if isinstance(access, AccessAt):
+        places = (*access.places, *places)
+        access = access.access
+    if access is None or not places:
+        raise InvalidInputError(
+            "access_at needs a credential and at least one place, e.g. "
+            "access_at(s3_from_env_credentials(), 'https://minio.example:9000')",
+            ErrorKind.INVALID_CREDENTIALS,
+        )
+    return AccessAt(access, tuple(dict.fromkeys(map(_canonical_place, places))))
+
+
+def _canonical_place(place: str) -> str:
+    if not isinstance(place, str):
+        raise TypeError(f"a place is a URL string, not {place!r}")
+    try:
+        if urls.scheme_of(place) == "file":
+            return urls.normalize(urls.with_trailing_slash(place))
+        return urls.origin_of(place)
+    except ValueError as error:
+        raise InvalidInputError(f"access_at: {place!r} is no place: {error}", ErrorKind.INVALID_CREDENTIALS) from None
 
 
 def containers_credentials(m: Mapping[str, Any]) -> dict[str, AnyCredential | None]:

@@ -71,13 +71,13 @@ def find(storage: Storage) -> Found:
         else:
             return Found(SpecVersion.v1, _v1_config(storage), None)
         raise
-    config = None if info.config is None else RepositoryConfig.from_dict(info.config)
+    config = None if info.config is None else RepositoryConfig.from_stored(info.config)
     return Found(SpecVersion.v2, config, RepoFileReferences(info, version))
 
 
 def _v1_config(storage: Storage) -> RepositoryConfig | None:
     try:
-        return RepositoryConfig.from_dict(from_yaml(storage.get(layout.CONFIG_YAML)))
+        return RepositoryConfig.from_stored(from_yaml(storage.get(layout.CONFIG_YAML)))
     except ObjectNotFoundError:
         return None
 

@@ -296,8 +296,14 @@ class _StoreKind(Kind):
         return ObjectStoreConfig.from_plain(plain)
 
 
+class _OfUnknownOrigin(Settings):
+    """Remembers who wrote a container: a stored one must not decide where its reader's credentials go."""
+
+    __slots__ = ("is_stored",)
+
+
 @dataclass(slots=True, repr=False)
-class VirtualChunkContainer(Settings):
+class VirtualChunkContainer(_OfUnknownOrigin):
     """A URL prefix that virtual chunks may lie under, and the store that serves it.
 
     Parameters
@@ -308,11 +314,22 @@ class VirtualChunkContainer(Settings):
         Kind and options of the object store.
     name
         Allows locations ``vcc://name/rest``, which move with the container's prefix.
+
+    Attributes
+    ----------
+    is_stored
+        True when the container came with a repository's stored configuration, and you have not set its prefix or
+        store since. It says who wrote it and is no part of its value.
     """
 
     url_prefix: str = setting(Text(), default=dataclasses.MISSING)
     store: ObjectStoreConfig = setting(_StoreKind(), default=dataclasses.MISSING)
     name: str | None = setting(Text())
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        Settings.__setattr__(self, name, value)
+        if name in ("url_prefix", "store"):
+            self.is_stored = False
 
 
 def validate_container(container: VirtualChunkContainer) -> None:

@@ -160,3 +160,11 @@ class RepositoryConfig(Settings):
             ``config-deserialization``.
         """
         return cls.from_plain(data if data is not None else {})
+
+    @classmethod
+    def from_stored(cls, data: Mapping[str, Any] | None) -> Self:
+        """:meth:`from_dict` for what a repository holds; its containers are marked (``is_stored``)."""
+        config = cls.from_dict(data)
+        for container in (config.virtual_chunk_containers or {}).values():
+            container.is_stored = True
+        return config

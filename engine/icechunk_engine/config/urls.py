@@ -7,6 +7,7 @@ resolves ``.`` and ``..``, so that a container's prefix cannot be left.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from urllib.parse import quote, unquote_to_bytes
 
@@ -22,7 +23,13 @@ _SAFE_IN_FRAGMENT = "/!$%&'()*+,:;=@[]^_|~-.?#{}\\"
 _DOT = {".", "%2e", "%2E"}
 _DOT_DOT = {first + second for first in _DOT for second in _DOT}
 _DRIVE = re.compile("[A-Za-z]:")
-_FORBIDDEN_ESCAPES = re.compile("%(2f|00)", re.IGNORECASE)
+_HOST = re.compile(r"[a-z0-9._-]+|\[[0-9a-f:.]+\]")
+_DEFAULT_PORTS = {"http": "80", "https": "443"}
+_LOCAL_DOMAINS = frozenset({"localhost", "local", "localdomain", "internal", "intranet", "lan", "home", "corp"})
+_LIKE_A_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
+"""Last labels that make browsers and HTTP clients read a host as an IPv4 address, whatever the rest looks like."""
+_NOT_IN_WINDOWS_NAMES = re.compile(r'[\x00-\x1f<>:"|?*\\]|[. ]$')
+_WINDOWS_DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³]) *(\..*)?", re.IGNORECASE)
 
 
 def scheme_of(url: str) -> str | None:
@@ -61,6 +68,37 @@ def is_authority(text: str) -> bool:
     """True for a syntactically valid, non-empty authority."""
     match = _AUTHORITY.fullmatch(text)
     return match is not None and _NOT_IN_AUTHORITY.search(text) is None and int(match[1] or 0) < 65536
+
+
+def origin_of(url: str) -> str:
+    """Scheme, host and port of a web address, in lower case and without the scheme's own port.
+
+    Raises
+    ------
+    ValueError
+        It is no address of a web server, or its host has characters that clients rewrite before they connect.
+    """
+    scheme, authority = scheme_of(url), authority_of(url).rpartition("@")[2].lower()
+    host, _, port = authority.rpartition(":") if re.search(r":[0-9]*$", authority) else (authority, "", "")
+    if scheme not in _DEFAULT_PORTS or not _HOST.fullmatch(host) or int(port or 0) > 65535:
+        raise ValueError("it is no address of a web server; write https://host or https://host:port")
+    return f"{scheme}://{host}" + (f":{port}" if port and port != _DEFAULT_PORTS[scheme] else "")
+
+
+def host_of(origin: str) -> str:
+    """Host of an :func:`origin_of`, without its port."""
+    return re.sub(r":[0-9]+$", "", authority_of(origin))
+
+
+def is_public_host(host: str) -> bool:
+    """False for names and addresses that mean this machine or its network."""
+    if host.startswith("["):
+        host = host[1:-1]
+    try:
+        return ipaddress.ip_address(host).is_global
+    except ValueError:
+        labels = host.removesuffix(".").split(".")
+        return len(labels) > 1 and labels[-1] not in _LOCAL_DOMAINS and not _LIKE_A_NUMBER.fullmatch(labels[-1])
 
 
 def normalize(url: str) -> str:
@@ -119,10 +157,30 @@ def _resolved(segments: list[str]) -> list[str]:
 
 def file_path_bytes(url: str) -> bytes:
     """Absolute path that a canonical ``file:`` URL names; raises ValueError for one that no URL should name."""
-    path = path_of(url)
-    if _FORBIDDEN_ESCAPES.search(path):
-        raise ValueError("a file name cannot hold '/' or NUL; correct the percent-encoding (%2F, %00)")
-    return b"/" + unquote_to_bytes(path)
+    path = unquote_to_bytes(path_of(url))
+    if b"\0" in path:
+        raise ValueError("a file name cannot hold NUL; correct the percent-encoding (%00)")
+    return b"/" + path
+
+
+def windows_path(path: bytes) -> str:
+    """A path of :func:`file_path_bytes` as Windows wants it, ``C:/folder/file``.
+
+    Windows reads more into names than other systems: ``\\`` separates, ``:`` opens a stream, dots and blanks at the
+    end vanish, and some names are devices in every folder. A container could be left through each of these.
+
+    Raises
+    ------
+    ValueError
+        The path has no drive, or a name that Windows would read as another one.
+    """
+    drive, *names = path[1:].decode("utf-8", "surrogateescape").split("/")
+    if not _DRIVE.fullmatch(drive) or not names:
+        raise ValueError("it has no drive; write file:///C:/folder/file")
+    for name in names:
+        if _NOT_IN_WINDOWS_NAMES.search(name) or _WINDOWS_DEVICES.fullmatch(name):
+            raise ValueError(f"Windows has no file named {name!r}; correct the name")
+    return "/".join((drive, *names))
 
 
 def has_dot_segments(key: bytes) -> bool:

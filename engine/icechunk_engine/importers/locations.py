@@ -15,6 +15,7 @@ import numpy as np
 
 from icechunk_engine.errors import ErrorKind, InvalidInputError
 from icechunk_engine.virtual import containers as rules
+from icechunk_engine.virtual.advice import container_lines
 
 _SAFE = "/:@!$&'()*+,;=~-._[]|"
 """What stays as it is in a path; the rest would not survive as a URL, or is changed when file URLs are normalised."""
@@ -225,7 +226,7 @@ def suggested_prefixes(locations: Iterable[str]) -> list[str]:
 
 def _no_container(missing: Sequence[str], prefixes: Sequence[str]) -> InvalidInputError:
     configured = f"the configured containers are {listed(prefixes)}" if prefixes else "no containers are configured"
-    lines = "\n    ".join(rules.container_lines(suggested_prefixes(missing)[:MAX_LISTED]))
+    lines = "\n    ".join(container_lines(suggested_prefixes(missing)[:MAX_LISTED]))
     return InvalidInputError(
         f"{len(missing)} of the files that the references point into lie in no virtual chunk container "
         f"(e.g. {missing[0]}); {configured}. Add what is missing, then import in a new session:\n    {lines}",

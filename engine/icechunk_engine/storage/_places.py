@@ -7,6 +7,7 @@ Repositories and virtual chunk containers are described alike.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -96,7 +97,7 @@ def s3_bucket(
             raise _bad(f"endpoint_url={endpoint!r} is not encrypted; pass allow_http=True if that is meant")
         config["endpoint"] = endpoint
     if options.region is not None or endpoint is not None:
-        config["region"] = options.region or "us-east-1"
+        config["region"] = _checked_region(options.region or "us-east-1")
     if options.requester_pays:
         config["request_payer"] = True
     if options.checksum_algorithm is not None:
@@ -112,7 +113,8 @@ def s3_bucket(
         for headers in (read_headers, write_headers):
             for spelt in [spelt for spelt in headers if spelt.lower() == header]:
                 config[name] = convert(headers.pop(spelt))
-    client: dict[str, Any] = {"allow_http": options.allow_http}
+    # An encrypted endpoint must not lead anywhere unencrypted, by a redirect.
+    client: dict[str, Any] = {"allow_http": options.allow_http and not (endpoint or "").startswith("https://")}
     stream_timeout = options.network_stream_timeout_seconds
     if stream_timeout is not None:
         client["read_timeout"] = timedelta(seconds=stream_timeout) if stream_timeout else _NEVER
@@ -137,7 +139,7 @@ def gcs_bucket(
     write_headers: Mapping[str, str] | None = None,
 ) -> Bucket:
     """A bucket of Google Cloud Storage; ``config`` holds object_store's options, with or without ``google_``."""
-    options, client = _split(config, "google_")
+    options, client = split_options(config, "google_")
     base = options.get("base_url", "").rstrip("/")
     return Bucket(
         kind=StoreKind.GCS,
@@ -155,9 +157,10 @@ def azure_bucket(
     account: str, container: str, credential: AnyAzureCredential | None, config: Mapping[str, str] | None = None
 ) -> Bucket:
     """A container of Azure Blob Storage; ``config`` holds object_store's options, with or without ``azure_``."""
-    options, client = _split(config, "azure_", "storage_")
+    options, client = split_options(config, "azure_", "storage_")
     endpoint = options.get("endpoint", "").rstrip("/")
-    account = _checked_name(account, "account")
+    if not _ACCOUNT.fullmatch(account):
+        raise _bad(f"{account!r} is no name of an account; give it without scheme and domain")
     return Bucket(
         kind=StoreKind.AZURE,
         url=f"az+{endpoint}/{container}" if endpoint else f"az://{account}/{container}",
@@ -182,7 +185,7 @@ def web_server(url: str, opts: Mapping[str, str] | None = None, headers: Mapping
         )
     base = f"{parts.scheme}://{parts.netloc}"
     shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
-    client = {**(opts or {}), "allow_http": True}
+    client = {**(opts or {}), "allow_http": parts.scheme == "http"}
     return Bucket(kind=StoreKind.HTTP, url=shown, name=base, client=_frozen(client), read_headers=_headers(headers))
 
 
@@ -235,8 +238,8 @@ def _frozen(options: Mapping[str, Any]) -> Options:
     return tuple(sorted(options.items()))
 
 
-def _split(config: Mapping[str, str] | None, *prefixes: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Options of the store and of its HTTP client, which official takes from one mapping."""
+def split_options(config: Mapping[str, str] | None, *prefixes: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options of the store and of its HTTP client, which official takes from one mapping; without the prefixes."""
     options: dict[str, Any] = {}
     client: dict[str, Any] = {}
     for name, value in (config or {}).items():
@@ -244,8 +247,11 @@ def _split(config: Mapping[str, str] | None, *prefixes: str) -> tuple[dict[str, 
         for prefix in prefixes:
             plain = plain.removeprefix(prefix)
         (client if plain in _CLIENT_OPTIONS else options)[plain] = value
-    if any(str(options.get(name, "")).startswith("http://") for name in ("endpoint", "base_url")):
+    endpoint = str(options.get("endpoint") or options.get("base_url") or "").lower()
+    if endpoint.startswith("http://"):
         client.setdefault("allow_http", True)
+    elif endpoint.startswith("https://"):
+        client.pop("allow_http", None)  # no redirect may lead anywhere unencrypted
     return options, client
 
 
@@ -284,6 +290,17 @@ def _checked_name(name: str, what: str) -> str:
     if not name or any(character in name for character in "/?#@ \\"):
         raise _bad(f"{name!r} is no name of a {what}; give it without scheme and path")
     return name
+
+
+_ACCOUNT = re.compile("[A-Za-z0-9-]+")
+_REGION = re.compile("[A-Za-z0-9._-]+")
+
+
+def _checked_region(region: str) -> str:
+    """It becomes a part of the host's name."""
+    if not _REGION.fullmatch(region):
+        raise _bad(f"{region!r} is no name of a region")
+    return region
 
 
 def _bad(message: str) -> InvalidInputError:

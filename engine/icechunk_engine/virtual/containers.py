@@ -1,8 +1,8 @@
-"""Which container a virtual location lies in, and who may read through it. Pure.
+"""Which container a virtual location lies in. Pure.
 
 A location is an absolute URL, or ``vcc://name/rest`` in the container of that name. It belongs to the container with
 the longest URL prefix that it starts with; both are compared in canonical form (:func:`normalize_location`). Nothing
-is read without a container, and through no container that was not authorised by whoever opened the repository.
+is read without a container; :mod:`.authorisation` says through which containers.
 
 Locations come in columns of distinct strings. The usual ones are judged by numpy; only those with an unusual scheme
 or characters that could mean something are looked at one by one.
@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,19 +21,16 @@ from icechunk_engine.chunk_refs import ChunkRefs
 from icechunk_engine.columns import BytesTable
 from icechunk_engine.config import ObjectStoreConfig, VirtualChunkContainer, is_valid_container, urls
 from icechunk_engine.config.urls import with_trailing_slash
-from icechunk_engine.credentials import AnyCredential, Credentials, as_container_credential
 from icechunk_engine.errors import ErrorKind, InvalidInputError
+from icechunk_engine.virtual.advice import no_container
 from icechunk_engine.virtual.text_blocks import TextBlock, text_blocks
 
 __all__ = [
     "accepted_locations",
-    "authorize",
     "checked_refs",
-    "container_lines",
     "location_to_key",
     "location_to_path",
     "match_containers",
-    "no_container",
     "normalize_location",
     "normalize_locations",
     "require_container",
@@ -270,140 +266,16 @@ def location_to_key(url: str) -> str:
         ) from None
 
 
-def location_to_path(url: str) -> str:
+def location_to_path(url: str, *, windows: bool = os.name == "nt") -> str:
     """Absolute path of the local file that a canonical ``file:`` URL names.
 
     Raises
     ------
     InvalidInputError
-        ``invalid-virtual-ref``: the URL hides a ``/`` or NUL in a file name.
+        ``invalid-virtual-ref``: the URL hides a NUL in a file name, or is no path of this system.
     """
     try:
-        path = os.fsdecode(urls.file_path_bytes(url))
+        path = urls.file_path_bytes(url)
+        return urls.windows_path(path) if windows else os.fsdecode(path)
     except ValueError as error:
         raise InvalidInputError(f"{url!r} names no local file: {error}", ErrorKind.INVALID_VIRTUAL_REF) from None
-    return path[1:] if os.name == "nt" and path[2:3] == ":" else path
-
-
-# --- authorisation -------------------------------------------------------------------------------------------------
-
-
-def authorize(
-    container: VirtualChunkContainer, authorized: Mapping[str, AnyCredential | None]
-) -> AnyCredential | None:
-    """Credential to read through a container with.
-
-    Parameters
-    ----------
-    authorized
-        By URL prefix; None means access without explicit credentials.
-
-    Raises
-    ------
-    InvalidInputError
-        ``unauthorized-virtual-chunk-container``, ``invalid-credentials``.
-    """
-    wanted = urls.normalize(container.url_prefix)
-    for prefix, given in authorized.items():
-        if prefix == container.url_prefix or _canonical_prefix(prefix) == wanted:
-            credential = as_container_credential(given)
-            break
-    else:
-        raise InvalidInputError(
-            f"reading virtual chunks under {container.url_prefix!r} is not authorised. If this repository may do that "
-            f"for you, open it with\n    Repository.open(storage, authorize_virtual_chunk_access="
-            f"{_grant([container.url_prefix])})",
-            ErrorKind.UNAUTHORIZED_VIRTUAL_CHUNK_CONTAINER,
-        )
-    suitable = _credential_types(container.store)
-    if credential is not None and not isinstance(credential, suitable):
-        raise InvalidInputError(
-            f"{type(credential).__name__} does not fit the virtual chunk container at {container.url_prefix!r}; "
-            f"authorise it with authorize_virtual_chunk_access={_grant([container.url_prefix])}",
-            ErrorKind.INVALID_CREDENTIALS,
-        )
-    return credential
-
-
-def _canonical_prefix(prefix: str) -> str | None:
-    try:
-        return urls.normalize(with_trailing_slash(prefix))
-    except ValueError:
-        return None
-
-
-def _credential_types(store: ObjectStoreConfig) -> tuple[type[Any], ...]:
-    if isinstance(store, _S3_STORES):
-        return (Credentials.S3,)
-    if isinstance(store, ObjectStoreConfig.Gcs):
-        return (Credentials.Gcs,)
-    if isinstance(store, ObjectStoreConfig.Azure):
-        return (Credentials.Azure,)
-    if isinstance(store, ObjectStoreConfig.Http):
-        return (Credentials.HttpAccess,)
-    return (Credentials.LocalFileSystemAccess,)  # also for memory, which is as local
-
-
-# --- advice --------------------------------------------------------------------------------------------------------
-
-_EXAMPLES = {
-    "file": ("local_filesystem_store({path!r})", "credentials.LocalFileSystemAccess"),
-    "memory": ("ObjectStoreConfig.InMemory()", "credentials.LocalFileSystemAccess"),
-    "http": ("http_store()", "credentials.HttpAccess"),
-    "https": ("http_store()", "credentials.HttpAccess"),
-    "s3": ("s3_store(region='…')", "s3_from_env_credentials()"),
-    "tigris": ("ObjectStoreConfig.Tigris(S3Options())", "s3_from_env_credentials()"),
-    "gs": ("gcs_store()", "gcs_from_env_credentials()"),
-    "gcs": ("gcs_store()", "gcs_from_env_credentials()"),
-    "az": ("azure_store(account='…')", "azure_from_env_credentials()"),
-    "azure": ("azure_store(account='…')", "azure_from_env_credentials()"),
-    "abfs": ("azure_store(account='…')", "azure_from_env_credentials()"),
-}
-"""For each scheme: the store of a container, and a credential."""
-
-
-def _grant(prefixes: Sequence[str]) -> str:
-    credentials = {prefix: _EXAMPLES[urls.scheme_of(prefix) or ""][1] for prefix in prefixes}
-    pairs = ", ".join(f"{prefix!r}: {credential}" for prefix, credential in credentials.items())
-    return f"containers_credentials({{{pairs}}})"
-
-
-def container_lines(prefixes: Sequence[str]) -> list[str]:
-    """Lines of Python that add containers with those URL prefixes to an open repository, authorised, and save them."""
-    lines = ["config = repo.config"]
-    for prefix in prefixes:
-        store = _EXAMPLES[urls.scheme_of(prefix) or ""][0].format(path="/" + urls.path_of(prefix))
-        lines.append(f"config.set_virtual_chunk_container(VirtualChunkContainer({prefix!r}, {store}))")
-    return [
-        *lines,
-        f"repo = repo.reopen(config, authorize_virtual_chunk_access={_grant(prefixes)})",
-        "repo.save_config()",
-    ]
-
-
-def no_container(location: str, containers: Containers) -> InvalidInputError:
-    """The error for a canonical location in no container, with the lines that would add one."""
-    if location.startswith(_VCC):
-        names = [container.name for container in containers.values() if container.name is not None]
-        advice = (
-            f"no virtual chunk container is named {urls.authority_of(location)!r} "
-            f"(named are: {', '.join(names) or 'none'}); add one with VirtualChunkContainer(url_prefix, store, name)"
-        )
-    else:
-        advice = f"it lies in none of the virtual chunk containers {list(containers)}"
-        scheme = urls.scheme_of(location)
-        if scheme in _EXAMPLES:
-            lines = "\n    ".join(container_lines([_suggested_prefix(location)]))
-            advice += f". Add one, in a new session:\n    {lines}"
-        else:
-            advice += f"; {scheme}:// is no scheme that a container can have"
-    return InvalidInputError(
-        f"no container for the virtual chunk at {location!r}: {advice}", ErrorKind.NO_CONTAINER_FOR_VIRTUAL_CHUNK
-    )
-
-
-def _suggested_prefix(location: str) -> str:
-    if location.startswith("file:///"):
-        directory = urls.path_of(location).rpartition("/")[0]
-        return f"file:///{directory}/" if directory else "file:///<directory>/"
-    return f"{urls.scheme_of(location)}://{urls.authority_of(location)}/"

@@ -1,0 +1,86 @@
+"""The lines of Python that errors about virtual chunks advise: add a container, authorise it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from icechunk_engine.config import VirtualChunkContainer, urls
+from icechunk_engine.errors import ErrorKind, InvalidInputError
+
+_EXAMPLES = {
+    "file": ("local_filesystem_store({path!r})", "credentials.LocalFileSystemAccess"),
+    "memory": ("ObjectStoreConfig.InMemory()", "credentials.LocalFileSystemAccess"),
+    "http": ("http_store()", "credentials.HttpAccess"),
+    "https": ("http_store()", "credentials.HttpAccess"),
+    "s3": ("s3_store(region='…')", "s3_from_env_credentials()"),
+    "tigris": ("ObjectStoreConfig.Tigris(S3Options())", "s3_from_env_credentials()"),
+    "gs": ("gcs_store()", "gcs_from_env_credentials()"),
+    "gcs": ("gcs_store()", "gcs_from_env_credentials()"),
+    "az": ("azure_store(account='…')", "azure_from_env_credentials()"),
+    "azure": ("azure_store(account='…')", "azure_from_env_credentials()"),
+    "abfs": ("azure_store(account='…')", "azure_from_env_credentials()"),
+}
+"""For each scheme: the store of a container, and a credential."""
+
+_ANONYMOUS = {
+    "s3": "s3_anonymous_credentials()",
+    "tigris": "s3_anonymous_credentials()",
+    "gs": "gcs_credentials(anonymous=True)",
+    "gcs": "gcs_credentials(anonymous=True)",
+    "az": "azure_anonymous_credentials()",
+    "azure": "azure_anonymous_credentials()",
+    "abfs": "azure_anonymous_credentials()",
+}
+
+
+def grant(prefixes: Sequence[str], *places: str, anonymous: bool = False) -> str:
+    """The expression that authorises containers with those URL prefixes, each of them at those places too."""
+    pairs = []
+    for prefix in prefixes:
+        scheme = urls.scheme_of(prefix) or ""
+        credential = (_ANONYMOUS if anonymous else {}).get(scheme, _EXAMPLES[scheme][1])
+        if places:
+            credential = f"credentials.access_at({', '.join((credential, *map(repr, places)))})"
+        pairs.append(f"{prefix!r}: {credential}")
+    return f"containers_credentials({{{', '.join(pairs)}}})"
+
+
+def container_lines(prefixes: Sequence[str]) -> list[str]:
+    """Lines of Python that add containers with those URL prefixes to an open repository, authorised, and save them."""
+    lines = ["config = repo.config"]
+    for prefix in prefixes:
+        store = _EXAMPLES[urls.scheme_of(prefix) or ""][0].format(path="/" + urls.path_of(prefix))
+        lines.append(f"config.set_virtual_chunk_container(VirtualChunkContainer({prefix!r}, {store}))")
+    return [
+        *lines,
+        f"repo = repo.reopen(config, authorize_virtual_chunk_access={grant(prefixes)})",
+        "repo.save_config()",
+    ]
+
+
+def no_container(location: str, containers: Mapping[str, VirtualChunkContainer]) -> InvalidInputError:
+    """The error for a canonical location in no container, with the lines that would add one."""
+    if location.startswith("vcc://"):
+        names = [container.name for container in containers.values() if container.name is not None]
+        advice = (
+            f"no virtual chunk container is named {urls.authority_of(location)!r} "
+            f"(named are: {', '.join(names) or 'none'}); add one with VirtualChunkContainer(url_prefix, store, name)"
+        )
+    else:
+        advice = f"it lies in none of the virtual chunk containers {list(containers)}"
+        scheme = urls.scheme_of(location)
+        if scheme in _EXAMPLES:
+            lines = "\n    ".join(container_lines([_suggested_prefix(location)]))
+            advice += f". Add one, in a new session:\n    {lines}"
+        else:
+            advice += f"; {scheme}:// is no scheme that a container can have"
+    return InvalidInputError(
+        f"no container for the virtual chunk at {location!r}: {advice}", ErrorKind.NO_CONTAINER_FOR_VIRTUAL_CHUNK
+    )
+
+
+def _suggested_prefix(location: str) -> str:
+    if location.startswith("file:///"):
+        directory = urls.path_of(location).rpartition("/")[0]
+        return f"file:///{directory}/" if directory else "file:///<directory>/"
+    return f"{urls.scheme_of(location)}://{urls.authority_of(location)}/"

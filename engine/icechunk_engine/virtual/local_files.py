@@ -1,0 +1,161 @@
+"""Virtual chunks in local files, of a folder that is not left and without waiting for what is no file.
+
+The file is opened first and judged then, by what the system says of the open file: whoever swaps links and files
+meanwhile wins nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import sys
+from collections.abc import Sequence
+
+from icechunk_engine.chunk_refs import ChunkRef
+from icechunk_engine.errors import ErrorKind, InvalidInputError, StorageError
+from icechunk_engine.virtual.advice import grant
+
+_FLAGS = os.O_RDONLY
+for _name in ("O_CLOEXEC", "O_BINARY", "O_NOCTTY", "O_NONBLOCK"):  # the last: a pipe without writer must not wait
+    _FLAGS |= getattr(os, _name, 0)
+
+_OPEN_FILES = "/proc/self/fd"
+_SYSTEM: str = sys.platform
+_F_GETPATH = 50
+"""Of macOS: the path of an open file."""
+
+
+def read_file(path: str, ref: ChunkRef, start: int, stop: int, folders: Sequence[str], prefix: str) -> bytes:
+    """Bytes ``start:stop`` of a local file.
+
+    Parameters
+    ----------
+    path
+        Absolute, below one of the folders as far as its text goes.
+    folders
+        Absolute paths that symbolic links may lead to.
+    prefix
+        URL prefix of the container, for errors.
+
+    Raises
+    ------
+    StorageError
+        ``virtual-chunk-fetch``, ``invalid-object-size``, ``virtual-chunk-modified``.
+    InvalidInputError
+        ``unauthorized-virtual-chunk-container``: a link leads out of the folders.
+    """
+    try:
+        fd = os.open(path, _FLAGS)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # a socket
+            raise _no_file(path) from None
+        raise StorageError(
+            f"cannot open {path}, which a virtual chunk refers to: {error.strerror}. Put the file back, or correct "
+            f"the references",
+            ErrorKind.VIRTUAL_CHUNK_FETCH,
+        ) from error
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise _no_file(path)
+        _require_inside(fd, status, path, folders, prefix)
+        if ref.etag is not None or ref.last_modified:
+            _require_unchanged(path, status, ref)
+        data = _read_exactly(fd, start, stop)
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror}", ErrorKind.VIRTUAL_CHUNK_FETCH) from error
+    finally:
+        os.close(fd)
+    return require_length(path, data, start, stop)
+
+
+def require_length(where: str, data: bytes, start: int, stop: int) -> bytes:
+    """The data, if it is all that was asked for."""
+    if len(data) != stop - start:
+        raise StorageError(
+            f"{where} ends before byte {stop}, which a virtual chunk refers to: it was truncated or replaced. Put the "
+            f"old file back, or import it again",
+            ErrorKind.INVALID_OBJECT_SIZE if data else ErrorKind.VIRTUAL_CHUNK_FETCH,
+        )
+    return data
+
+
+def _no_file(path: str) -> StorageError:
+    return StorageError(
+        f"{path}, which a virtual chunk refers to, is no file but a folder, pipe, socket or device. Put the file "
+        f"back, or correct the references",
+        ErrorKind.VIRTUAL_CHUNK_FETCH,
+    )
+
+
+def _require_inside(fd: int, status: os.stat_result, path: str, folders: Sequence[str], prefix: str) -> None:
+    found = _path_of_open(fd, status, path)
+    if found == path:  # no link on the way
+        return
+    for folder in folders:
+        real = os.path.join(_real_folder(folder), "")
+        if os.path.normcase(found).startswith(os.path.normcase(real)):
+            return
+    target = f"file://{os.path.dirname(found).rstrip('/')}/"
+    raise InvalidInputError(
+        f"a symbolic link leads from {path} to {found}, out of the authorised folder. If that may be read, name the "
+        f"folder:\n    Repository.open(storage, authorize_virtual_chunk_access={grant([prefix], target)})",
+        ErrorKind.UNAUTHORIZED_VIRTUAL_CHUNK_CONTAINER,
+    )
+
+
+def _path_of_open(fd: int, status: os.stat_result, path: str) -> str:
+    """Where an open file is, without links; as the system says, and where it does not, found and compared."""
+    try:
+        if _SYSTEM == "linux":
+            return os.readlink(f"{_OPEN_FILES}/{fd}").removesuffix(" (deleted)")
+        if _SYSTEM == "darwin":
+            import fcntl
+
+            return os.fsdecode(fcntl.fcntl(fd, _F_GETPATH, bytes(1024)).rstrip(b"\0"))
+    except OSError:
+        pass
+    found = os.path.realpath(path)
+    if not os.path.samestat(os.stat(found), status):
+        raise OSError(errno.ESTALE, "it was replaced while it was opened; try again")
+    return found
+
+
+def _real_folder(folder: str) -> str:
+    """A folder without links, spelt as :func:`_path_of_open` spells the files in it."""
+    if _SYSTEM == "darwin":
+        try:
+            fd = os.open(folder, os.O_RDONLY)
+        except OSError:
+            return folder
+        try:
+            return _path_of_open(fd, os.fstat(fd), folder)
+        finally:
+            os.close(fd)
+    return os.path.realpath(folder)
+
+
+def _read_exactly(fd: int, start: int, stop: int) -> bytes:
+    os.lseek(fd, start, os.SEEK_SET)
+    data = os.read(fd, stop - start)
+    if len(data) == stop - start or not data:
+        return data
+    parts = [data]  # one read returns 2 GiB at most
+    while (have := sum(map(len, parts))) < stop - start and (more := os.read(fd, stop - start - have)):
+        parts.append(more)
+    return b"".join(parts)
+
+
+def _require_unchanged(path: str, status: os.stat_result, ref: ChunkRef) -> None:
+    """Etag first, as the format says; times are compared at whole seconds."""
+    if ref.etag is not None:
+        etag = f"{status.st_ino:x}-{status.st_mtime_ns // 1000:x}-{status.st_size:x}"
+        same = ref.etag.strip('"') in (etag, "*")
+    else:
+        same = status.st_mtime_ns // 1_000_000_000 <= ref.last_modified
+    if not same:
+        raise StorageError(
+            f"{path} was changed after its chunks were referenced. Put the old file back, or import it again",
+            ErrorKind.VIRTUAL_CHUNK_MODIFIED,
+        )
