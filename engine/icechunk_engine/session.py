@@ -11,10 +11,12 @@ from __future__ import annotations
 import html
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from icechunk_engine._observe import operation
+from icechunk_engine._runtime.locks import memory_lock
 from icechunk_engine._runtime.pools import async_twin
 from icechunk_engine.enums import NumberedEnum
 from icechunk_engine.errors import (
@@ -36,11 +38,15 @@ from icechunk_engine.transaction.rebase import describe_conflicts, rebase_change
 from icechunk_engine.transaction.references import References, needs_spec_2
 from icechunk_engine.transaction.swapping import give_way
 from icechunk_engine.transaction.updates import AddCommit, AddDetachedSnapshot, AmendCommit, Update, require_amendable
-from icechunk_engine.view import RepositoryContext
+from icechunk_engine.view import RepositoryContext, ViewState
 from icechunk_engine.workspace import Workspace
 
 if TYPE_CHECKING:
     from icechunk_engine.store import IcechunkStore
+
+
+_REBASE_TRIES = 100
+"""Rebases that begin anew because another thread edited the session meanwhile."""
 
 
 class SessionMode(NumberedEnum):
@@ -86,6 +92,7 @@ class Session(Workspace):
         self._branch = branch
         self._mode = mode
         self._fork_point: ForkPoint | None = None
+        self._is_ending = False
         # Snapshots that may have been published, for all that is known, each with the edits that it holds.
         self._unsettled: list[tuple[NewSnapshot, tuple[str, int]]] = []
 
@@ -114,7 +121,7 @@ class Session(Workspace):
     @property
     def has_uncommitted_changes(self) -> bool:
         """True when a commit would change something."""
-        return not self._changes.is_empty
+        return not self._state.changes.is_empty
 
     @property
     def store(self) -> IcechunkStore:
@@ -123,27 +130,28 @@ class Session(Workspace):
 
     def status(self) -> Diff:
         """The uncommitted edits."""
+        state = self._loaded()
         with self._lock:
-            return diff_of_changes(self._changes, self._base().nodes)
+            return diff_of_changes(state.changes, state.nodes)
 
     def discard_changes(self) -> None:
         """Forget all uncommitted edits. Chunks written meanwhile stay as garbage until collected."""
         with self._lock:
             self._require_not_read_only()
-            self._changes = ChangeSet()
+            self._require_not_ending()
             self._set_again.clear()
-            self._touch_structure()
+            self._replace_state(ViewState(self._state.snapshot_id, ChangeSet(), self._state.base))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Session):
             return NotImplemented
         if self.read_only and other.read_only:
             same_place = self._context.assets.storage == other._context.assets.storage
-            return same_place and self._snapshot_id == other._snapshot_id
+            return same_place and self._state.snapshot_id == other._state.snapshot_id
         return self._edits_token() == other._edits_token()
 
     def __hash__(self) -> int:
-        return hash(self._snapshot_id)
+        return hash(self._state.snapshot_id)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {', '.join(f'{name}={value}' for name, value in self._summary())}>"
@@ -183,17 +191,17 @@ class Session(Workspace):
             )
         with self._lock:
             state = self.__dict__.copy()
-            state["_changes"] = self._changes.copy()  # pickled after the lock is released
+            state["_state"] = self._state.copy()  # pickled after the lock is released
         if self.has_uncommitted_changes:
             # What a fork wrote in a worker must be durable before the coordinator may commit it.
             self._context.assets.storage.flush()
-        for name in ("_lock", "_readers", "_is_copy"):
+        for name in ("_lock", "_is_copy"):
             del state[name]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._reset_caches()
+        self._lock = memory_lock()
         self._is_copy = True
 
     # --- forks -------------------------------------------------------------------------------------------------
@@ -215,19 +223,25 @@ class Session(Workspace):
                     "a read-only session cannot be forked; it can be pickled as it is, or use repo.writable_session",
                     ErrorKind.CANNOT_FORK_READ_ONLY_SESSION,
                 )
-            self._require_data_session()
-            base_id = self._snapshot_id if self._changes.is_empty else self._store_unpublished()
-            origin = self._fork_point.origin_id if self._fork_point is not None else self._snapshot_id
-            child = ForkSession(self._context, base_id, mode=SessionMode.writable)
-            child._fork_point = ForkPoint(
-                origin_id=origin,
-                revisions={node_id: edits.revision for node_id, edits in self._changes.chunks.items()},
-            )
-            return child
+            self._require_writable()
+            state = self._state.copy()
+            origin = self._origin
+        base_id = state.snapshot_id
+        if not state.changes.is_empty:
+            base = self._context.assets.snapshot(base_id)
+            new = write_snapshot(self._context.assets, base, state.changes, message="fork point", metadata={})
+            base_id = new.info.id
+        child = ForkSession(self._context, base_id, mode=SessionMode.writable)
+        child._fork_point = ForkPoint(
+            origin_id=origin,
+            revisions={node_id: edits.revision for node_id, edits in state.changes.chunks.items()},
+        )
+        return child
 
-    def _store_unpublished(self) -> SnapshotId:
-        new = write_snapshot(self._context.assets, self._base(), self._changes, message="fork point", metadata={})
-        return new.snapshot.snapshot_id
+    @property
+    def _origin(self) -> SnapshotId:
+        """The committed snapshot that this session and its forks are based on."""
+        return self._state.snapshot_id if self._fork_point is None else self._fork_point.origin_id
 
     @operation(lambda self, *_, **__: f"merging forks into a session of {self.storage_identity}")
     def merge(self, *others: ForkSession) -> None:
@@ -244,19 +258,20 @@ class Session(Workspace):
             ``merge-not-allowed``: not a fork of this session's snapshot. ``merge-failed``: two of them disagree about
             a node's metadata or existence. The session is unchanged.
         """
-        with self._lock:
-            self._require_writable()
-            origin = self._fork_point.origin_id if self._fork_point is not None else self._snapshot_id
-            merged = self._changes.copy()
-            base = self._base().nodes
-            for other in others:
-                if not isinstance(other, Session):
-                    raise TypeError(
-                        f"merge takes forks, session.merge(*forks), not {type(other).__name__}; that of a store is "
-                        f"store.session"
-                    )
-                if other is self:
-                    continue  # its edits are here
+        for other in others:
+            if not isinstance(other, Session):
+                raise TypeError(
+                    f"merge takes forks, session.merge(*forks), not {type(other).__name__}; that of a store is "
+                    f"store.session"
+                )
+        self._require_writable()
+        arriving = [(other, other._copied_state()) for other in others if other is not self]  # its edits are here
+        if others and not arriving:
+            return
+        with self._editing() as state:
+            origin = self._origin
+            merged = state.copy()
+            for other, theirs in arriving:
                 point = other._fork_point
                 if point is None or point.origin_id != origin:
                     raise SessionStateError(
@@ -264,11 +279,17 @@ class Session(Workspace):
                         f"Make forks with session.fork() and merge them before the session commits",
                         ErrorKind.MERGE_NOT_ALLOWED,
                     )
-                if not other._changes.is_empty:
-                    merge_fork(base, merged, other._base().nodes, other._changes, point.revisions)
-            if any(other is not self for other in others):
-                self._changes = merged
-                self._touch_structure()
+                if not theirs.changes.is_empty:
+                    merge_fork(state.nodes, merged.changes, theirs.nodes, theirs.changes, point.revisions)
+            self._replace_state(merged)
+
+    def _copied_state(self) -> ViewState:
+        """The present state, loaded if there are edits; what is edited later is not in it."""
+        with self._lock:
+            state = self._state.copy()
+        if not state.changes.is_empty and state.base is None:
+            state.base = self._context.assets.snapshot(state.snapshot_id)
+        return state
 
     merge_async = async_twin(merge)
 
@@ -313,15 +334,14 @@ class Session(Workspace):
         SessionStateError
             ``no-changes-to-commit``, ``commit-not-allowed``.
         """
-        with self._lock:
-            branch = self._require_committable()
-            self._require_changes("commit", allow_empty=allow_empty)
+        with self._ending("commit", allow_empty=allow_empty) as (branch, state):
             with self._context.assets.storage.turn():
-                new = self._commit_with_retries(branch, message, metadata, rebase_with, rebase_tries)
+                new = self._commit_with_retries(state, branch, message, metadata, rebase_with, rebase_tries)
             return self._end(new)
 
     def _commit_with_retries(
         self,
+        state: ViewState,
         branch: str,
         message: str,
         metadata: dict[str, Any] | None,
@@ -334,7 +354,7 @@ class Session(Workspace):
         """
         assets = self._context.assets
         memo: ManifestMemo = {}
-        base_id, changes, attempts = self._snapshot_id, self._changes, 0
+        base_id, changes, attempts = state.snapshot_id, state.changes, 0
         refs = references(assets)
         while True:
             refs.require_online()
@@ -433,43 +453,41 @@ class Session(Workspace):
         SessionStateError
             ``no-changes-to-commit``, ``commit-not-allowed``, ``no-amend-for-initial-commit``.
         """
-        with self._lock:
-            branch = self._require_committable()
-            self._require_changes("amend", allow_empty=allow_empty)
+        with self._ending("amend", allow_empty=allow_empty) as (branch, state):
             with self._context.assets.storage.turn():
-                new = self._amend(branch, message, metadata)
+                new = self._amend(state, branch, message, metadata)
             return self._end(new)
 
-    def _amend(self, branch: str, message: str, metadata: dict[str, Any] | None) -> NewSnapshot:
-        assets, changes = self._context.assets, self._changes
+    def _amend(self, state: ViewState, branch: str, message: str, metadata: dict[str, Any] | None) -> NewSnapshot:
+        assets, base_id, changes = self._context.assets, state.snapshot_id, state.changes
         if assets.spec_version == 1:
             raise needs_spec_2("cannot amend")
         refs = references(assets)
         refs.require_online()
         try:
-            _require_tip(refs, branch, self._snapshot_id)
-            require_amendable(refs.snapshot(self._snapshot_id))
-            amended = assets.transaction_log(self._snapshot_id)
+            _require_tip(refs, branch, base_id)
+            require_amendable(refs.snapshot(base_id))
+            amended = assets.transaction_log(base_id)
             if amended is None:
                 raise SessionStateError(
-                    f"snapshot {self._snapshot_id} cannot be amended: its transaction log is gone. Commit instead",
+                    f"snapshot {base_id} cannot be amended: its transaction log is gone. Commit instead",
                     ErrorKind.REBASE_TX_LOG_PRUNED,
                 )
             new = write_snapshot(
                 assets,
-                self._base(),
+                assets.snapshot(base_id),
                 changes,
                 message=message,
                 metadata=self._full_metadata(metadata, None),
                 amended=amended,
             )
-            self._publish(new, AmendCommit(branch, self._snapshot_id, new.info, bool(changes.moved_nodes)), refs)
+            self._publish(new, AmendCommit(branch, base_id, new.info, bool(changes.moved_nodes)), refs)
         except ConflictError as error:
             if error.kind is not ErrorKind.COMMIT_CONFLICT:
                 raise
             if (landed := self._landed(branch)) is not None:
                 return landed
-            raise self._told_apart(error, branch, self._snapshot_id, changes) from None
+            raise self._told_apart(error, branch, base_id, changes) from None
         return new
 
     amend_async = async_twin(amend)
@@ -482,17 +500,15 @@ class Session(Workspace):
         -------
         Id of the snapshot, to read, tag or reset a branch to it.
         """
-        with self._lock:
-            self._require_committable()
-            self._require_changes("flush")
+        with self._ending("flush") as (_, state):
             new = write_snapshot(
                 self._context.assets,
-                self._base(),
-                self._changes,
+                self._context.assets.snapshot(state.snapshot_id),
+                state.changes,
                 message=message,
                 metadata=self._full_metadata(metadata, None),
             )
-            publish(self._context.assets, AddDetachedSnapshot(new.info, bool(self._changes.moved_nodes)))
+            publish(self._context.assets, AddDetachedSnapshot(new.info, bool(state.changes.moved_nodes)))
             return self._end(new)
 
     flush_async = async_twin(flush)
@@ -506,18 +522,31 @@ class Session(Workspace):
         RebaseFailedError
             The solver could not settle every conflict; the session is unchanged.
         """
-        with self._lock:
-            branch = self._require_committable()
-            if (landed := self._landed(branch)) is not None:
-                raise ConflictError(
-                    message=f"these edits are committed: an earlier commit, whose answer was lost, did take place as "
-                    f"snapshot {landed.info.id}. Call commit again, which says so and ends the session"
-                )
-            assets = self._context.assets
-            self._snapshot_id, self._changes = rebase_changes(
-                assets, references(assets), branch, self._snapshot_id, self._changes, solver
+        branch = self._require_committable()
+        if (landed := self._landed(branch)) is not None:
+            raise ConflictError(
+                message=f"these edits are committed: an earlier commit, whose answer was lost, did take place as "
+                f"snapshot {landed.info.id}. Call commit again, which says so and ends the session"
             )
-            self._touch_structure()
+        assets = self._context.assets
+        for _ in range(_REBASE_TRIES):
+            with self._lock:
+                self._require_committable()
+                self._require_not_ending()
+                token, state = self._edits_token(), self._state.copy()
+            tip, changes = rebase_changes(assets, references(assets), branch, state.snapshot_id, state.changes, solver)
+            rebased = ViewState(tip, changes, assets.snapshot(tip))
+            with self._lock:
+                self._require_committable()
+                self._require_not_ending()
+                if token == self._edits_token():
+                    self._replace_state(rebased)
+                    return
+        raise SessionStateError(
+            "other threads edited this session all the time while it was to be rebased; it is unchanged. Let them end "
+            "first",
+            ErrorKind.CONCURRENCY,
+        )
 
     rebase_async = async_twin(rebase)
 
@@ -528,15 +557,28 @@ class Session(Workspace):
             full["__icechunk"] = {**(own if isinstance(own, dict) else {}), "rebase_attempts": rebase_attempts}
         return full
 
+    @contextmanager
+    def _ending(self, action: str, *, allow_empty: bool = False) -> Iterator[tuple[str, ViewState]]:
+        """Around what ends the session: gives the branch, and the edits, which nobody changes meanwhile."""
+        with self._lock:
+            branch = self._require_committable()
+            self._require_not_ending()
+            self._require_changes(action, allow_empty=allow_empty)
+            self._is_ending = True
+            state = self._state.copy()
+        try:
+            yield branch, state
+        finally:
+            self._is_ending = False
+
     def _end(self, new: NewSnapshot) -> str:
         """Become read-only at a snapshot that was published; returns its id."""
-        self._snapshot_id = new.info.id
-        self._changes = ChangeSet()
-        self._unsettled = []
-        self._mode = SessionMode.readonly
-        self._branch = None
-        self._touch_structure()
-        return self.snapshot_id
+        with self._lock:
+            self._unsettled = []
+            self._mode = SessionMode.readonly
+            self._branch = None
+            self._replace_state(ViewState(new.info.id, ChangeSet(), new.snapshot))
+            return self.snapshot_id
 
     # --- preconditions -----------------------------------------------------------------------------------------
 
@@ -548,9 +590,19 @@ class Session(Workspace):
                 ErrorKind.READ_ONLY_SESSION,
             )
 
+    def _require_not_ending(self) -> None:
+        # An edit that came now would be in no commit, and gone when this one succeeds.
+        if self._is_ending:
+            raise SessionStateError(
+                "another thread is committing this session, so it takes no edits. Wait until commit returns; then go "
+                "on in a new session, or in this one if the commit failed",
+                ErrorKind.CONCURRENCY,
+            )
+
     def _require_writable(self) -> None:
         self._require_not_read_only()
         self._require_data_session()
+        self._require_not_ending()
 
     def _require_data_session(self) -> None:
         if self._mode is SessionMode.rearrange:
@@ -561,6 +613,7 @@ class Session(Workspace):
 
     def _require_rearranging(self) -> None:
         self._require_not_read_only()
+        self._require_not_ending()
         if self._mode is not SessionMode.rearrange:
             raise SessionStateError(
                 "nodes are moved in a session of their own: session = repo.rearrange_session(branch)",
@@ -578,7 +631,7 @@ class Session(Workspace):
         return self._branch
 
     def _require_changes(self, action: str, *, allow_empty: bool = False) -> None:
-        if self._changes.is_empty and not allow_empty:
+        if self._state.changes.is_empty and not allow_empty:
             again = list(self._set_again)
             raise SessionStateError(
                 f"nothing to {action}: no group, array or chunk was changed"

@@ -6,7 +6,6 @@ one place in a process.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from icechunk_engine import paths
+from icechunk_engine._runtime.locks import memory_lock
 from icechunk_engine._runtime.pools import async_twin
 from icechunk_engine.assets import AssetManager
 from icechunk_engine.chunk_refs import VIRTUAL, ChunkRef, ChunkRefs, ChunkType
 from icechunk_engine.config import RepositoryConfig
 from icechunk_engine.errors import NodeNotFoundError
-from icechunk_engine.format.nodes import Node
+from icechunk_engine.format.nodes import Node, NodeTable
 from icechunk_engine.format.snapshot import Snapshot
 from icechunk_engine.ids import SnapshotId
 from icechunk_engine.keys import ChunkIndex
@@ -50,23 +50,55 @@ class RepositoryContext:
     """The store class; handed in because the store is built on the session, not the session on the store."""
 
 
+class ViewState:
+    """A base snapshot and the edits on top of it. A rebase, merge or commit puts another state in its place.
+
+    So whoever holds a state sees a base and edits that belong together, also while another thread rebases.
+
+    Attributes
+    ----------
+    snapshot_id
+        Of the base.
+    changes
+        Edits, made in place under the view's lock for as long as the view has this state.
+    readers
+        Of arrays by path, each valid until the next edit of a node.
+    """
+
+    __slots__ = ("base", "changes", "readers", "snapshot_id")
+
+    def __init__(self, snapshot_id: SnapshotId, changes: ChangeSet, base: Snapshot | None = None) -> None:
+        self.snapshot_id = snapshot_id
+        self.changes = changes
+        self.base = base
+        self.readers: dict[str, chunk_io.ArrayReader] = {}
+
+    @property
+    def nodes(self) -> NodeTable:
+        """Nodes of the base, once it is there."""
+        assert self.base is not None
+        return self.base.nodes
+
+    def copy(self) -> ViewState:
+        """The same base with a copy of the edits."""
+        return ViewState(self.snapshot_id, self.changes.copy(), self.base)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.snapshot_id, self.changes)
+
+
 class SnapshotView:
-    """Lookups in one snapshot with the edits of ``_changes`` on top."""
+    """Lookups in one snapshot with edits on top. Thread-safe; files are fetched without the lock."""
 
     def __init__(self, context: RepositoryContext, snapshot_id: SnapshotId) -> None:
         self._context = context
-        self._snapshot_id = snapshot_id
-        self._changes = ChangeSet()
-        self._reset_caches()
-
-    def _reset_caches(self) -> None:
-        self._lock = threading.RLock()
-        self._readers: dict[str, chunk_io.ArrayReader] = {}
+        self._state = ViewState(snapshot_id, ChangeSet())
+        self._lock = memory_lock()
 
     @property
     def snapshot_id(self) -> str:
         """Id of the base snapshot."""
-        return str(self._snapshot_id)
+        return str(self._state.snapshot_id)
 
     @property
     def config(self) -> RepositoryConfig:
@@ -83,24 +115,38 @@ class SnapshotView:
         """Where the repository is."""
         return self._context.assets.storage.identity
 
+    # --- the base ----------------------------------------------------------------------------------------------
+
+    def _loaded(self) -> ViewState:
+        """The present state, with its base fetched. Not to be called under the lock."""
+        state = self._state
+        if state.base is None:
+            state.base = self._context.assets.snapshot(state.snapshot_id)
+        return state
+
+    def _base(self) -> Snapshot:
+        base = self._loaded().base
+        assert base is not None
+        return base
+
     @property
     def nodes_wait(self) -> bool:
         """True when looking up a node would wait for a network."""
-        assets = self._context.assets
-        return assets.storage.waits and not assets.has_snapshot(self._snapshot_id)
+        return self._state.base is None and self._context.assets.storage.waits
 
-    def load_nodes(self) -> None:
+    async def load_nodes(self) -> None:
         """Fetch what nodes are looked up in, unless it is there."""
-        self._base()
+        state = self._state
+        if state.base is None:
+            state.base = await self._context.assets.snapshot_async(state.snapshot_id)
 
     # --- nodes -------------------------------------------------------------------------------------------------
 
-    def _base(self) -> Snapshot:
-        return self._context.assets.snapshot(self._snapshot_id)
-
     def get_node(self, path: str) -> Node | None:
         """The group or array at a canonical path, None if there is none."""
-        return find_node(self._base().nodes, self._changes, path)
+        state = self._loaded()
+        with self._lock:
+            return find_node(state.nodes, state.changes, path)
 
     def get_node_id(self, path: str) -> str:
         """The id that a node keeps for its whole life, moves included. Raises NodeNotFoundError."""
@@ -111,18 +157,21 @@ class SnapshotView:
 
     def children(self, path: str) -> list[Node]:
         """Nodes directly below a path, by name."""
+        state = self._loaded()
         with self._lock:
-            return children(self._base().nodes, self._changes, path)
+            return children(state.nodes, state.changes, path)
 
     def child_names(self, path: str) -> list[str]:
         """Names of what lies directly below a path, by name; also of groups that have members but no document."""
+        state = self._loaded()
         with self._lock:
-            return child_names(self._base().nodes, self._changes, path)
+            return child_names(state.nodes, state.changes, path)
 
     def list_nodes(self, path: str = paths.ROOT) -> Iterator[Node]:
         """The node at a path and all below it, parents first, siblings by name."""
+        state = self._loaded()
         with self._lock:
-            return subtree(self._base().nodes, self._changes, path)
+            return subtree(state.nodes, state.changes, path)
 
     def read_metadata(self, path: str) -> bytes | None:
         """The metadata document of a node, None if there is no node."""
@@ -136,20 +185,28 @@ class SnapshotView:
 
         The reader is valid until the session's next edit of a node; ask again for each operation.
         """
-        reader = self._readers.get(path)
-        if reader is None:
-            with self._lock:
-                node = self.get_node(path)
+        state = self._state
+        reader = state.readers.get(path)
+        return self._new_reader(self._loaded(), path) if reader is None else reader
+
+    def _new_reader(self, state: ViewState, path: str) -> chunk_io.ArrayReader | None:
+        """The reader of an array, kept with the state, which is loaded."""
+        with self._lock:
+            reader = state.readers.get(path)
+            if reader is None:
+                node = find_node(state.nodes, state.changes, path)
                 if node is None or not node.is_array:
                     return None
-                reader = chunk_io.ArrayReader(node, self._context.assets, self._changes)
-                self._readers[path] = reader
-        return reader
+                reader = chunk_io.ArrayReader(node, self._context.assets, state.changes, self._lock)
+                state.readers[path] = reader
+            return reader
 
     def _array_reader(self, path: str) -> chunk_io.ArrayReader:
         reader = self.array_reader(path)
         if reader is None:
-            get_array(self._base().nodes, self._changes, path)  # raises the typed error
+            state = self._loaded()
+            with self._lock:
+                get_array(state.nodes, state.changes, path)  # raises the typed error
             raise NodeNotFoundError(f"no array at {path!r}")
         return reader
 
@@ -157,6 +214,13 @@ class SnapshotView:
         """Reference of a chunk, None when it was never written. May fetch one manifest."""
         reader = self.array_reader(path)
         return None if reader is None else reader.locate(index)
+
+    async def locate_chunk_async(self, path: str, index: ChunkIndex) -> ChunkRef | None:
+        """:meth:`locate_chunk` for an event loop."""
+        if self.nodes_wait:
+            await self.load_nodes()
+        reader = self.array_reader(path)
+        return None if reader is None else await reader.locate_async(index)
 
     def fetch_chunk(self, ref: ChunkRef, start: int, stop: int) -> bytes:
         """Bytes ``start:stop`` of a chunk, within ``0 … ref.length``."""
@@ -179,9 +243,12 @@ class SnapshotView:
 
     def chunk_refs(self, path: str) -> ChunkRefs:
         """All references of an array, sorted by index: manifests ⊕ edits. Raises NodeNotFoundError."""
+        state = self._loaded()
         with self._lock:
-            node = self._array_reader(paths.normalize(path)).node
-            return chunk_io.current_refs(node, self._context.assets, self._changes)
+            node = get_array(state.nodes, state.changes, paths.normalize(path))
+            edits = state.changes.chunks.get(node.node_id)
+            columns = edits.collapse() if edits else None
+        return chunk_io.refs_with_edits(node, columns, self._context.assets)
 
     def batches(self, nodes: Iterable[Node]) -> Iterator[list[Node]]:
         """The nodes, as many at a time as :meth:`load_manifests` should be given: those of few references."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -19,16 +19,17 @@ from icechunk_engine import paths
 from icechunk_engine._observe import operation, request
 from icechunk_engine._runtime.pools import async_twin
 from icechunk_engine.chunk_refs import DELETED, INLINE, NATIVE, ChunkRef, ChunkRefs
-from icechunk_engine.errors import AlreadyExistsError, ErrorKind, InvalidInputError
+from icechunk_engine.errors import AlreadyExistsError, ErrorKind, InvalidInputError, SessionStateError
 from icechunk_engine.format import layout
 from icechunk_engine.format.nodes import Node
 from icechunk_engine.ids import ChunkId, NodeId, SnapshotId
 from icechunk_engine.keys import ChunkIndex
 from icechunk_engine.transaction import chunks as chunk_io
 from icechunk_engine.transaction import moves
+from icechunk_engine.transaction.change_set import ChunkEdits
 from icechunk_engine.transaction.hierarchy import find_node, misplaced, subtree
 from icechunk_engine.transaction.reindex import IndexMap, reindexed, shifted
-from icechunk_engine.view import RepositoryContext, SnapshotView
+from icechunk_engine.view import RepositoryContext, SnapshotView, ViewState
 from icechunk_engine.virtual import containers as container_rules
 from icechunk_engine.zarr_metadata import parse_node_metadata, regular_chunk_lengths
 
@@ -36,7 +37,11 @@ _LOG = logging.getLogger(__name__)
 
 
 class Workspace(SnapshotView):
-    """A view that takes edits or moves; which it may is for the session to say (the methods ``_require_…``)."""
+    """A view that takes edits or moves; which it may is for the session to say (the methods ``_require_…``).
+
+    An edit is made in three steps: what it needs is fetched without the lock; under the lock it is checked that edits
+    are allowed and that the state is still the one that was looked at; then the edit is made.
+    """
 
     def __init__(self, context: RepositoryContext, snapshot_id: SnapshotId) -> None:
         super().__init__(context, snapshot_id)
@@ -53,19 +58,38 @@ class Workspace(SnapshotView):
         raise NotImplementedError
 
     @contextmanager
+    def _editing(self, require: Callable[[], None] | None = None) -> Iterator[ViewState]:
+        """The present state with its base there, under the lock; nothing in the block may wait."""
+        require = require or self._require_writable
+        require()
+        while True:
+            state = self._loaded()
+            with self._lock:
+                require()
+                if state is self._state:
+                    yield state
+                    return
+
+    @contextmanager
     def all_or_nothing(self) -> Iterator[None]:
         """Take the edits back to where they were if the block raises."""
-        before = self._changes.copy()
+        with self._lock:
+            before = self._state.copy()
         try:
             yield
         except BaseException:
             with self._lock:
-                self._changes = before
-                self._touch_structure()
+                self._replace_state(before)
             raise
 
     def _edits_token(self) -> tuple[str, int]:
         return self._lineage, self._revision
+
+    # The methods below are called under the lock.
+
+    def _replace_state(self, state: ViewState) -> None:
+        self._state = state
+        self._count_edit()
 
     def _count_edit(self) -> None:
         if self._is_copy:
@@ -73,7 +97,7 @@ class Workspace(SnapshotView):
         self._revision += 1
 
     def _touch_structure(self) -> None:
-        self._readers.clear()
+        self._state.readers.clear()
         self._count_edit()
 
     # --- nodes -------------------------------------------------------------------------------------------------
@@ -95,15 +119,14 @@ class Workspace(SnapshotView):
                 f"a regular grid, or upgrade with icechunk.upgrade_icechunk_repository(repo, dry_run=False)",
                 ErrorKind.BAD_METADATA,
             )
-        with self._lock:
-            self._require_writable()
-            base = self._base().nodes
-            node = find_node(base, self._changes, path)
+        with self._editing() as state:
+            base, changes = state.nodes, state.changes
+            node = find_node(base, changes, path)
             if node is None:
-                refusal = misplaced(base, self._changes, path, is_array=shape is not None)
+                refusal = misplaced(base, changes, path, is_array=shape is not None)
                 if refusal is not None:
                     raise InvalidInputError(f"cannot create {path!r}: {refusal}", ErrorKind.NOT_A_GROUP)
-                self._changes.add_node(Node(node_id=NodeId.random(), path=path, user_data=data, shape=shape))
+                changes.add_node(Node(node_id=NodeId.random(), path=path, user_data=data, shape=shape))
             elif node.is_array != (shape is not None):
                 kind = "array" if node.is_array else "group"
                 raise AlreadyExistsError(
@@ -113,34 +136,30 @@ class Workspace(SnapshotView):
             elif node.user_data == data:
                 self._set_again[path] = None
                 return
+            elif shape is not None and node.shape is not None and shape.ndim != node.shape.ndim:
+                # Chunks of another rank mean nothing to the new array, so it is another array.
+                changes.delete_node(node)
+                changes.add_node(Node(node_id=NodeId.random(), path=path, user_data=data, shape=shape))
             else:
-                if shape is not None and node.shape is not None and shape.ndim != node.shape.ndim:
-                    # Chunks of another rank mean nothing to the new array, so it is another array.
-                    self._changes.delete_node(node)
-                    self._changes.add_node(Node(node_id=NodeId.random(), path=path, user_data=data, shape=shape))
-                else:
-                    self._changes.update_node(replace(node, user_data=data, shape=shape))
+                changes.update_node(replace(node, user_data=data, shape=shape))
             self._touch_structure()
 
     def delete_node(self, path: str) -> None:
-        """Remove a node: a group with its members, an array with its chunks. Nothing happens when there is none."""
-        with self._lock:
-            self._require_writable()
-            base = self._base().nodes
-            node = find_node(base, self._changes, path)
+        """Remove a node, if it is there: a group with all its members, an array with its chunks."""
+        with self._editing() as state:
+            node = find_node(state.nodes, state.changes, path)
             if node is not None:
-                self._delete([node] if node.is_array else subtree(base, self._changes, path))
+                self._delete(state, [node] if node.is_array else subtree(state.nodes, state.changes, path))
 
     def delete_directory(self, path: str) -> None:
         """Remove the node at a path and everything below it, whether or not there is a node at the path itself."""
-        with self._lock:
-            self._require_writable()
-            self._delete(subtree(self._base().nodes, self._changes, path))
+        with self._editing() as state:
+            self._delete(state, subtree(state.nodes, state.changes, path))
 
-    def _delete(self, nodes: Iterable[Node]) -> None:
+    def _delete(self, state: ViewState, nodes: Iterable[Node]) -> None:
         doomed = list(nodes)
         for node in doomed:
-            self._changes.delete_node(node)
+            state.changes.delete_node(node)
         if doomed:
             self._touch_structure()
 
@@ -171,9 +190,8 @@ class Workspace(SnapshotView):
             ``move-wont-overwrite``.
         """
         source, target = moves.require_absolute(from_path), moves.require_absolute(to_path)
-        with self._lock:
-            self._require_rearranging()
-            moves.move(self._base().nodes, self._changes, source, target)
+        with self._editing(self._require_rearranging) as state:
+            moves.move(state.nodes, state.changes, source, target)
             self._touch_structure()
 
     move_async = async_twin(move)
@@ -190,6 +208,16 @@ class Workspace(SnapshotView):
         NodeNotFoundError
             No array there.
         """
+        ref = self.new_chunk(path, index, data)
+        self.store_chunk(ref, data)
+        self.put_chunk(path, index, ref)
+
+    def new_chunk(self, path: str, index: ChunkIndex, data: bytes | memoryview) -> ChunkRef:
+        """The reference that a chunk will have; the first step of :meth:`set_chunk`, which waits for no request.
+
+        The others are :meth:`store_chunk`, which makes one request for a native chunk and none for others, and
+        :meth:`put_chunk`.
+        """
         self._require_writable()
         size = len(data) if isinstance(data, bytes) else data.nbytes
         if size == 0:
@@ -197,17 +225,37 @@ class Workspace(SnapshotView):
                 f"chunk {index} of {path!r} has no bytes; delete the chunk instead of writing it empty",
                 ErrorKind.ZERO_LENGTH_CHUNK,
             )
-        reader = self._array_reader(path)
-        reader.require(index)
+        self._array_reader(path).require(index)
         if size <= self._context.assets.config.inline_chunk_threshold_bytes:
-            ref = ChunkRef(kind=INLINE, length=size, inline=bytes(data))
-        else:
-            chunk_id = ChunkId.random()
-            key = layout.chunk_key(chunk_id)
+            return ChunkRef(kind=INLINE, length=size, inline=bytes(data))
+        return ChunkRef(kind=NATIVE, length=size, chunk_id=ChunkId.random())
+
+    def store_chunk(self, ref: ChunkRef, data: bytes | memoryview) -> None:
+        """Store the object of a native chunk."""
+        if ref.kind == NATIVE:
+            assert ref.chunk_id is not None
+            key = layout.chunk_key(ref.chunk_id)
             with request(_LOG, "put", key):
                 self._context.assets.storage.put(key, data, is_unknown=True)
-            ref = ChunkRef(kind=NATIVE, length=size, chunk_id=chunk_id)
-        self._edit_chunk(path, index, ref)
+
+    def put_chunk(self, path: str, index: ChunkIndex, ref: ChunkRef) -> None:
+        """Let a chunk be what a reference says. Errors as for :meth:`set_chunk`."""
+        self._edit_array(path, lambda reader: reader.require(index), lambda edits: edits.set(index, ref))
+
+    def _edit_array(
+        self, path: str, require: Callable[[chunk_io.ArrayReader], None], edit: Callable[[ChunkEdits], None]
+    ) -> None:
+        """Make an edit of chunks, under the lock; ``require`` raises where the array does not allow it."""
+        self._require_writable()
+        while True:
+            reader = self._array_reader(path)
+            require(reader)
+            with self._lock:
+                self._require_writable()
+                if self._state.readers.get(path) is reader:  # else another thread changed the array or its session
+                    edit(self._state.changes.edits_of(reader.node))
+                    self._count_edit()
+                    return
 
     def set_chunk_ref(self, path: str, index: ChunkIndex, ref: ChunkRef, *, validate_container: bool = True) -> None:
         """Point one chunk at a virtual location. Errors as for :meth:`set_chunk`, and ``invalid-virtual-ref``."""
@@ -221,14 +269,7 @@ class Workspace(SnapshotView):
                 f"chunk {index} of {path!r}: a reference of no bytes; leave the chunk out instead",
                 ErrorKind.ZERO_LENGTH_CHUNK,
             )
-        self._edit_chunk(path, index, replace(ref, location=location))
-
-    def _edit_chunk(self, path: str, index: ChunkIndex, ref: ChunkRef) -> None:
-        with self._lock:
-            self._require_writable()
-            node = self._array_reader(path).node
-            self._changes.edits_of(node).set(index, ref)
-            self._count_edit()
+        self.put_chunk(path, index, replace(ref, location=location))
 
     def set_chunk_refs(
         self, path: str, refs: ChunkRefs, *, validate_containers: bool = True
@@ -251,33 +292,23 @@ class Workspace(SnapshotView):
         InvalidInputError
             ``zero-length-chunk``, ``invalid-chunk-index``, ``invalid-virtual-ref``; nothing was set.
         """
-        with self._lock:
-            self._require_writable()
-            reader = self._array_reader(path)
-            self._require_in_grid(reader, refs)
-            if bool((refs.lengths[refs.kinds != DELETED] == 0).any()):
-                raise InvalidInputError(
-                    f"references of no bytes among those for {path!r}; leave those chunks out instead",
-                    ErrorKind.ZERO_LENGTH_CHUNK,
-                )
-            refused: NDArray[np.bool_] | None = None
-            if len(refs.locations):
-                refs, refused = container_rules.checked_refs(
-                    refs, self._context.resolver.containers, validate=validate_containers
-                )
-            self._edit_chunks(reader.node, refs)
-            return refused
-
-    @staticmethod
-    def _require_in_grid(reader: chunk_io.ArrayReader, refs: ChunkRefs) -> None:
-        if refs.ndim != reader.ndim:
+        self._require_writable()
+        if bool((refs.lengths[refs.kinds != DELETED] == 0).any()):
             raise InvalidInputError(
-                f"array {reader.node.path!r} has rank {reader.ndim}, the references have {refs.ndim} coordinates",
-                ErrorKind.INVALID_CHUNK_INDEX,
+                f"references of no bytes among those for {path!r}; leave those chunks out instead",
+                ErrorKind.ZERO_LENGTH_CHUNK,
             )
-        inside = refs.within((0,) * reader.ndim, reader.grid)
-        if not inside.all():
-            reader.require(tuple(refs.indices[int(np.argmin(inside))].tolist()))
+        _require_in_grid(self._array_reader(path), refs)
+        refused: NDArray[np.bool_] | None = None
+        if len(refs.locations):
+            refs, refused = container_rules.checked_refs(
+                refs, self._context.resolver.containers, validate=validate_containers
+            )
+        self._put_refs(path, refs)
+        return refused
+
+    def _put_refs(self, path: str, refs: ChunkRefs) -> None:
+        self._edit_array(path, lambda reader: _require_in_grid(reader, refs), lambda edits: edits.set_many(refs))
 
     def delete_chunk(self, path: str, index: ChunkIndex) -> None:
         """Remove a chunk, so that it reads as the fill value; nothing happens outside of arrays and their grids.
@@ -285,25 +316,23 @@ class Workspace(SnapshotView):
         Where no chunk is stored this is an edit all the same: zarr writes a chunk of fill values by deleting it. The
         edit conflicts with another commit's chunk there, and wins over an earlier fork's.
         """
-        with self._lock:
-            self._require_writable()
-            reader = self.array_reader(path)
-            if reader is None or not reader.contains(index):
-                return
-            if path in self._changes.new_nodes and reader.locate(index) is None:
-                return  # an array that nobody else has: sparse ones are made without an edit for each empty chunk
-            self._edit_chunk(path, index, ChunkRef(kind=DELETED))
+        self._require_writable()
+        reader = self.array_reader(path)
+        if reader is None or not reader.contains(index):
+            return
+        if path in self._state.changes.new_nodes and reader.locate(index) is None:
+            return  # an array that nobody else has: sparse ones are made without an edit for each empty chunk
+        self.put_chunk(path, index, ChunkRef(kind=DELETED))
 
     def delete_chunks_under(self, path: str, index_prefix: ChunkIndex) -> None:
         """Remove all chunks whose index starts with a prefix (empty: all of the array)."""
-        with self._lock:
-            self._require_writable()
-            if self.array_reader(path) is None:
-                return
-            indices = self.chunk_refs(path).indices
-            doomed = indices[(indices[:, : len(index_prefix)] == np.asarray(index_prefix, np.uint32)).all(axis=1)]
-            if len(doomed):
-                self._edit_chunks(self._array_reader(path).node, ChunkRefs.build(doomed, DELETED))
+        self._require_writable()
+        if self.array_reader(path) is None:
+            return
+        indices = self.chunk_refs(path).indices
+        doomed = indices[(indices[:, : len(index_prefix)] == np.asarray(index_prefix, np.uint32)).all(axis=1)]
+        if len(doomed):
+            self._put_refs(path, ChunkRefs.build(doomed, DELETED))
 
     def shift_array(self, array_path: str, chunk_offset: Iterable[int]) -> None:
         """Move all chunks of an array by a number of chunks along each axis.
@@ -318,16 +347,16 @@ class Workspace(SnapshotView):
             wrong rank.
         """
         offset = np.asarray(list(chunk_offset), np.int64)
-        with self._lock:
-            self._require_writable()
-            reader, refs = self._regular_array(array_path)
+
+        def shift(reader: chunk_io.ArrayReader, refs: ChunkRefs) -> ChunkRefs:
             if len(offset) != reader.ndim:
                 raise InvalidInputError(
                     f"array {reader.node.path!r} has rank {reader.ndim}, the offset {tuple(offset.tolist())} does not",
                     ErrorKind.INVALID_CHUNK_INDEX,
                 )
-            if offset.any() and len(refs):
-                self._edit_chunks(reader.node, shifted(refs, offset, reader.grid))
+            return shifted(refs, offset, reader.grid) if offset.any() else ChunkRefs.empty(reader.ndim)
+
+        self._rearrange_chunks(array_path, shift)
 
     def reindex_array(
         self,
@@ -350,23 +379,54 @@ class Workspace(SnapshotView):
         InvalidInputError
             ``invalid-array-metadata``: the chunk grid is not regular. ``invalid-chunk-index``: outside the grid.
         """
-        with self._lock:
-            self._require_writable()
-            reader, refs = self._regular_array(array_path)
-            self._edit_chunks(reader.node, reindexed(refs, forward, backward, reader.require))
+        self._rearrange_chunks(array_path, lambda reader, refs: reindexed(refs, forward, backward, reader.require))
 
-    def _regular_array(self, array_path: str) -> tuple[chunk_io.ArrayReader, ChunkRefs]:
+    def _rearrange_chunks(
+        self, array_path: str, rearranged: Callable[[chunk_io.ArrayReader, ChunkRefs], ChunkRefs]
+    ) -> None:
+        """Make edits that follow from all present references of an array, as one step."""
         path = paths.normalize(array_path)
-        reader = self._array_reader(path)
-        # The document decides: snapshots keep the number of chunks, and nothing of their sizes.
-        if regular_chunk_lengths(reader.node.user_data) is None:
-            raise InvalidInputError(
-                f"array {path!r} has chunks of different sizes (a rectilinear grid), and a chunk that is moved must "
-                f"have the size of its new place. Read the array and write it where it belongs",
-                ErrorKind.INVALID_ARRAY_METADATA,
-            )
-        return reader, self.chunk_refs(path)
+        self._require_writable()
+        for _ in range(_PATIENT_TRIES):
+            reader = self._array_reader(path)
+            _require_regular(reader.node)
+            before = self._state.changes.revision_of(reader.node)
+            edits = rearranged(reader, self.chunk_refs(path))  # may call users' functions: not under the lock
+            with self._lock:
+                self._require_writable()
+                changes = self._state.changes
+                if self._state.readers.get(path) is reader and changes.revision_of(reader.node) == before:
+                    if len(edits):
+                        changes.edits_of(reader.node).set_many(edits)
+                        self._count_edit()
+                    return
+        raise SessionStateError(
+            f"other threads wrote chunks of {path!r} all the time while they were to be moved; nothing was moved. Let "
+            f"them end first",
+            ErrorKind.CONCURRENCY,
+        )
 
-    def _edit_chunks(self, node: Node, edits: ChunkRefs) -> None:
-        self._changes.edits_of(node).set_many(edits)
-        self._count_edit()
+
+_PATIENT_TRIES = 100
+"""Moves of chunks that begin anew because another thread wrote to the same array."""
+
+
+def _require_regular(node: Node) -> None:
+    # The document decides: snapshots keep the number of chunks, and nothing of their sizes.
+    if regular_chunk_lengths(node.user_data) is None:
+        raise InvalidInputError(
+            f"array {node.path!r} has chunks of different sizes (a rectilinear grid), and a chunk that is moved must "
+            f"have the size of its new place. Read the array and write it where it belongs",
+            ErrorKind.INVALID_ARRAY_METADATA,
+        )
+
+
+def _require_in_grid(reader: chunk_io.ArrayReader, refs: ChunkRefs) -> None:
+    if refs.ndim != reader.ndim:
+        raise InvalidInputError(
+            f"array {reader.node.path!r} has rank {reader.ndim}, the references have {refs.ndim} coordinates",
+            ErrorKind.INVALID_CHUNK_INDEX,
+        )
+    inside = refs.within((0,) * reader.ndim, reader.grid)
+    if not inside.all():
+        reader.require(tuple(refs.indices[int(np.argmin(inside))].tolist()))

@@ -51,6 +51,9 @@ class VirtualReferences(ABC):
     def _target(self, key: str) -> Target | None: ...
 
     @abstractmethod
+    async def _ready(self) -> None: ...
+
+    @abstractmethod
     async def _refs(self, path: str) -> ChunkRefs: ...
 
     def set_virtual_ref(
@@ -226,6 +229,7 @@ class VirtualReferences(ABC):
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        await self._ready()
         refs = await self._refs(self._array(array_path).node.path)
         for batch in reference_batches(refs, batch_size, self._session.absolute_location):
             yield batch

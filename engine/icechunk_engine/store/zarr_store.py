@@ -26,7 +26,7 @@ from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from icechunk_engine import key_listing, keys, paths
 from icechunk_engine._observe import add_step
 from icechunk_engine._runtime.pools import in_thread, request
-from icechunk_engine.chunk_refs import VIRTUAL, ChunkRef, ChunkRefs
+from icechunk_engine.chunk_refs import NATIVE, VIRTUAL, ChunkRef, ChunkRefs
 from icechunk_engine.errors import (
     ErrorKind,
     IcechunkError,
@@ -200,12 +200,7 @@ class IcechunkStore(VirtualReferences, Store):
             document = self._session.read_metadata(target.path)
             return None if document is None else prototype.buffer.from_bytes(cut(document, byte_range))
         try:
-            if self._session.storage_waits:
-                ref, data = await request(self._locate_or_read, target.path, target.chunk_index, byte_range)
-                if data is not None:
-                    return prototype.buffer.from_bytes(data)
-            else:
-                ref = self._session.locate_chunk(target.path, target.chunk_index)
+            ref = await self._locate(target.path, target.chunk_index)
             if ref is None:
                 return None
             start, stop = resolve(byte_range, ref.length)
@@ -217,7 +212,12 @@ class IcechunkStore(VirtualReferences, Store):
     async def _ready(self) -> None:
         """Fetch what nodes are looked up in, where that would make the event loop wait for a network."""
         if self._session.nodes_wait:
-            await request(self._session.load_nodes)
+            await self._session.load_nodes()
+
+    async def _locate(self, path: str, index: ChunkIndex) -> ChunkRef | None:
+        if self._session.storage_waits:
+            return await self._session.locate_chunk_async(path, index)
+        return self._session.locate_chunk(path, index)
 
     async def _fetch(self, ref: ChunkRef, start: int, stop: int) -> bytes:
         if self._session.fetch_waits(ref):
@@ -227,15 +227,6 @@ class IcechunkStore(VirtualReferences, Store):
         if stop - start <= IN_PLACE_BYTES:
             return self._session.fetch_chunk(ref, start, stop)
         return await in_thread(self._session.fetch_chunk, ref, start, stop)
-
-    def _locate_or_read(
-        self, path: str, index: ChunkIndex, byte_range: ByteRequest | None
-    ) -> tuple[ChunkRef | None, bytes | None]:
-        """A chunk's reference, with its bytes unless it is virtual: those are read together with others."""
-        ref = self._session.locate_chunk(path, index)
-        if ref is None or ref.kind == VIRTUAL:
-            return ref, None
-        return ref, self._session.fetch_chunk(ref, *resolve(byte_range, ref.length))
 
     def _read_chunk(self, path: str, index: ChunkIndex, byte_range: ByteRequest | None) -> bytes | None:
         try:
@@ -335,7 +326,7 @@ class IcechunkStore(VirtualReferences, Store):
             return []
         results: builtins.list[tuple[int, Buffer | None]] = []
         try:
-            source = self._find_source(key)
+            source = self._source_sync(key)
             for group in self._plan(source, byte_ranges, max_gap_bytes, max_coalesced_bytes):
                 start, stop = group[0].start, max(piece.stop for piece in group)
                 data = (
@@ -347,24 +338,30 @@ class IcechunkStore(VirtualReferences, Store):
         return results
 
     async def _source(self, key: str) -> bytes | ChunkRef:
-        if self._session.storage_waits:
-            return await request(self._find_source, key)
-        return self._find_source(key)
-
-    def _find_source(self, key: str) -> bytes | ChunkRef:
         """A node's document or a chunk's reference; raises _MissingKeyError when there is none."""
+        target = self._present_target(key)
+        if target.chunk_index is None:
+            await self._ready()
+            return self._document(target.path)
+        return _require_chunk(target, await self._locate(target.path, target.chunk_index))
+
+    def _source_sync(self, key: str) -> bytes | ChunkRef:
+        target = self._present_target(key)
+        if target.chunk_index is None:
+            return self._document(target.path)
+        return _require_chunk(target, self._session.locate_chunk(target.path, target.chunk_index))
+
+    def _present_target(self, key: str) -> Target:
         target = self._target(key)
         if target is None:
             raise _MissingKeyError(f"no key {key!r}: Zarr v2 documents do not exist here", ErrorKind.KEY_NOT_FOUND)
-        if target.chunk_index is None:
-            document = self._session.read_metadata(target.path)
-            if document is not None:
-                return document
-            raise _MissingKeyError(f"no group or array at {target.path!r}", ErrorKind.NODE_NOT_FOUND)
-        ref = self._session.locate_chunk(target.path, target.chunk_index)
-        if ref is not None:
-            return ref
-        raise _MissingKeyError(f"no chunk {target.chunk_index} in {target.path!r}", ErrorKind.CHUNK_NOT_FOUND)
+        return target
+
+    def _document(self, path: str) -> bytes:
+        document = self._session.read_metadata(path)
+        if document is None:
+            raise _MissingKeyError(f"no group or array at {path!r}", ErrorKind.NODE_NOT_FOUND)
+        return document
 
     def _plan(
         self,
@@ -435,7 +432,11 @@ class IcechunkStore(VirtualReferences, Store):
             return
         data = _payload(value)
         if self._session.storage_waits:
-            await request(self._session.set_chunk, target.path, target.chunk_index, data)
+            await self._ready()
+            ref = self._session.new_chunk(target.path, target.chunk_index, data)
+            if ref.kind == NATIVE:
+                await request(self._session.store_chunk, ref, data)
+            self._session.put_chunk(target.path, target.chunk_index, ref)
         elif len(data) <= IN_PLACE_BYTES:
             self._session.set_chunk(target.path, target.chunk_index, data)
         else:
@@ -497,6 +498,7 @@ class IcechunkStore(VirtualReferences, Store):
     async def delete_dir(self, prefix: str) -> None:
         """Remove everything in a directory: the nodes at and below a path, or the chunks in ``array/c/0``."""
         self._check_writable()
+        await self._ready()
         path = _node_path(prefix)
         if path is not None:
             self._session.delete_directory(path)
@@ -508,6 +510,7 @@ class IcechunkStore(VirtualReferences, Store):
 
     async def clear(self) -> None:
         """Remove every group and array from the session; the repository's history keeps them."""
+        await self._ready()
         self.sync_clear()
 
     def sync_clear(self) -> None:
@@ -547,6 +550,7 @@ class IcechunkStore(VirtualReferences, Store):
 
     async def is_empty(self, prefix: str) -> bool:
         """True when no key lies in a directory."""
+        await self._ready()
         path = _node_path(prefix)
         if path is not None and (self._session.get_node(path) is not None or self._session.child_names(path)):
             return False
@@ -618,6 +622,12 @@ class _ChunkDirectory(NamedTuple):
 
     path: str
     index_prefix: ChunkIndex
+
+
+def _require_chunk(target: Target, ref: ChunkRef | None) -> ChunkRef:
+    if ref is None:
+        raise _MissingKeyError(f"no chunk {target.chunk_index} in {target.path!r}", ErrorKind.CHUNK_NOT_FOUND)
+    return ref
 
 
 class _Call(NamedTuple):

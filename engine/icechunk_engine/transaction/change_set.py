@@ -262,6 +262,11 @@ class ChangeSet:
     def _all_placed(self, places: Iterable[str]) -> list[Node]:
         return [node for place in places if (node := self.placed(place)) is not None]
 
+    def revision_of(self, node: Node) -> int:
+        """Number that grows with each edit of an array's chunks."""
+        edits = self.chunks.get(node.node_id)
+        return 0 if edits is None else edits.revision
+
     def edits_of(self, node: Node) -> ChunkEdits:
         """The (possibly new) chunk edits of an array."""
         edits = self.chunks.get(node.node_id)

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from icechunk_engine.assets import AssetManager
+from icechunk_engine._runtime.locks import MemoryLock
+from icechunk_engine.assets import AssetManager, LoadedManifest
 from icechunk_engine.chunk_refs import DELETED, INLINE, NATIVE, ChunkRef, ChunkRefs, concat
 from icechunk_engine.columns import U32
 from icechunk_engine.errors import ErrorKind, InvalidInputError, StorageError
@@ -34,19 +35,20 @@ class ArrayReader:
         The array, in its present form.
     assets
         Where manifests come from.
-    changes
-        The session's change set, asked at each lookup.
+    changes, lock
+        The session's change set, asked at each lookup, and the lock that guards it.
     """
 
-    __slots__ = ("_assets", "_changes", "_extents", "_manifests", "grid", "ndim", "node")
+    __slots__ = ("_assets", "_changes", "_extents", "_lock", "_manifests", "grid", "ndim", "node")
 
-    def __init__(self, node: Node, assets: AssetManager, changes: ChangeSet) -> None:
+    def __init__(self, node: Node, assets: AssetManager, changes: ChangeSet, lock: MemoryLock) -> None:
         assert node.shape is not None
         self.node = node
         self.grid = node.shape.num_chunks
         self.ndim = len(self.grid)
         self._assets = assets
         self._changes = changes
+        self._lock = lock
         self._manifests = node.manifests
         self._extents = extents_array(node.manifests, self.ndim) if len(node.manifests) > 4 else None
 
@@ -70,17 +72,33 @@ class ArrayReader:
 
     def locate(self, index: ChunkIndex) -> ChunkRef | None:
         """The reference of a chunk, None if it is not there (reads as fill value) or outside the grid."""
+        found = self._edited_or_manifest(index)
+        if not isinstance(found, ManifestRef):
+            return found
+        return self._stored(self._assets.manifest(found.manifest_id), index)
+
+    async def locate_async(self, index: ChunkIndex) -> ChunkRef | None:
+        """:meth:`locate` for an event loop: in place, unless a manifest must be fetched."""
+        found = self._edited_or_manifest(index)
+        if not isinstance(found, ManifestRef):
+            return found
+        manifest = self._assets.cached_manifest(found.manifest_id)
+        return self._stored(manifest or await self._assets.manifest_async(found.manifest_id), index)
+
+    def _edited_or_manifest(self, index: ChunkIndex) -> ChunkRef | ManifestRef | None:
+        """What the change set says of a chunk, else the manifest that may hold it; None if it is nowhere."""
         if not self.contains(index):
             return None
-        edits = self._changes.chunks.get(self.node.node_id)
-        if edits is not None:
-            edited = edits.find(index)
+        if self.node.node_id in self._changes.chunks:
+            with self._lock:
+                edits = self._changes.chunks.get(self.node.node_id)
+                edited = None if edits is None else edits.find(index)
             if edited is not None:
                 return None if edited.kind == DELETED else edited
-        manifest_ref = self._manifest_of(index)
-        if manifest_ref is None:
-            return None
-        refs, finder = self._assets.manifest(manifest_ref.manifest_id).finder(self.node.node_id)
+        return self._manifest_of(index)
+
+    def _stored(self, manifest: LoadedManifest, index: ChunkIndex) -> ChunkRef | None:
+        refs, finder = manifest.finder(self.node.node_id)
         row = finder.find(index)
         return refs.row(row) if row >= 0 else None
 
@@ -119,16 +137,20 @@ def stored_refs(node: Node, assets: AssetManager) -> ChunkRefs:
     return refs.latest()
 
 
-def current_refs(node: Node, assets: AssetManager, changes: ChangeSet) -> ChunkRefs:
-    """All references of an array as the session sees it (manifests ⊕ edits), sorted by index, no deletions."""
+def refs_with_edits(node: Node, edits: ChunkRefs | None, assets: AssetManager) -> ChunkRefs:
+    """All references of an array as a session sees it, sorted by index, no deletions.
+
+    Parameters
+    ----------
+    edits
+        Its edits as columns, one row a chunk; None when there are none.
+    """
     refs = stored_refs(node, assets)
-    edits = changes.chunks.get(node.node_id)
-    if not edits:
+    if edits is None:
         return refs
     assert node.shape is not None
-    edited = edits.collapse()
-    edited = edited.take(edited.within((0,) * edited.ndim, node.shape.num_chunks))
-    merged = concat([refs, edited]).latest()
+    edits = edits.take(edits.within((0,) * edits.ndim, node.shape.num_chunks))
+    merged = concat([refs, edits]).latest()
     return merged.take(merged.kinds != DELETED)
 
 
