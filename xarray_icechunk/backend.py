@@ -66,6 +66,8 @@ class IcechunkBackendEntrypoint(BackendEntrypoint):
         URL prefixes of virtual chunks that may be read. None are, by default.
     use_zarr_fill_value_as_mask : bool, optional
         Read the Zarr fill value as missing data, as for Zarr format 2. False by default.
+    consolidated, zarr_format : optional
+        Taken from programs that were written for xarray's Zarr engine: False or None, and 3 or None.
     mask_and_scale, decode_times, concat_characters, decode_coords, use_cftime, decode_timedelta, drop_variables
         As in :func:`xarray.open_dataset`.
     """
@@ -103,10 +105,14 @@ class IcechunkBackendEntrypoint(BackendEntrypoint):
         config: Any = None,
         authorize_virtual_chunk_access: Mapping[str, Any] | None = None,
         use_zarr_fill_value_as_mask: bool | None = None,
+        consolidated: bool | None = None,
+        zarr_format: int | None = None,
     ) -> Dataset:
         """Open one group; see the class for the parameters."""
         from .opening import open_group
+        from .zarr_arguments import require_usual
 
+        require_usual(consolidated=consolidated, zarr_format=zarr_format)
         return open_group(
             filename_or_obj,
             group=group,
@@ -150,6 +156,9 @@ def _sorted_out(kwargs: dict[str, Any]) -> dict[str, Any]:
     for name in kwargs:
         if name not in known or name in ("self", "filename_or_obj"):
             raise TypeError(f"the icechunk engine has no parameter {name!r}; it has {', '.join(list(known)[2:])}")
+    from .zarr_arguments import require_usual
+
+    require_usual(consolidated=kwargs.pop("consolidated", None), zarr_format=kwargs.pop("zarr_format", None))
     return {
         "group": kwargs.pop("group", None),
         "use_zarr_fill_value_as_mask": kwargs.pop("use_zarr_fill_value_as_mask", None),

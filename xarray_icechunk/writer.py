@@ -15,6 +15,7 @@ from icechunk_engine.errors import ErrorKind, InvalidInputError, ReadOnlyError
 from icechunk_engine.session import Session
 
 from ._xarray_compat import fuse_codec_pipeline, validate_encoding, validate_region
+from .zarr_arguments import require_usual
 
 __all__ = ["to_icechunk"]
 
@@ -43,6 +44,8 @@ def to_icechunk(
     chunkmanager_store_kwargs: MutableMapping[Any, Any] | None = None,
     split_every: int | None = None,
     write_inherited_coords: bool = False,
+    consolidated: bool | None = None,
+    zarr_format: int | None = None,
 ) -> None:
     """Write an xarray object to a group of a session. Nothing is committed.
 
@@ -79,6 +82,8 @@ def to_icechunk(
         How many forks one task of the merging tree merges.
     write_inherited_coords : bool
         For a tree: write coordinates that a node has from its parents to that node too.
+    consolidated, zarr_format : optional
+        Taken from programs that call :meth:`xarray.Dataset.to_zarr`: False or None, and 3 or None.
 
     Raises
     ------
@@ -105,6 +110,7 @@ def to_icechunk(
         raise ReadOnlyError(
             "the session is read-only. Write in one made by repository.writable_session(branch), before its commit"
         )
+    require_usual(consolidated=consolidated, zarr_format=zarr_format)
     if isinstance(obj, xr.DataTree) and (append_dim is not None or region is not None):
         raise InvalidInputError(
             "append_dim and region are for one dataset, not for a tree: write the nodes one by one, with group=",
