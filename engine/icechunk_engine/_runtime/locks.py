@@ -24,7 +24,8 @@ Forks
 A forked child has one thread, and copies of everything that the others were in the middle of. Every lock made by
 :func:`memory_lock` is taken before a fork, so that the memory behind it is whole in the child. Everything else that
 belongs to threads which the child does not have (executors, loads under way, connections) is registered with
-:func:`forget_in_child` by the object that owns it. Nothing else in the engine calls :func:`os.register_at_fork`.
+:func:`forget_in_child` by the object that owns it, or with :func:`run_in_child` by the module. Nothing else in the
+engine calls :func:`os.register_at_fork`.
 """
 
 from __future__ import annotations
@@ -33,10 +34,11 @@ import itertools
 import os
 import threading
 import weakref
+from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
-__all__ = ["MemoryLock", "forget_in_child", "memory_lock", "memory_locks"]
+__all__ = ["MemoryLock", "forget_in_child", "memory_lock", "memory_locks", "run_in_child"]
 
 type MemoryLock = threading.RLock
 """Reentrant, so that a finalizer or signal handler which runs while its thread holds the lock cannot deadlock."""
@@ -58,6 +60,7 @@ type _Registry[T] = dict[int, weakref.ref[T]]
 
 _locks: _Registry[MemoryLock] = {}
 _forgetful: _Registry[Forgetful] = {}
+_functions: list[Callable[[], None]] = []
 _number = itertools.count()
 _taken: list[MemoryLock] = []
 
@@ -74,6 +77,12 @@ def forget_in_child[T: Forgetful](owner: T) -> T:
     forgetful: Forgetful = owner
     _register(_forgetful, forgetful)
     return owner
+
+
+def run_in_child(function: Callable[[], None]) -> Callable[[], None]:
+    """Decorator: call a module's function in each forked child."""
+    _functions.append(function)
+    return function
 
 
 def _register[T](registry: _Registry[T], item: T) -> None:
@@ -112,6 +121,8 @@ def _in_child() -> None:
             lock._at_fork_reinit()  # type: ignore[attr-defined]
     for owner in _alive(_forgetful):
         owner.forget()
+    for function in _functions:
+        function()
 
 
 if hasattr(os, "register_at_fork"):

@@ -74,17 +74,35 @@ class SharedLoads[K, V]:
                 _, (_, dropped) = self._values.popitem(last=False)
                 self._weight -= dropped
 
+    def drop(self, key: K, value: V) -> None:
+        """Forget a value that turned out to be stale, unless another one has replaced it."""
+        with self._lock:
+            entry = self._values.get(key)
+            if entry is not None and entry[0] is value:
+                del self._values[key]
+                self._weight -= entry[1]
+
     # --- loading -----------------------------------------------------------------------------------------------
 
-    def load(self, key: K, load: Callable[[K], Weighed[V]]) -> V:
-        """The value, loaded by this thread unless it is there or being loaded. For whole operations."""
+    def load(self, key: K, load: Callable[[K], Weighed[V]], *, patience_s: float | None = None) -> V:
+        """The value, loaded by this thread unless it is there or being loaded. For whole operations.
+
+        Parameters
+        ----------
+        patience_s
+            How long to wait for another thread's load before loading as well. Tasks of a pool that call this set it,
+            so that their wait ends whatever the other thread does.
+        """
         found = self._join(key)
         if not isinstance(found, _Load):
             return found
         if found.is_mine:
             return self._lead(key, found.result, load)
-        if found.result.exception() is None:
-            return found.result.result()
+        try:
+            if found.result.exception(patience_s) is None:
+                return found.result.result()
+        except TimeoutError:
+            pass
         return self._load(key, load)
 
     def load_many(self, keys: Iterable[K], load: Callable[[K], Weighed[V]], run_all: RunAll[K, V]) -> list[V]:

@@ -7,10 +7,10 @@ Those of the clouds themselves are known to keep them and are not asked.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Hashable
 
+from icechunk_engine._runtime.shared_loads import SharedLoads
 from icechunk_engine.config import StorageSettings
 from icechunk_engine.errors import ErrorKind, StorageError
 
@@ -20,15 +20,14 @@ OPT_IN = (
 )
 
 _REFUSALS_LAST_S = 10
+_PATIENCE_S = 60.0
 
 
 class Proofs:
     """What was found out about places in this process."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._places: dict[Hashable, threading.Lock] = {}
-        self._good: set[Hashable] = set()
+        self._good: SharedLoads[Hashable, bool] = SharedLoads(0)
         self._bad: dict[Hashable, tuple[float, StorageError]] = {}
 
     def require(self, place: Hashable, prove: Callable[[], None]) -> None:
@@ -40,28 +39,20 @@ class Proofs:
             What ``prove`` raised. A refusal (``no-conditional-writes``) is repeated for a while without asking: where
             one write is refused, others often are on their way.
         """
-        if place in self._good:
-            return
-        with self._lock:
-            of_place = self._places.setdefault(place, threading.Lock())
-        with of_place:  # whoever comes second waits for the answer instead of asking too
-            if place in self._good:
-                return
-            asked_at, refusal = self._bad.get(place, (0, None))
-            if refusal is not None and time.monotonic() - asked_at < _REFUSALS_LAST_S:
-                raise StorageError(refusal.message, refusal.kind)
-            try:
-                prove()
-            except StorageError as error:
-                if error.kind is ErrorKind.NO_CONDITIONAL_WRITES:
-                    self._bad[place] = time.monotonic(), error
-                raise
-            self._good.add(place)
+        # Whoever comes second waits for the answer instead of asking too.
+        self._good.load(place, lambda place: self._proved(place, prove), patience_s=_PATIENCE_S)
 
-    def forget(self) -> None:
-        """In a forked child, in which the locks may be held by nobody."""
-        self._lock = threading.Lock()
-        self._places = {}
+    def _proved(self, place: Hashable, prove: Callable[[], None]) -> tuple[bool, int]:
+        asked_at, refusal = self._bad.get(place, (0, None))
+        if refusal is not None and time.monotonic() - asked_at < _REFUSALS_LAST_S:
+            raise StorageError(refusal.message, refusal.kind)
+        try:
+            prove()
+        except StorageError as error:
+            if error.kind is ErrorKind.NO_CONDITIONAL_WRITES:
+                self._bad[place] = time.monotonic(), error
+            raise
+        return True, 0
 
 
 def is_single_writer(settings: StorageSettings) -> bool:

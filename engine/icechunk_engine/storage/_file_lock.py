@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+from icechunk_engine._runtime.locks import run_in_child
 from icechunk_engine.errors import ErrorKind, StorageError
 
 LOCK_NAME = ".icechunk.lock#1"
@@ -176,13 +177,10 @@ def _release(fd: int) -> None:
     os.close(fd)
 
 
-def _after_fork() -> None:
+@run_in_child
+def _close_all() -> None:
     """A child must not keep its parent's lock alive. It closes only: unlocking would take it from the parent."""
     for fd in tuple(_open_fds):
         with suppress(OSError):
             os.close(fd)
     _open_fds.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cached_property
 
+from icechunk_engine._runtime.locks import run_in_child
 from icechunk_engine.errors import (
     ErrorKind,
     IcechunkError,
@@ -508,10 +509,7 @@ def _sweep(directory: str, older_than_s: float) -> int:
     return n_removed
 
 
-def _after_fork() -> None:
+@run_in_child
+def _begin_other_serials() -> None:
     global _serials
     _serials = itertools.count(random.SystemRandom().getrandbits(63))
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import os
-import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator
 from typing import ClassVar, Self
 from weakref import WeakValueDictionary
 
+from icechunk_engine._runtime.locks import MemoryLock, memory_lock, run_in_child
 from icechunk_engine.errors import ErrorKind, ObjectNotFoundError, StorageError, VersionMismatchError
 from icechunk_engine.storage._ranges import check_range, too_short
 from icechunk_engine.storage.base import ObjectInfo, Storage, Version
@@ -31,26 +30,24 @@ class MemoryStorage(Storage):
 
     _live: ClassVar[WeakValueDictionary[str, MemoryStorage]] = WeakValueDictionary()
     _named: ClassVar[dict[str, MemoryStorage]] = {}
-    _registry_lock: ClassVar[threading.Lock] = threading.Lock()
+    _registry_lock: ClassVar[MemoryLock] = memory_lock()
 
     def __init__(self) -> None:
         self._token = uuid.uuid4().hex
         self._name = self._token
         self._objects: dict[str, tuple[bytes, Version, int]] = {}
         self._versions = itertools.count(1)
-        self._lock = threading.Lock()
+        self._lock = memory_lock()
         self._forked = False
         self._live[self._token] = self
 
     @classmethod
     def named(cls, name: str) -> Self:
         """The storage of that name in this process, made at the first call; it lives as long as the process."""
+        made = cls()
+        made._name = name
         with cls._registry_lock:
-            storage = cls._named.get(name)
-            if storage is None:
-                storage = cls()
-                storage._name = name
-                cls._named[name] = storage
+            storage = cls._named.setdefault(name, made)
         assert isinstance(storage, cls)
         return storage
 
@@ -124,7 +121,7 @@ class MemoryStorage(Storage):
         self._objects[key] = (bytes(data), version, time.time_ns() // 1000)
         return version
 
-    def _writing(self) -> threading.Lock:
+    def _writing(self) -> MemoryLock:
         if self._forked:
             raise StorageError(
                 f"{self.identity} was made before this process was forked, its writes would be lost. {_ONE_PROCESS}",
@@ -141,12 +138,7 @@ def _same_process_storage(token: str, identity: str) -> MemoryStorage:
     return storage
 
 
-def _after_fork() -> None:
-    MemoryStorage._registry_lock = threading.Lock()
+@run_in_child
+def _mark_forked() -> None:
     for storage in tuple(MemoryStorage._live.values()):
-        storage._lock = threading.Lock()
         storage._forked = True
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

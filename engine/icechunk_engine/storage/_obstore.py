@@ -9,9 +9,7 @@ Clients are made when they are first used, and shared by all storages of a proce
 from __future__ import annotations
 
 import logging
-import os
 import random
-import threading
 import time
 import uuid
 from collections.abc import Buffer, Iterable, Iterator
@@ -19,6 +17,7 @@ from datetime import datetime, timedelta
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from icechunk_engine._runtime.locks import forget_in_child
 from icechunk_engine._runtime.pools import map_parts
 from icechunk_engine.config import StorageSettings, default_storage_settings
 from icechunk_engine.errors import (
@@ -466,7 +465,6 @@ class _Clients:
     """The process's clients, by bucket, headers and patience."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._clients: dict[tuple[Bucket, bool, bool], Any] = {}
         self._forked = False
 
@@ -480,23 +478,16 @@ class _Clients:
         writes = writes and bucket.read_headers != bucket.write_headers
         kind = bucket, writes, uploads
         client = self._clients.get(kind)
-        if client is None:
-            with self._lock:
-                client = self._clients.get(kind)
-                if client is None:
-                    client = self._clients[kind] = _open(*kind)
+        if client is None:  # two threads may open one each at the same time; the first that is there serves both
+            client = self._clients.setdefault(kind, _open(*kind))
         return client
 
     def forget(self) -> None:
         """In a forked child."""
-        self._lock = threading.Lock()
         self._forked = self._forked or bool(self._clients)
 
 
-_CLIENTS = _Clients()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_CLIENTS.forget)
-    os.register_at_fork(after_in_child=_PROOFS.forget)
+_CLIENTS = forget_in_child(_Clients())
 
 
 def _open(bucket: Bucket, writes: bool, uploads: bool) -> Any:

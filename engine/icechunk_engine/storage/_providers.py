@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 import pickle
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from icechunk_engine._runtime.shared_loads import SharedLoads
 from icechunk_engine.credential_types import (
     AzureAccessKey,
     AzureAnonymous,
@@ -120,26 +120,29 @@ class _Called:
     """What users' functions returned, by their pickled form; shared by the process."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._returned: dict[bytes, tuple[Any, datetime | None]] = {}
+        self._returned: SharedLoads[bytes, tuple[Any, datetime | None]] = SharedLoads(0)
 
     def current(self, pickled: bytes, scattered: Any) -> Any:
-        with self._lock:  # so that only one thread asks
-            credentials, stale_at = self._returned.get(pickled) or (scattered, _stale_at(scattered))
-            if credentials is None or (stale_at is not None and datetime.now(UTC) >= stale_at):
-                credentials = pickle.loads(pickled)()
-                stale_at = _stale_at(credentials)
-            self._returned[pickled] = credentials, stale_at
-            return credentials
+        """What the function returned last, or what came with its pickle, if it has not expired; else a call's result.
 
-    def forget(self) -> None:
-        """In a forked child, in which the lock may be held by nobody."""
-        self._lock = threading.Lock()
+        Threads that need new credentials at the same time wait for the first one's call, a while: these are tasks of
+        a pool, and the user's function may need that pool.
+        """
+        known = self._returned.get(pickled) or (scattered, _stale_at(scattered))
+        credentials, stale_at = known
+        if credentials is not None and (stale_at is None or datetime.now(UTC) < stale_at):
+            return credentials
+        self._returned.drop(pickled, known)
+        return self._returned.load(pickled, _call, patience_s=_PATIENCE_S)[0]
+
+
+def _call(pickled: bytes) -> tuple[tuple[Any, datetime | None], int]:
+    credentials = pickle.loads(pickled)()
+    return (credentials, _stale_at(credentials)), 0
 
 
 _CALLED = _Called()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_CALLED.forget)
+_PATIENCE_S = 10.0
 
 
 def _stale_at(credentials: Any) -> datetime | None:

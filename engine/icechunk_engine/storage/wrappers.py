@@ -5,7 +5,6 @@ A wrapper is the same place as what it wraps (equal identity, but for :class:`Pr
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 import weakref
@@ -15,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from icechunk_engine._runtime.locks import memory_lock, run_in_child
 from icechunk_engine.errors import ErrorKind, ReadOnlyError, StorageError
 from icechunk_engine.storage.base import ObjectInfo, Storage, Version
 
@@ -244,7 +244,7 @@ class LimitedStorage(ObservingStorage):
 
 
 _ROOMS: weakref.WeakValueDictionary[tuple[str, int], threading.Semaphore] = weakref.WeakValueDictionary()
-_ROOMS_LOCK = threading.Lock()
+_ROOMS_LOCK = memory_lock()
 
 
 def _room(identity: str, most: int) -> threading.Semaphore:
@@ -252,16 +252,11 @@ def _room(identity: str, most: int) -> threading.Semaphore:
         return _ROOMS.setdefault((identity, most), threading.BoundedSemaphore(most))
 
 
-def _after_fork() -> None:
+@run_in_child
+def _empty_rooms() -> None:
     """In the child there is room again: the requests under way are the parent's."""
-    global _ROOMS_LOCK
-    _ROOMS_LOCK = threading.Lock()
     for (_, most), room in list(_ROOMS.items()):
         room.__init__(most)  # type: ignore[misc]
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
 
 
 class CountingStorage(ObservingStorage):
@@ -283,7 +278,7 @@ class CountingStorage(ObservingStorage):
 
     def __init__(self, inner: Storage) -> None:
         super().__init__(inner)
-        self._lock = threading.Lock()
+        self._lock = memory_lock()
         self.reset()
 
     def reset(self) -> None:
@@ -371,7 +366,7 @@ class FaultStorage(ObservingStorage):
         super().__init__(inner)
         self.hook = hook
         self.n_calls = 0
-        self._lock = threading.Lock()
+        self._lock = memory_lock()
 
     def around[R](self, call: StorageCall, function: Callable[[], R]) -> R:
         with self._lock:
