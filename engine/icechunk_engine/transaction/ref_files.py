@@ -121,6 +121,7 @@ def _branch(storage: Storage, name: str) -> tuple[SnapshotId, Version]:
 
 
 def _ref_name(name: str) -> str:
+    updates.require_text(name)
     if "/" in name or "\0" in name or not _is_unicode(name):
         raise InvalidInputError(
             f"{name!r} is no branch or tag name in a repository of spec version 1: names are text without '/' and NUL",

@@ -7,6 +7,7 @@ the name under which the present ``repo`` object is being kept.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import singledispatch
@@ -468,9 +469,28 @@ def require_flag(info: RepoInfo, flag_id: int, name: str) -> None:
 
 
 def require_ref_name(name: object) -> str:
-    """A usable branch or tag name. Raises InvalidInputError (``invalid-ref-name``)."""
-    if not isinstance(name, str) or "\0" in name:
-        raise InvalidInputError(
-            f"{name!r} is no branch or tag name: names are strings without NUL", ErrorKind.INVALID_REF_NAME
-        )
+    """A name that a new branch or tag may have. What others have named otherwise is still found and deleted.
+
+    Raises
+    ------
+    InvalidInputError
+        ``invalid-ref-name``: empty, or with control characters or lone surrogates, which nobody could see or type.
+        Repositories of spec version 1 also refuse ``/``.
+    """
+    text = require_text(name)
+    bad = next((letter for letter in text if unicodedata.category(letter) in ("Cc", "Cs")), None)
+    if text and bad is None:
+        return text
+    found = f"this one holds {bad!r}" if bad is not None else "this one is empty"
+    raise InvalidInputError(
+        f"{text!r} is no name for a branch or tag: names are text without control characters and surrogates, and "
+        f"{found}. Choose another name",
+        ErrorKind.INVALID_REF_NAME,
+    )
+
+
+def require_text(name: object) -> str:
+    """A name of any kind. Raises TypeError."""
+    if not isinstance(name, str):
+        raise TypeError(f"names of branches and tags are str, not {type(name).__name__}: {name!r}")
     return name
