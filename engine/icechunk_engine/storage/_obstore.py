@@ -12,8 +12,9 @@ import logging
 import random
 import time
 import uuid
-from collections.abc import Buffer, Iterable, Iterator
+from collections.abc import Buffer, Callable, Iterable, Iterator
 from datetime import datetime, timedelta
+from functools import partial
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -223,11 +224,11 @@ class ObjectStorage(Storage):
             if not others or not in_parts or not _tells_version(meta["e_tag"]):
                 return result.bytes().to_bytes(), found
 
-        def read(part: tuple[int, int]) -> _Part:
+        def read(part: tuple[int, int]) -> Part:
             if part != first:
-                return _read_part(self._place, call.path, *part, call.shown)
+                return _read_part_of(self._place, call.path, call.shown, *part)
             with call:
-                return _Part(_beginning(result, first[1]), meta["e_tag"], meta["last_modified"])
+                return Part(_beginning(result, first[1]), meta["e_tag"], meta["last_modified"])
 
         try:
             whole = _joined(map_parts(read, [first, *others]))
@@ -373,8 +374,8 @@ class ObjectStorage(Storage):
         return ObjectNotFoundError(f"no object {key!r} in {self.identity}")
 
 
-class _Part(NamedTuple):
-    """What one request gave; the bytes are still the client's."""
+class Part(NamedTuple):
+    """What one request gave; the bytes may still be the client's."""
 
     data: Buffer
     etag: str | None
@@ -389,13 +390,28 @@ class RangeRead(NamedTuple):
     last_modified: datetime
 
 
-def read_range(bucket: Bucket, path: str, start: int, stop: int, shown: str, sizes: PartSizes = _SIZES) -> RangeRead:
+type PartReader = Callable[[int, int], Part]
+"""Reads a range by one request."""
+
+
+def read_range(
+    bucket: Bucket,
+    path: str,
+    start: int,
+    stop: int,
+    shown: str,
+    sizes: PartSizes = _SIZES,
+    *,
+    read_part: PartReader | None = None,
+) -> RangeRead:
     """Bytes ``start:stop`` (at least one) of one version of an object; a large range in parts at the same time.
 
     Parameters
     ----------
     shown
         Names the object in errors.
+    read_part
+        Reads ranges of the object otherwise than through obstore.
 
     Raises
     ------
@@ -404,13 +420,14 @@ def read_range(bucket: Bucket, path: str, start: int, stop: int, shown: str, siz
     StorageError
         ``invalid-object-size``, and whatever the store says.
     """
+    read = read_part or partial(_read_part_of, bucket, path, shown)
     parts = [(start, stop)] if bucket.url in _WITHOUT_ETAGS else sizes.cut(start, stop)
-    whole = _joined(map_parts(lambda part: _read_part(bucket, path, *part, shown), parts))
+    whole = _joined(map_parts(lambda part: read(*part), parts))
     if whole is not None and len(parts) > 1 and not _tells_version(whole.etag):
         _WITHOUT_ETAGS.add(bucket.url)
         whole = None
     if whole is None:
-        part = _read_part(bucket, path, start, stop, shown)
+        part = read(start, stop)
         whole = RangeRead(bytes(part.data), part.etag, part.last_modified)
     return whole
 
@@ -420,7 +437,7 @@ def _tells_version(etag: str | None) -> bool:
     return etag is not None and not etag.startswith("W/")
 
 
-def _joined(parts: list[_Part]) -> RangeRead | None:
+def _joined(parts: list[Part]) -> RangeRead | None:
     """Parts as one; None if they are of several versions of the object, which was replaced meanwhile."""
     first = parts[0]
     if any(part.etag != first.etag for part in parts):
@@ -439,7 +456,7 @@ def _beginning(result: Any, stop: int) -> Buffer:
     return memoryview(b"".join(pieces))[:stop]
 
 
-def _read_part(bucket: Bucket, path: str, start: int, stop: int, shown: str) -> _Part:
+def _read_part_of(bucket: Bucket, path: str, shown: str, start: int, stop: int) -> Part:
     """One request."""
     call = _Call(bucket, path, shown)
     size_bytes = None
@@ -449,7 +466,7 @@ def _read_part(bucket: Bucket, path: str, start: int, stop: int, shown: str) -> 
             meta = result.meta
             size_bytes = meta["size"]
             if stop <= size_bytes:
-                return _Part(result.bytes(), meta["e_tag"], meta["last_modified"])
+                return Part(result.bytes(), meta["e_tag"], meta["last_modified"])
     except StorageError as error:
         if not isinstance(error, UnsatisfiableRangeError):
             raise

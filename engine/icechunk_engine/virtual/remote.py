@@ -6,20 +6,24 @@ which credentials. Clients are shared by all locations of a bucket and all repos
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from icechunk_engine.chunk_refs import ChunkRef
 from icechunk_engine.config import ObjectStoreConfig, S3Options, StorageSettings, VirtualChunkContainer, urls
 from icechunk_engine.credential_types import AzureAccess, GcsAccess, GcsAnonymous, S3Access
 from icechunk_engine.credentials import AnyCredential
 from icechunk_engine.errors import ErrorKind, InvalidInputError, ObjectNotFoundError, StorageError
-from icechunk_engine.storage._obstore import RangeRead, bare_etag, read_range
+from icechunk_engine.storage._obstore import PartReader, RangeRead, bare_etag, read_range
 from icechunk_engine.storage._places import (
     Bucket,
+    StoreKind,
     azure_bucket,
     gcs_bucket,
     s3_bucket,
     web_server,
     with_settings,
 )
+from icechunk_engine.virtual.web import read_part
 
 _TIGRIS = "https://t3.storage.dev"
 
@@ -73,7 +77,16 @@ def _s3(name: str, options: S3Options, credential: AnyCredential | None) -> Buck
     return s3_bucket(options, name, credential.credentials if isinstance(credential, S3Access) else None)
 
 
-def read_remote(bucket: Bucket, key: str, url: str, ref: ChunkRef, start: int, stop: int) -> bytes:
+def web_part_reader(bucket: Bucket, key: str, url: str, places: Sequence[str], prefix: str) -> PartReader | None:
+    """How objects on web servers are read, None for those elsewhere; parameters as for :func:`.web.read_part`."""
+    if bucket.kind is not StoreKind.HTTP:
+        return None
+    return lambda start, stop: read_part(bucket, key, start, stop, url, places=places, prefix=prefix)
+
+
+def read_remote(
+    bucket: Bucket, key: str, url: str, ref: ChunkRef, start: int, stop: int, part_reader: PartReader | None = None
+) -> bytes:
     """Bytes ``start:stop`` of the object at ``url``.
 
     Raises
@@ -82,7 +95,7 @@ def read_remote(bucket: Bucket, key: str, url: str, ref: ChunkRef, start: int, s
         ``virtual-chunk-fetch``, ``invalid-object-size``, ``virtual-chunk-modified``.
     """
     try:
-        read = read_range(bucket, key, start, stop, url)
+        read = read_range(bucket, key, start, stop, url, read_part=part_reader)
     except ObjectNotFoundError:
         raise StorageError(
             f"there is no object {url}, which a virtual chunk refers to. Put it back, or correct the references",
