@@ -10,6 +10,7 @@ from typing import ClassVar, Literal, Self
 from icechunk_engine import paths
 from icechunk_engine.config import rust_regex
 from icechunk_engine.config.base import U32, Kind
+from icechunk_engine.errors import ErrorKind, InvalidInputError
 
 Bound = tuple[Literal["Included", "Excluded"], int] | Literal["Unbounded"]
 
@@ -42,9 +43,7 @@ class _Condition:
 
     @classmethod
     def _matching(cls, name: str, regex: AnyValue) -> Self:
-        if not isinstance(regex, str):
-            raise TypeError(f"the regular expression must be a string, not {regex!r}")
-        return cls._of(name, regex)
+        return cls._of(name, _evaluable(regex))
 
     def __or__(self, other: Self) -> Self:
         return self._combined("or", (self, other)) if isinstance(other, type(self)) else NotImplemented
@@ -220,6 +219,20 @@ class ManifestPreloadCondition(_Condition):
         return f"ManifestPreloadCondition.num_refs({start}, {stop})"
 
 
+def _evaluable(regex: AnyValue) -> str:
+    """A regular expression that the user gives; one that is stored is taken as it is, and matches nothing."""
+    if not isinstance(regex, str):
+        raise TypeError(f"the regular expression must be a string, not {regex!r}")
+    problem = rust_regex.problem(regex)
+    if problem is not None:
+        raise InvalidInputError(
+            f"the regular expression {regex[:200]!r} cannot be evaluated here, and would match nothing: {problem}. "
+            f"Write it without that, for example with a list of characters or with several conditions",
+            ErrorKind.INVALID_CONFIG,
+        )
+    return regex
+
+
 def _above(bound: Bound, number: int) -> bool:
     return bound == "Unbounded" or number > bound[1] or (bound[0] == "Included" and number == bound[1])
 
@@ -269,7 +282,7 @@ class ManifestSplitDimCondition:
             if name == "Axis":
                 return _Axis(argument)
             if name == "DimensionName" and isinstance(argument, str):
-                return _DimensionName(argument)
+                return _DimensionName.of_stored(argument)
         raise ValueError("must hold {'Axis': n}, {'DimensionName': regex} or 'Any'")
 
 
@@ -293,6 +306,19 @@ class _Axis(ManifestSplitDimCondition):
 @dataclass(frozen=True, slots=True, repr=False)
 class _DimensionName(ManifestSplitDimCondition):
     regex: str
+
+    def __post_init__(self) -> None:
+        _evaluable(self.regex)
+
+    @classmethod
+    def of_stored(cls, regex: str) -> Self:
+        """With an expression that may be of any kind."""
+        condition = object.__new__(cls)
+        object.__setattr__(condition, "regex", regex)
+        return condition
+
+    def __reduce__(self) -> tuple[AnyValue, ...]:
+        return type(self).of_stored, (self.regex,)
 
     def matches(self, axis: int, name: str | None) -> bool:
         return name is not None and rust_regex.search(self.regex, name)

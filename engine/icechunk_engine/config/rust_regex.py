@@ -1,23 +1,41 @@
 """Search with regular expressions in the syntax of the format's reference implementation (Rust's ``regex`` crate).
 
-Conditions of the configuration hold such expressions, so every reader must agree on what they match. An expression is
-parsed here by Rust's rules and rewritten for :mod:`re`: lookaround, backreferences and possessive operators do not
-exist there, while stacked repetitions, nested character classes with ``&&``, ``--`` and ``~~``, mid-pattern flags and
-``$`` as the very end do. Only *whether* something matches is asked, so greediness does not matter.
+Conditions of the configuration hold such expressions, so every reader must agree on what they match, and no expression
+may take anybody much time. An expression is parsed here by Rust's rules and simulated (:mod:`.automaton`). Only
+*whether* something matches is asked, so greediness does not matter.
 
-Not known here, and so matching nothing, as an invalid expression does: ``\\p{…}`` other than general categories,
-the flag ``-u``, and ``m`` together with ``R``.
+Not known here are ``\\p{…}`` other than general categories, the flag ``-u``, expressions nested more than 64 levels
+deep, and those of more than 10 000 steps (each repetition that is counted counts). They match nothing, as an invalid
+expression does, and :func:`problem` says so.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 import unicodedata
 from functools import cache, lru_cache
 
-_MAX_DEPTH = 250  # of nesting, as in Rust
-_ANY = r"[\s\S]"
+from icechunk_engine.config.automaton import (
+    MAX_SIZE,
+    Assertion,
+    Before,
+    Node,
+    Predicate,
+    Program,
+    TooLarge,
+    char,
+    choice,
+    position,
+    repeat,
+    sequence,
+)
+
+_LOG = logging.getLogger(__name__)
+
+_MAX_DEPTH = 64
+_MAX_LENGTH = 100_000
 _PERL_CLASSES = {letter: "\\" + letter for letter in "dDsSwW"}
 _ASCII_CLASSES = {
     "alnum": "[0-9A-Za-z]",
@@ -39,43 +57,107 @@ _CONTROL_ESCAPES = {"a": "\a", "f": "\f", "t": "\t", "n": "\n", "r": "\r", "v": 
 _HEX_DIGITS = {"x": 2, "u": 4, "U": 8}
 _MINOR_CATEGORIES = {"L": "ultmo", "M": "nce", "N": "dlo", "P": "cdseifo", "S": "mcko", "Z": "slp", "C": "cfon"}
 _CATEGORIES = [major + minor for major, minors in _MINOR_CATEGORIES.items() for minor in minors]
-_ASSERTIONS = {"A": r"\A", "z": r"\Z", "b": r"\b", "B": r"\B", "<": r"(?<!\w)(?=\w)", ">": r"(?<=\w)(?!\w)"}
-_WORD_BOUNDARIES = {
-    "b{start}": r"(?<!\w)(?=\w)",
-    "b{end}": r"(?<=\w)(?!\w)",
-    "b{start-half}": r"(?<!\w)",
-    "b{end-half}": r"(?!\w)",
+
+
+def _is_before_word(before: Before, after: str) -> bool:
+    return bool(after and _is_word(after))
+
+
+def _is_after_word(before: Before, after: str) -> bool:
+    return before is Before.WORD
+
+
+_is_word: Predicate = re.compile(r"\w").match  # type: ignore[assignment]
+
+_ASSERTIONS: dict[str, Assertion] = {
+    "A": lambda before, after: before is Before.NOTHING,
+    "z": lambda before, after: not after,
+    "b": lambda before, after: _is_after_word(before, after) != _is_before_word(before, after),
+    "B": lambda before, after: _is_after_word(before, after) == _is_before_word(before, after),
+    "<": lambda before, after: _is_before_word(before, after) and not _is_after_word(before, after),
+    ">": lambda before, after: _is_after_word(before, after) and not _is_before_word(before, after),
 }
+_WORD_BOUNDARIES: dict[str, Assertion] = {
+    "b{start}": _ASSERTIONS["<"],
+    "b{end}": _ASSERTIONS[">"],
+    "b{start-half}": lambda before, after: not _is_after_word(before, after),
+    "b{end-half}": lambda before, after: not _is_before_word(before, after),
+}
+_LINE_STARTS: dict[str, Assertion] = {
+    "": _ASSERTIONS["A"],
+    "m": lambda before, after: before in (Before.NOTHING, Before.NEWLINE),
+    "mR": lambda before, after: (
+        before in (Before.NOTHING, Before.NEWLINE) or (before is Before.RETURN and after != "\n")
+    ),
+}
+_LINE_ENDS: dict[str, Assertion] = {
+    "": _ASSERTIONS["z"],
+    "m": lambda before, after: after in ("", "\n"),
+    "mR": lambda before, after: after in ("", "\r") or (after == "\n" and before is not Before.RETURN),
+}
+_REPETITIONS: dict[str, tuple[int, int | None]] = {"*": (0, None), "+": (1, None), "?": (0, 1)}
+_MAX_DIGITS = 9
+_IS_LITERAL = re.compile(r"[\w/ -]*").fullmatch
 _COUNTED = re.compile(r"\{(\d+)(?:(,)(\d*))?\}", re.ASCII)
 _FLAGS = re.compile(r"\(\?([imsxUuR]*)(-[imsxUuR]+)?([:)])")
 _GROUP_NAME = re.compile(r"\(\?P?<[A-Za-z_][A-Za-z0-9_.\[\]]*>")
 
 
+@lru_cache(maxsize=4096)
 def search(pattern: str, text: str) -> bool:
-    """True when the expression matches anywhere in ``text``; False when it is invalid."""
-    compiled = _compiled(pattern)
-    return compiled is not None and compiled.search(text) is not None
+    """True when the expression matches anywhere in ``text``; False also when it cannot be evaluated."""
+    if _IS_LITERAL(pattern):
+        return pattern in text
+    program = _compiled(pattern)
+    return isinstance(program, Program) and program.search(text)
 
 
 def is_valid(pattern: str) -> bool:
     """True when the expression is one that this module can evaluate."""
-    return _compiled(pattern) is not None
+    return isinstance(_compiled(pattern), Program)
 
 
-@lru_cache(maxsize=256)
-def _compiled(pattern: str) -> re.Pattern[str] | None:
+def problem(pattern: str) -> str | None:
+    """What of a valid expression cannot be evaluated here; None for others, also for invalid ones."""
+    found = _compiled(pattern)
+    return str(found) if isinstance(found, Unsupported) else None
+
+
+@lru_cache(maxsize=32)
+def _compiled(pattern: str) -> Program | _Invalid:
     try:
-        return re.compile(_Parser(pattern).parse())
-    except (_Invalid, re.error, RecursionError, OverflowError):
-        return None
+        return Program(_Parser(pattern).parse(), _is_word)
+    except Unsupported as error:
+        _LOG.warning("the expression %.200r of the configuration matches nothing here: %s", pattern, error)
+        return error
+    except _Invalid as error:
+        return error
 
 
 class _Invalid(Exception):
-    """The expression is not valid Rust, or uses what cannot be evaluated here."""
+    """The expression is not valid in Rust either."""
+
+
+class Unsupported(_Invalid):
+    """The expression uses what cannot be evaluated here; the text says what."""
+
+
+@lru_cache(maxsize=1024)
+def _one_of(members: str) -> Predicate:
+    """The class of an expression for one character."""
+    return re.compile(members).fullmatch  # type: ignore[return-value]
+
+
+def _none_of(accepts: Predicate) -> Predicate:
+    return lambda char: not accepts(char)
+
+
+def _any_of(classes: list[Predicate]) -> Predicate:
+    return classes[0] if len(classes) == 1 else lambda char: any(accepts(char) for accepts in classes)
 
 
 class _Parser:
-    """Recursive descent over one expression; every method returns the equivalent for :mod:`re`."""
+    """Recursive descent over one expression; every method returns its part of the automaton."""
 
     def __init__(self, pattern: str) -> None:
         self.text = pattern
@@ -83,11 +165,23 @@ class _Parser:
         self.depth = 0
         self.flags: frozenset[str] = frozenset()
 
-    def parse(self) -> str:
-        translated = self._alternation()
+    def parse(self) -> Node:
+        if len(self.text) > _MAX_LENGTH:
+            raise Unsupported(f"it is longer than {_MAX_LENGTH} characters")
+        try:
+            expression = self._alternation()
+        except TooLarge:
+            raise Unsupported(f"it stands for more than {MAX_SIZE} steps") from None
+        except RecursionError:
+            raise Unsupported("it is nested too deeply") from None
         if self.at < len(self.text):
             raise _Invalid("unopened group")
-        return translated
+        return expression
+
+    def _deeper(self) -> None:
+        self.depth += 1
+        if self.depth > _MAX_DEPTH:
+            raise Unsupported(f"it is nested more than {_MAX_DEPTH} levels deep")
 
     def _peek(self, n: int = 1) -> str:
         return self.text[self.at : self.at + n]
@@ -109,10 +203,8 @@ class _Parser:
             else:
                 return
 
-    def _alternation(self) -> str:
-        self.depth += 1
-        if self.depth > _MAX_DEPTH:
-            raise _Invalid("nested too deeply")
+    def _alternation(self) -> Node:
+        self._deeper()
         outer_flags = self.flags
         branches = [self._concatenation()]
         while self._peek() == "|":
@@ -120,23 +212,24 @@ class _Parser:
             branches.append(self._concatenation())
         self.flags = outer_flags
         self.depth -= 1
-        return "|".join(branches)
+        return choice(branches)
 
-    def _concatenation(self) -> str:
-        items: list[str] = []
+    def _concatenation(self) -> Node:
+        items: list[Node | None] = []
         while True:
             self._skip_space()
             char = self._peek()
             if char in ("", "|", ")"):
-                return "".join(items)
+                return sequence([item for item in items if item is not None])
             if char in "*+?{":
-                if not items or not items[-1]:
+                operand = items[-1] if items else None
+                if operand is None:
                     raise _Invalid("nothing to repeat")
-                items[-1] = self._repetition(items[-1])
+                items[-1] = self._repetition(operand)
             else:
                 items.append(self._atom())
 
-    def _repetition(self, operand: str) -> str:
+    def _repetition(self, operand: Node) -> Node:
         operator = self._take()
         if operator == "{":
             match = _COUNTED.match(self.text, self.at - 1)
@@ -144,33 +237,44 @@ class _Parser:
                 raise _Invalid("bad repetition count")
             self.at = match.end()
             low, comma, high = match.groups()
-            if high and int(high) < int(low):
+            if max(len(low), len(high or "")) > _MAX_DIGITS:
+                raise Unsupported(f"it stands for more than {MAX_SIZE} steps")
+            bounds = int(low), (int(high) if high else None) if comma else int(low)
+            if bounds[1] is not None and bounds[1] < bounds[0]:
                 raise _Invalid("repetition count out of order")
-            operator = f"{{{low},{high}}}" if comma else f"{{{low}}}"
+        else:
+            bounds = _REPETITIONS[operator]
         if self._peek() == "?":  # lazy: the same set of matching texts
             self.at += 1
-        return f"(?:{operand}){operator}"
+        repeated = repeat(operand, *bounds)
+        if repeated.depth > _MAX_DEPTH:
+            raise Unsupported(f"it is nested more than {_MAX_DEPTH} levels deep")
+        return repeated
 
-    def _atom(self) -> str:
-        char = self._take()
-        if char == "(":
+    def _atom(self) -> Node | None:
+        """One item; None for flags, which cannot be repeated."""
+        taken = self._take()
+        if taken == "(":
             return self._group()
-        if char == "[":
-            return self._folded(self._char_class())
-        if char == "\\":
-            return self._folded(self._escape())
-        if char == ".":
-            return _ANY if "s" in self.flags else (r"[^\r\n]" if "R" in self.flags else r"[^\n]")
-        if char in "^$":
-            if {"m", "R"} <= self.flags:
-                raise _Invalid("CRLF lines are not supported")
-            return f"(?m:{char})" if "m" in self.flags else (r"\A" if char == "^" else r"\Z")
-        return self._folded(re.escape(char))
+        if taken == "[":
+            return char(self._char_class())
+        if taken == "\\":
+            return self._escape()
+        if taken == ".":
+            return char(_one_of(r"[\s\S]" if "s" in self.flags else r"[^\r\n]" if "R" in self.flags else r"[^\n]"))
+        if taken in "^$":
+            kind = ("mR" if "R" in self.flags else "m") if "m" in self.flags else ""
+            return position((_LINE_STARTS if taken == "^" else _LINE_ENDS)[kind])
+        return char(self._folded(taken))
 
-    def _folded(self, translated: str) -> str:
-        return f"(?i:{translated})" if "i" in self.flags else translated
+    def _folded(self, literal: str) -> Predicate:
+        """The class of one character, or both cases of it."""
+        return self._class_of(re.escape(literal)) if "i" in self.flags else literal.__eq__
 
-    def _group(self) -> str:
+    def _class_of(self, members: str) -> Predicate:
+        return _one_of(f"(?i:{members})" if "i" in self.flags else members)
+
+    def _group(self) -> Node | None:
         start = self.at - 1
         flags = _FLAGS.match(self.text, start)
         name = _GROUP_NAME.match(self.text, start)
@@ -180,35 +284,38 @@ class _Parser:
             inner = self._new_flags(flags)
             if flags[3] == ")":  # for the rest of the enclosing group
                 self.flags = inner
-                return ""
+                return None
         elif name is not None:
             self.at = name.end()
         elif self._peek() == "?":
             raise _Invalid("no such group")
         outer, self.flags = self.flags, inner
-        translated = self._alternation()
+        inside = self._alternation()
         self.flags = outer
         if self._take() != ")":
             raise _Invalid("unclosed group")
-        return f"(?:{translated})"
+        return inside
 
     def _new_flags(self, match: re.Match[str]) -> frozenset[str]:
         on, off = match[1], (match[2] or "-")[1:]
-        if "u" in off or len(set(on + off)) != len(on + off) or not (on or off or match[3] == ":"):
-            raise _Invalid("unsupported flags")
+        if "u" in off:
+            raise Unsupported("the flag -u is not known")
+        if len(set(on + off)) != len(on + off) or not (on or off or match[3] == ":"):
+            raise _Invalid("no such flags")
         return (self.flags | set(on)) - set(off)
 
-    def _escape(self) -> str:
-        for name, translated in _WORD_BOUNDARIES.items():
+    def _escape(self) -> Node:
+        for name, holds in _WORD_BOUNDARIES.items():
             if self.text.startswith(name, self.at):
                 self.at += len(name)
-                return translated
+                return position(holds)
         if self._peek() in _ASSERTIONS:
-            return _ASSERTIONS[self._take()]
-        return self._class_escape() or re.escape(self._escaped_char())
+            return position(_ASSERTIONS[self._take()])
+        members = self._class_escape()
+        return char(self._folded(self._escaped_char()) if members is None else self._class_of(members))
 
     def _class_escape(self) -> str | None:
-        """``\\d``, ``\\pL`` and their like; None when the escape is a single character."""
+        """``\\d``, ``\\pL`` and their like, as :mod:`re` writes them; None when the escape is a single character."""
         char = self._peek()
         if char in _PERL_CLASSES:
             self.at += 1
@@ -244,39 +351,38 @@ class _Parser:
             raise _Invalid("no such escape")
         return char
 
-    def _char_class(self) -> str:
-        """After ``[``: an expression for exactly one character."""
-        self.depth += 1
-        if self.depth > _MAX_DEPTH:
-            raise _Invalid("nested too deeply")
+    def _char_class(self) -> Predicate:
+        """After ``[``: the class."""
+        self._deeper()
         negated = self._peek() == "^"
         if negated:
             self.at += 1
-        items: list[str] = []
+        members: list[str] = []
         while self._peek() == "-":  # literal in front
             self.at += 1
-            items.append("-")
-        if not items and self._peek() == "]":
+            members.append("-")
+        if not members and self._peek() == "]":
             self.at += 1
-            items.append("\\]")
-        result = self._class_operations(items)
+            members.append("\\]")
+        accepts = self._class_operations(members)
         self.depth -= 1
-        return f"(?:(?!{result}){_ANY})" if negated else result
+        return _none_of(accepts) if negated else accepts
 
-    def _class_operations(self, items: list[str]) -> str:
-        left, operator = "", ""
+    def _class_operations(self, members: list[str]) -> Predicate:
+        left: Predicate | None = None
+        operator = ""
         while True:
-            self._class_items(items)
-            right = "(?:" + "|".join(items) + ")" if items else r"(?!)"
-            left = _combine(left, operator, right)
+            right = self._class_items(members)
+            left = right if left is None else _combine(left, operator, right)
             if self._peek() == "]":
                 self.at += 1
                 return left
-            operator, items = self._peek(2), []
+            operator, members = self._peek(2), []
             self.at += 2
 
-    def _class_items(self, items: list[str]) -> None:
+    def _class_items(self, members: list[str]) -> Predicate:
         """Union of characters, ranges and nested classes up to ``]`` or an operator."""
+        nested: list[Predicate] = []
         while self._peek() != "]" and self._peek(2) not in ("&&", "--", "~~"):
             if "x" in self.flags and (self._peek().isspace() or self._peek() == "#"):
                 before = self.at
@@ -285,15 +391,22 @@ class _Parser:
                     continue
             char = self._take()
             if char == "[":
-                items.append(self._ascii_class() or self._char_class())
+                known = self._ascii_class()
+                if known is None:
+                    nested.append(self._char_class())
+                else:
+                    members.append(known)
                 continue
-            if char == "\\" and (translated := self._class_escape()) is not None:
-                items.append(translated)
+            if char == "\\" and (known := self._class_escape()) is not None:
+                nested.append(self._class_of(known))
                 if self._peek() == "-" and self._peek(2) not in ("-]", "--"):
                     raise _Invalid("a class bounds no range")
                 continue
             first = self._escaped_char() if char == "\\" else char
-            items.append(self._range(first))
+            members.append(self._range(first))
+        if members:
+            nested.append(self._class_of("(?:" + "|".join(members) + ")"))
+        return _any_of(nested) if nested else lambda char: False
 
     def _range(self, first: str) -> str:
         if self._peek() != "-" or self._peek(2) in ("-]", "--"):
@@ -313,19 +426,17 @@ class _Parser:
             return None
         self.at = match.end()
         members = _ASCII_CLASSES[match[2]]
-        return f"(?:(?!{members}){_ANY})" if match[1] else members
+        return f"[^{members[1:]}" if match[1] else members
 
 
-def _combine(left: str, operator: str, right: str) -> str:
+def _combine(left: Predicate, operator: str, right: Predicate) -> Predicate:
     match operator:
         case "&&":
-            return f"(?:(?={left}){right})"
+            return lambda char: bool(left(char) and right(char))
         case "--":
-            return f"(?:(?!{right}){left})"
-        case "~~":
-            return f"(?:(?!{right}){left}|(?!{left}){right})"
+            return lambda char: bool(left(char) and not right(char))
         case _:
-            return right
+            return lambda char: bool(left(char)) != bool(right(char))
 
 
 def _code_point(digits: str) -> str:
@@ -343,7 +454,7 @@ def _category(name: str) -> str:
     """Members of a general category such as ``L`` or ``Lu``, as the inside of a character class."""
     names = frozenset(full for full in _CATEGORIES if full.startswith(name))
     if not names or not 1 <= len(name) <= 2:
-        raise _Invalid("unsupported class name")
+        raise Unsupported(f"the class \\p{{{name}}} is not known")
     code_points = map(chr, range(sys.maxunicode + 1))
     members = bytes(map(names.__contains__, map(unicodedata.category, code_points)))
     runs = re.finditer(b"\x01+", members)

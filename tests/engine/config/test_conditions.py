@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import math
 import pickle
+import re
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import icechunk as official
+import numpy as np
 import pytest
 import zarr
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from icechunk_engine import config as ours
-from icechunk_engine.config import rust_regex
+from icechunk_engine.config import automaton, rust_regex
 from icechunk_engine.config.conditions import ManifestPreloadCondition, ManifestSplitCondition
+from tests.bounded import run_bounded
 
 
 def manifests_by_official(
@@ -127,6 +131,25 @@ def official_search(regex: str, path: str) -> bool:
         ("(?x)[ a ]$", "/a"),
         ("(?s).", "/a"),
         ("(?m)^a$", "/a"),
+        ("(?m)^b$", "/a\nb"),
+        ("(?m)a$", "/a\nb"),
+        ("(?m)a$", "/a\r\nb"),
+        ("(?mR)a$", "/a\r\nb"),
+        ("(?mR)^b", "/a\r\nb"),
+        ("(?mR)^b", "/a\rb"),
+        ("(?mR)\r$", "/a\r\nb"),
+        ("(?R)a.", "/a\r"),
+        ("(?:a|b){2,3}$", "/xab"),
+        ("^/(a{2}){2}$", "/aaaa"),
+        ("^/(?:a?){3}a{3}$", "/aaa"),
+        ("(a*)*$", "/b"),
+        ("(|a)+$", "/aa"),
+        ("^/a{0}$", "/"),
+        ("(?:)*a", "/a"),
+        (r"(?i)\p{Lu}$", "/a"),
+        (r"[^\W\d]$", "/1"),
+        ("[a[^b&&[a-c]]]$", "/b"),
+        ("[a-c~~[b-d~~c]]$", "/c"),
         (r"\Aa", "/a"),
         (r"a\z", "/a"),
         (r"a\Z", "/a"),
@@ -167,10 +190,107 @@ def test_any_text_is_an_expression(regex: str, text: str):
     assert rust_regex.is_valid(regex) or not rust_regex.search(regex, text)
 
 
-def test_unsupported_expressions_match_nothing():
-    for regex in (r"\p{Greek}", "(?-u)a", r"(?mR)a$", "(" * 300 + "a" + ")" * 300):
-        assert not rust_regex.is_valid(regex)
-        assert not rust_regex.search(regex, "a")
+ATOMS = st.sampled_from(["a", "b", ".", "[ab]", "[^a]", r"\w", r"\b", "^", "$", "/", "(?i:A)", ""])
+EXPRESSIONS = st.recursive(
+    ATOMS,
+    lambda inner: (
+        st.tuples(inner, inner).map("".join)
+        | st.tuples(inner, inner).map("|".join)
+        | st.tuples(inner, st.sampled_from(["*", "+", "?", "{2}", "{1,2}", "{0}", "{2,}"])).map(
+            lambda parts: f"({parts[0]}){parts[1]}"
+        )
+    ),
+    max_leaves=6,
+)
+
+
+@given(EXPRESSIONS, st.text(alphabet="ab", min_size=1, max_size=4))
+@settings(max_examples=60)
+def test_made_up_expressions_match_what_they_match_in_rust(regex: str, text: str):
+    assert rust_regex.search(regex, f"/{text}") == official_search(regex, f"/{text}")
+
+
+@given(EXPRESSIONS, st.text(alphabet="abAé\n", max_size=30))
+@settings(max_examples=500)
+def test_the_automaton_finds_what_backtracking_finds(regex: str, text: str):
+    python = re.compile(regex.replace("$", r"\Z"))
+    assert rust_regex.search(regex, text) == (python.search(text) is not None)
+
+
+@pytest.mark.parametrize(
+    ("regex", "named"),
+    [
+        (r"\p{Greek}", "Greek"),
+        ("(?-u)a", "flag -u"),
+        ("(" * 100 + "a" + ")" * 100, "64 levels"),
+        ("a" + "*" * 100, "64 levels"),
+        ("[" * 100 + "a" + "]" * 100, "64 levels"),
+        ("((a{100}){100}){100}", "10000 steps"),
+        ("a{99999999999999999999}", "10000 steps"),
+        ("(?:){999999999}", "10000 steps"),
+        ("a" * 20_000, "10000 steps"),
+        ("a" * 200_000, "longer"),
+    ],
+)
+def test_unsupported_expressions_match_nothing_and_are_named(regex: str, named: str, caplog: pytest.LogCaptureFixture):
+    rust_regex._compiled.cache_clear()
+    assert not rust_regex.search(regex, "a" * 10)
+    assert not rust_regex.is_valid(regex)
+    assert named in (rust_regex.problem(regex) or "")
+    assert named in caplog.text
+    for condition in (ManifestSplitCondition, ManifestPreloadCondition):
+        for make in (condition.path_matches, condition.name_matches):
+            with pytest.raises(ValueError, match=re.escape(named)):
+                make(regex)
+    with pytest.raises(ValueError, match=re.escape(named)):
+        ours.ManifestSplitDimCondition.DimensionName(regex)
+    # A stored one does not hide the repository that it is stored with.
+    assert not ManifestSplitCondition.from_plain({"path_matches": {"regex": regex}}).matches("/a")
+    axis = ours.ManifestSplitDimCondition.from_plain({"DimensionName": regex})
+    assert not axis.matches(0, "a")
+    assert pickle.loads(pickle.dumps(axis)) == axis
+
+
+def test_invalid_expressions_are_not_named():
+    assert rust_regex.problem("(") is None
+    assert not ManifestSplitCondition.path_matches("(").matches("/a")
+
+
+CATASTROPHES = [
+    ("^/(a+)+$", "/" + "a" * 5000 + "!"),
+    ("^(a|a)*$", "a" * 5000 + "!"),
+    ("(.*)*=(.*)*", "a" * 5000),
+    ("a*" * 30 + "b", "a" * 5000),
+    ("^(?:a?){1000}a{1000}$", "a" * 1000),
+    ("([ab]|[bc]|[a-c]){100}d", "abc" * 1000),
+    ("(a|b|ab)*" * 20 + "x", "ab" * 2000),
+    ("[a~~" * 60 + "a" + "]" * 60, "b" * 5000),
+    ("[ab]*a" + "[ab]" * 500 + "c", "abbabaababba" * 1000),
+    ("".join(rf"[\\pL{chr(0x4E00 + i)}]" for i in range(3000)) + "!", "a" * 4000),
+    ("(" * 60 + "a" + "*)" * 60 + "b", "a" * 1000),
+]
+
+
+def search_all() -> list[bool]:
+    return [rust_regex.search(regex, text) for regex, text in CATASTROPHES]
+
+
+def test_no_expression_takes_long():
+    """Each of these takes a backtracking matcher longer than anybody lives, or quadratic time."""
+    assert run_bounded(search_all, seconds=20, megabytes=150) == [False] * len(CATASTROPHES)
+
+
+def test_threads_share_an_expression(monkeypatch: pytest.MonkeyPatch):
+    """The automaton is forgotten while others search."""
+    program = rust_regex._compiled("[ab]*a[ab]{12}c")
+    monkeypatch.setattr(automaton, "_MAX_REMEMBERED", 1000)
+    monkeypatch.setattr(automaton, "MAX_WORK", 10**9)
+    assert isinstance(program, automaton.Program)
+    random = np.random.default_rng(0)
+    texts = ["".join(random.choice(["a", "b"], 100)) + "c" * (i % 2) for i in range(50)]
+    expected = [re.search("a[ab]{12}c", text) is not None for text in texts]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(program.search, texts * 2)) == expected * 2
 
 
 # --- splitting -------------------------------------------------------------------------------------------------------
