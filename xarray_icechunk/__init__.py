@@ -12,13 +12,14 @@ if TYPE_CHECKING:
     from .backend import IcechunkBackendEntrypoint, open_dataset, open_datatree
     from .locate import open_or_create_repository, open_repository
     from .reduction import store_dask
-    from .virtual import import_kerchunk
+    from .virtual import ReferenceLimits, import_kerchunk
     from .writer import to_icechunk
 
     __version__: str
 
 __all__ = [
     "IcechunkBackendEntrypoint",
+    "ReferenceLimits",
     "__version__",
     "import_kerchunk",
     "open_dataset",
@@ -31,6 +32,7 @@ __all__ = [
 
 _HOMES = {
     "IcechunkBackendEntrypoint": "backend",
+    "ReferenceLimits": "virtual",
     "import_kerchunk": "virtual",
     "open_dataset": "backend",
     "open_datatree": "backend",

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from icechunk_engine.importers.kerchunk import import_kerchunk
+from icechunk_engine.importers.limits import ReferenceLimits
 
-__all__ = ["import_kerchunk"]
+__all__ = ["ReferenceLimits", "import_kerchunk"]

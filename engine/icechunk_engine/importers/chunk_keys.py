@@ -9,7 +9,8 @@ Keys come taken apart at their last ``/``. For ``a/0.1.2`` the head is the array
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import repeat
 from operator import itemgetter, methodcaller
@@ -21,12 +22,15 @@ from numpy.typing import NDArray
 from icechunk_engine.columns import I64, U8, U32
 from icechunk_engine.errors import ErrorKind, InvalidInputError
 from icechunk_engine.importers.references import KeyedReferences
+from icechunk_engine.importers.wording import shown
 
 MAX_DIGITS = 10
 _NUL, _DOT, _ZERO, _NINE, _LETTER_C = 0, ord("."), ord("0"), ord("9"), ord("c")
 _NOBODY = -1
 _MAX_NAMED = 10
 _split_key = methodcaller("rpartition", "/")
+_LIKE_A_CHUNK = re.compile(r"(?:c[./])?[\s._+\-]*\d|c\Z")
+"""The rest of a key behind an array's path, beginning with a number however that is spelt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +82,8 @@ def assign(keyed: KeyedReferences, grids: Mapping[str, Grid], skipped: Iterable[
     Raises
     ------
     InvalidInputError
-        ``invalid-chunk-index``: a chunk key of an array has the wrong number of coordinates or lies outside its
-        grid; the message names array and key.
+        ``invalid-chunk-index``: a key below an array looks like a chunk (``a/00``, ``a/-1``, ``a/c/0``) but names
+        none, has the wrong number of coordinates or lies outside the grid; the message names array and key.
     """
     paths = list(grids)
     heads = _resolve_heads(keyed.heads, grids, paths)
@@ -96,7 +100,38 @@ def assign(keyed: KeyedReferences, grids: Mapping[str, Grid], skipped: Iterable[
         path = paths[code]
         arrays[path] = rows, _indices(path, grids[path], keyed, rows, heads, tails)
     stray = np.flatnonzero(is_stray & ~_lie_in(keyed, tuple(skipped)))
+    # Keys of an array without elements say nothing that is lost.
+    _require_no_chunks(keyed, stray, grids, {path for path, grid in grids.items() if 0 in grid.num_chunks})
     return Assignment(arrays, len(stray), tuple(keyed.key(int(row)) for row in stray[:_MAX_NAMED]))
+
+
+def _require_no_chunks(
+    keyed: KeyedReferences, rows: I64, grids: Mapping[str, Grid], without_elements: set[str]
+) -> None:
+    """Refuse keys that belong to no chunk although they lie below an array and look like one."""
+    if len(rows) == 0 or not grids:
+        return
+    above = list(map(_array_above(grids), keyed.heads))
+    is_below = np.fromiter((path is not None and path not in without_elements for path in above), np.bool_, len(above))
+    below = rows[is_below[keyed.head_codes[rows]]]
+    for code, key in zip(keyed.head_codes[below].tolist(), keyed.keys(below), strict=True):
+        path = above[code] or ""
+        if _LIKE_A_CHUNK.match(key, len(path) + 1 if path else 0):
+            raise _misfit(path, grids[path], key)
+
+
+def _array_above(grids: Mapping[str, Grid]) -> Callable[[str], str | None]:
+    """What finds the longest path of an array that a head begins with."""
+    depth = max(path.count("/") + 1 for path in grids)
+
+    def find(head: str) -> str | None:
+        for stop in range(depth, 0, -1):
+            top = "/".join(head.split("/", stop)[:stop])
+            if top in grids:
+                return top
+        return "" if "" in grids else None
+
+    return find
 
 
 def _lie_in(keyed: KeyedReferences, tops: tuple[str, ...]) -> NDArray[np.bool_]:
@@ -229,8 +264,8 @@ def _indices(path: str, grid: Grid, keyed: KeyedReferences, rows: I64, heads: _H
 def _misfit(path: str, grid: Grid, key: str) -> InvalidInputError:
     shape = " × ".join(map(str, grid.num_chunks)) or "one chunk (a scalar)"
     return InvalidInputError(
-        f"the key {key!r} names no chunk of array '/{path}', whose chunk grid is {shape}. Correct the key, or the "
-        f"shape and chunks in the array's metadata",
+        f"the key {shown(key)} names no chunk of array {shown(f'/{path}')}, whose chunk grid is {shape}. "
+        f"Correct the key, or the shape and chunks in the array's metadata",
         ErrorKind.INVALID_CHUNK_INDEX,
     )
 

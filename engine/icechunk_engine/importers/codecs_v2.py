@@ -11,6 +11,7 @@ The byte order of ``bytes`` is that of the type which the *last* array filter pr
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -19,12 +20,16 @@ from typing import Any
 import numpy as np
 
 from icechunk_engine.importers.dtypes_v2 import DataType, Unsupported, endian_of
+from icechunk_engine.importers.wording import shown
 
 OBJECT_CODECS = frozenset({"vlen-utf8", "vlen-bytes"})
 """Filters that turn objects into bytes and have a v3 form."""
 
 _CHECKSUM_BYTES = 4
 _BLOSC_MAX_TYPESIZE = 255
+_NUMBER = re.compile(
+    r"[<>|=]?[biufcmM][0-9]{1,2}(\[[0-9]{0,10}[a-zA-Z]{1,2}\])?|bool|(int|uint|float|complex)[0-9]{1,3}"
+)
 
 Codec = dict[str, Any]
 
@@ -80,7 +85,7 @@ def codec_chain(dtype: DataType, chunk_shape: Sequence[int], order: Any, filters
         A codec, or the combination, has no v3 form.
     """
     if order not in ("C", "F"):
-        raise Unsupported(f"order {order!r}")
+        raise Unsupported(f"order {shown(order)}")
     pending = _configurations(filters, compressor)
     codecs: list[Codec] = []
     if order == "F" and len(chunk_shape) > 1:
@@ -90,7 +95,7 @@ def codec_chain(dtype: DataType, chunk_shape: Sequence[int], order: Any, filters
     is_packed = False
     while pending and pending[0]["id"] in _ARRAY_FILTERS:
         if is_packed:
-            raise Unsupported(f"filter {pending[0]['id']!r} after 'packbits'")
+            raise Unsupported(f"filter {shown(pending[0]['id'])} after 'packbits'")
         stage = _array_stage(pending.pop(0), current)
         if stage.codec is not None:
             codecs.append(stage.codec)
@@ -127,7 +132,7 @@ def _configurations(filters: Any, compressor: Any) -> list[dict[str, Any]]:
     found = [*(filters or ()), *([compressor] if compressor is not None else ())] if _is_list(filters) else [filters]
     for configuration in found:
         if not isinstance(configuration, dict) or not isinstance(configuration.get("id"), str):
-            raise Unsupported(f"the codec {configuration!r}")
+            raise Unsupported(f"the codec {shown(configuration)}")
     return found
 
 
@@ -142,7 +147,7 @@ def _array_stage(configuration: dict[str, Any], current: np.dtype[Any]) -> _Stag
     codec_id = configuration["id"]
     takes_name, makes_name = _ARRAY_FILTERS[codec_id]
     if current.hasobject or current.names is not None:
-        raise Unsupported(f"filter {codec_id!r} on data type {current}")
+        raise Unsupported(f"filter {shown(codec_id)} on data type {current}")
     takes = _dtype(codec_id, configuration.get(takes_name), current) if takes_name else current
     makes = _dtype(codec_id, configuration.get(makes_name), takes) if makes_name else takes
     if codec_id == "packbits":
@@ -151,7 +156,7 @@ def _array_stage(configuration: dict[str, Any], current: np.dtype[Any]) -> _Stag
         makes = np.dtype(np.uint8)
     # v2 reinterprets what a filter returns as the type before it, v3 converts it: they agree on equal types only.
     if takes != current:
-        raise Unsupported(f"filter {codec_id!r} that returns {takes.str} where {current.str} is stored")
+        raise Unsupported(f"filter {shown(codec_id)} that returns {takes.str} where {current.str} is stored")
     codec = _numcodecs(configuration)
     if codec_id == "quantize":
         # v3 readers do not ask this codec which type it stores: they hand it the array's, in the machine's byte order.
@@ -172,11 +177,12 @@ def _dtype(codec_id: str, spec: Any, default: np.dtype[Any]) -> np.dtype[Any]:
     if spec is None:
         return default
     try:
-        found: np.dtype[Any] = np.dtype(spec)
-    except TypeError:
-        raise Unsupported(f"filter {codec_id!r} with data type {spec!r}") from None
+        # numpy's own grammar is wide: dictionaries, "(1000000000,)f8", names that it warns of.
+        found: np.dtype[Any] = np.dtype(spec if isinstance(spec, str) and _NUMBER.fullmatch(spec) else "O")
+    except (TypeError, ValueError, OverflowError):
+        raise Unsupported(f"filter {shown(codec_id)} with data type {shown(spec)}") from None
     if found.kind not in "biufcmM":
-        raise Unsupported(f"filter {codec_id!r} with data type {spec!r}")
+        raise Unsupported(f"filter {shown(codec_id)} with data type {shown(spec)}")
     return found
 
 
@@ -198,13 +204,13 @@ _ARRAY_FILTERS: Mapping[str, tuple[str | None, str | None]] = MappingProxyType(
 
 def _variable_length(configuration: Mapping[str, Any], dtype: DataType, current: np.dtype[Any]) -> Codec:
     if (configuration["id"], dtype.kind) not in (("vlen-utf8", "T"), ("vlen-bytes", "B")):
-        raise Unsupported(f"filter {configuration['id']!r} on data type {dtype.v3!r}")
+        raise Unsupported(f"filter {shown(configuration['id'])} on data type {shown(dtype.v3)}")
     return {"name": configuration["id"], "configuration": {}}
 
 
 def _numeric_array(configuration: Mapping[str, Any], dtype: DataType, current: np.dtype[Any]) -> Codec:
     if not dtype.is_numeric or current != dtype.stored or endian_of(current) == "big":
-        raise Unsupported(f"codec {configuration['id']!r} on data type {current.str}")
+        raise Unsupported(f"codec {shown(configuration['id'])} on data type {current.str}")
     return _numcodecs(configuration)
 
 
@@ -228,10 +234,10 @@ def _byte_codec(configuration: dict[str, Any], item_size: int) -> Codec:
     if convert is not None:
         return convert(configuration, item_size)
     if codec_id in _ARRAY_FILTERS or codec_id in _TO_BYTES:
-        raise Unsupported(f"filter {codec_id!r} behind a codec that works on bytes")
+        raise Unsupported(f"filter {shown(codec_id)} behind a codec that works on bytes")
     if codec_id == "grib":
         raise Unsupported("codec 'grib' (no Zarr v3 reader decodes GRIB messages that kerchunk refers to)")
-    raise Unsupported(f"codec {codec_id!r}")
+    raise Unsupported(f"codec {shown(codec_id)}")
 
 
 def _as_is(configuration: Mapping[str, Any], item_size: int) -> Codec:
@@ -240,13 +246,15 @@ def _as_is(configuration: Mapping[str, Any], item_size: int) -> Codec:
 
 def _gzip(configuration: Mapping[str, Any], item_size: int) -> Codec:
     level = configuration.get("level", 1)
+    if type(level) is not int:
+        raise Unsupported(f"codec 'gzip' with level {shown(level)}")
     return _codec("gzip", level=level) if level in range(10) else _numcodecs(configuration)
 
 
 def _zstd(configuration: Mapping[str, Any], item_size: int) -> Codec:
     level = configuration.get("level", 0)
-    if not isinstance(level, int):
-        raise Unsupported(f"codec 'zstd' with level {level!r}")
+    if type(level) is not int:
+        raise Unsupported(f"codec 'zstd' with level {shown(level)}")
     return _codec("zstd", level=level, checksum=bool(configuration.get("checksum", False)))
 
 
@@ -254,8 +262,8 @@ def _blosc(configuration: Mapping[str, Any], item_size: int) -> Codec:
     """A blosc frame describes itself; the settings matter to whoever writes more chunks."""
     names = {0: "noshuffle", 1: "shuffle", 2: "bitshuffle", -1: "shuffle" if item_size > 1 else "bitshuffle"}
     shuffle = configuration.get("shuffle", 1)
-    if shuffle not in names:
-        raise Unsupported(f"codec 'blosc' with shuffle {shuffle!r}")
+    if type(shuffle) is not int or shuffle not in names:
+        raise Unsupported(f"codec 'blosc' with shuffle {shown(shuffle)}")
     return _codec(
         "blosc",
         cname=configuration.get("cname", "lz4"),

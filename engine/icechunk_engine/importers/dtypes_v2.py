@@ -15,13 +15,16 @@ from typing import Any
 
 import numpy as np
 
+from icechunk_engine.importers.wording import shown
+
 NAT = -(2**63)
 
 _NUMBERS = {"i": "int", "u": "uint", "f": "float", "c": "complex"}
 _WIDTHS = {"i": (1, 2, 4, 8), "u": (1, 2, 4, 8), "f": (2, 4, 8), "c": (8, 16)}
 _TIMES = {"M": "numpy.datetime64", "m": "numpy.timedelta64"}
-_TYPE = re.compile(r"([<>|=])([biufcmMSUVO])(\d*)(?:\[(\d*)(\w+)\])?")
-_INTEGER_TEXT = re.compile(r"\s*[+-]?\d+\s*")
+_TYPE = re.compile(r"([<>|=])([biufcmMSUVO])([0-9]{0,10})(?:\[([0-9]{0,10})([a-zA-Z]+)\])?")
+_INTEGER_TEXT = re.compile(r"\s*[+-]?[0-9]+\s*")
+_MAX_RECORD_DEPTH = 16
 
 
 class Unsupported(ValueError):
@@ -74,7 +77,7 @@ def endian_of(dtype: np.dtype[Any]) -> str | None:
     return "big" if dtype.str[0] == ">" else "little"
 
 
-def parse_dtype(spec: Any, object_codec: str | None = None) -> DataType:
+def parse_dtype(spec: Any, object_codec: str | None = None, *, depth: int = 0) -> DataType:
     """A v2 ``dtype``.
 
     Parameters
@@ -83,6 +86,8 @@ def parse_dtype(spec: Any, object_codec: str | None = None) -> DataType:
         A type string, or a list of record fields.
     object_codec
         Id of the filter that turns objects into bytes, for ``|O``.
+    depth
+        Records around this one.
 
     Raises
     ------
@@ -90,10 +95,10 @@ def parse_dtype(spec: Any, object_codec: str | None = None) -> DataType:
         The type has no v3 form.
     """
     if isinstance(spec, list):
-        return _parse_record(spec)
+        return _parse_record(spec, depth)
     match = _TYPE.fullmatch(spec) if isinstance(spec, str) else None
     if match is None:
-        raise Unsupported(f"data type {spec!r}")
+        raise Unsupported(f"data type {shown(spec)}")
     letter = match[2]
     size = int(match[3] or 0)
     if letter == "O":
@@ -101,8 +106,8 @@ def parse_dtype(spec: Any, object_codec: str | None = None) -> DataType:
     if letter in _TIMES and match[5] is not None:
         return _parse_time(spec, letter, int(match[4] or 1), match[5])
     if match[5] is not None or size == 0:
-        raise Unsupported(f"data type {spec!r}")
-    stored = np.dtype(spec)
+        raise Unsupported(f"data type {shown(spec)}")
+    stored = _numpy_dtype(spec)
     if letter == "b" and size == 1:
         return DataType(kind="b", stored=stored, v3="bool")
     if letter in _NUMBERS and size in _WIDTHS[letter]:
@@ -113,7 +118,15 @@ def parse_dtype(spec: Any, object_codec: str | None = None) -> DataType:
         return DataType(kind="U", stored=stored, v3=_named("fixed_length_utf32", length_bytes=stored.itemsize))
     if letter == "V":
         return DataType(kind="V", stored=stored, v3=_named("raw_bytes", length_bytes=size))
-    raise Unsupported(f"data type {spec!r}")
+    raise Unsupported(f"data type {shown(spec)}")
+
+
+def _numpy_dtype(spec: Any) -> np.dtype[Any]:
+    try:
+        found: np.dtype[Any] = np.dtype(spec)
+    except (TypeError, ValueError, OverflowError):
+        raise Unsupported(f"data type {shown(spec)}") from None
+    return found
 
 
 def _named(name: str, **configuration: Any) -> dict[str, Any]:
@@ -121,10 +134,7 @@ def _named(name: str, **configuration: Any) -> dict[str, Any]:
 
 
 def _parse_time(spec: str, letter: str, factor: int, unit: str) -> DataType:
-    try:
-        stored = np.dtype(spec)
-    except TypeError:
-        raise Unsupported(f"data type {spec!r}") from None
+    stored = _numpy_dtype(spec)
     return DataType(kind=letter, stored=stored, v3=_named(_TIMES[letter], unit=unit, scale_factor=factor))
 
 
@@ -133,19 +143,23 @@ def _parse_object(codec: str | None) -> DataType:
         return DataType(kind="T", stored=np.dtype(object), v3="string")
     if codec == "vlen-bytes":
         return DataType(kind="B", stored=np.dtype(object), v3="variable_length_bytes")
-    raise Unsupported(f"objects encoded by {codec!r}" if codec else "objects without a filter that encodes them")
+    raise Unsupported(f"objects encoded by {shown(codec)}" if codec else "objects without a filter that encodes them")
 
 
-def _parse_record(spec: list[Any]) -> DataType:
+def _parse_record(spec: list[Any], depth: int) -> DataType:
+    if depth >= _MAX_RECORD_DEPTH:
+        raise Unsupported(f"a record nested more than {_MAX_RECORD_DEPTH} levels deep")
     if not all(isinstance(field, list) and len(field) in (2, 3) and isinstance(field[0], str) for field in spec):
-        raise Unsupported(f"record type {spec!r}")
+        raise Unsupported(f"record type {shown(spec)}")
     if any(len(field) == 3 and field[2] not in ([], 1) for field in spec):
         raise Unsupported("a record whose fields are arrays")
-    fields = tuple([(field[0], parse_dtype(field[1])) for field in spec])
+    fields = tuple([(field[0], parse_dtype(field[1], depth=depth + 1)) for field in spec])
     names = [name for name, _ in fields]
     if not names or "" in names or len(set(names)) != len(names):
-        raise Unsupported(f"a record with the field names {names}")
-    stored = np.dtype([(name, field.stored) for name, field in fields])
+        raise Unsupported(f"a record with the field names {shown(names)}")
+    stored = _numpy_dtype([(name, field.stored) for name, field in fields])
+    if stored.itemsize != sum(field.stored.itemsize for _, field in fields):  # numpy's sum is of 32 bits
+        raise Unsupported("a record of 2 GiB or more")
     endian_of(stored)
     v3 = _named("struct", fields=[{"name": name, "data_type": field.v3} for name, field in fields])
     return DataType(kind="R", stored=stored, v3=v3, fields=fields)
@@ -187,7 +201,7 @@ def read_fill(dtype: DataType, value: Any) -> Any:
     except (ValueError, TypeError, OverflowError, binascii.Error) as error:
         if isinstance(error, Unsupported):
             raise
-        raise Unsupported(f"fill value {value!r} for data type {dtype.v3!r}") from None
+        raise Unsupported(f"fill value {shown(value)} for data type {shown(dtype.v3)}") from None
 
 
 def fill_json(dtype: DataType, value: Any) -> Any:
@@ -229,6 +243,13 @@ def read_fill_attribute(dtype: DataType, value: Any) -> Any:
     Unsupported
         It is no value of the type.
     """
+    try:
+        return _read_fill_attribute(dtype, value)
+    except (ValueError, TypeError, OverflowError):
+        raise Unsupported(f"_FillValue {shown(value)}") from None
+
+
+def _read_fill_attribute(dtype: DataType, value: Any) -> Any:
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     if dtype.kind == "f" and isinstance(value, str):
@@ -262,7 +283,7 @@ def _read_double_text(text: str) -> float:
     try:
         value: float = struct.unpack("<d", base64.b64decode(text, validate=True))[0]
     except (ValueError, struct.error):
-        raise Unsupported(f"_FillValue {text!r}") from None
+        raise Unsupported(f"_FillValue {shown(text)}") from None
     return value
 
 
@@ -276,7 +297,7 @@ def _read_integer(dtype: DataType, value: Any) -> int:
     number = 0 if value is None else _integer(value)
     limits = np.iinfo(dtype.stored)
     if not limits.min <= number <= limits.max:
-        raise Unsupported(f"fill value {value!r}, which is outside the range of {dtype.v3}")
+        raise Unsupported(f"fill value {shown(value)}, which is outside the range of {dtype.v3}")
     return number
 
 

@@ -12,6 +12,7 @@ from icechunk_engine._observe import operation
 from icechunk_engine.chunk_refs import INLINE
 from icechunk_engine.config import resolve
 from icechunk_engine.errors import AlreadyExistsError, ErrorKind, InternalError
+from icechunk_engine.importers.limits import ReferenceLimits
 from icechunk_engine.importers.metadata_v2 import group_document
 from icechunk_engine.importers.plan import (
     ArrayChunks,
@@ -48,6 +49,7 @@ def import_kerchunk(
     file_sizes: Mapping[str, int] | None = None,
     validate_containers: bool = True,
     progress: Progress | None = None,
+    limits: ReferenceLimits | None = None,
 ) -> ImportReport:
     """Import a kerchunk reference set: its arrays become Zarr v3 arrays whose chunks stay where they are.
 
@@ -89,17 +91,23 @@ def import_kerchunk(
         False: write locations that lie in no container. They cannot be read until there is one.
     progress
         Called after each array.
+    limits
+        How much a set may stand for that is small itself: what compressed text, templates and ``gen`` expand to, and
+        how deep it is nested. Raise a limit for a set that you trust.
 
     Raises
     ------
     InvalidInputError
-        Something in the set cannot be imported (``deserialization``, ``bad-metadata``, ``invalid-array-metadata``,
-        ``invalid-chunk-index``, ``invalid-virtual-ref``, ``virtual-chunk-fetch``), or a container is missing
-        (``no-container-for-virtual-chunk``). The session is unchanged.
+        Something in the set cannot be imported, or it stands for more than the limits allow (``deserialization``,
+        ``bad-metadata``, ``invalid-array-metadata``, ``invalid-chunk-index``, ``invalid-virtual-ref``,
+        ``virtual-chunk-fetch``), or a container is missing (``no-container-for-virtual-chunk``). The session is as
+        before.
     AlreadyExistsError
         A node is in the way.
     """
-    reference_set = read_reference_set(refs, storage_options=storage_options, template_overrides=template_overrides)
+    reference_set = read_reference_set(
+        refs, storage_options=storage_options, template_overrides=template_overrides, limits=limits
+    )
     plan = plan_import(
         reference_set,
         group=group,
@@ -126,25 +134,22 @@ def write_plan(
     validate_containers: bool = True,
     progress: Progress | None = None,
 ) -> None:
-    """Write a plan into a session.
+    """Write a plan into a session: all of it, or nothing.
 
     Raises
     ------
     AlreadyExistsError
-        A node is in the way; nothing was written.
+        A node is in the way.
     """
     groups = _merge_groups(plan.groups, session)
     _require_free(plan, session, overwrite=overwrite)
-    try:
+    with session.all_or_nothing():
         for path, content in groups.items():
             session.set_metadata(path, content)
         for done, array in enumerate(plan.arrays, 1):
             _write_array(array, session, validate_containers=validate_containers)
             if progress is not None:
                 progress(array.path, done, len(plan.arrays))
-    except BaseException as error:
-        error.add_note("the import was cut off: call session.discard_changes(), or start a new session")
-        raise
 
 
 def _merge_groups(groups: Mapping[str, dict[str, Any]], session: Session) -> dict[str, bytes]:
@@ -153,11 +158,11 @@ def _merge_groups(groups: Mapping[str, dict[str, Any]], session: Session) -> dic
     for path, attributes in groups.items():
         existing = session.get_node(path)
         if existing is None:
-            contents[path] = group_document(attributes)
+            contents[path] = group_document(attributes, path=path)
         elif existing.is_array:
             raise _in_the_way(path, "there is an array where the set has a group")
         elif attributes:
-            contents[path] = group_document({**_attributes(existing.user_data), **attributes})
+            contents[path] = group_document({**_attributes(existing.user_data), **attributes}, path=path)
     return contents
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from icechunk_engine.errors import ErrorKind, InvalidInputError
 from icechunk_engine.importers.locations import listed
+from icechunk_engine.importers.wording import shown
 from icechunk_engine.virtual.containers import location_to_path
 
 
@@ -36,7 +37,7 @@ def file_facts(locations: Sequence[str]) -> list[FileFacts | None]:
             continue
         found = _stat(location_to_path(location))
         if isinstance(found, str):
-            missing.append(f"{location_to_path(location)!r} ({found})")
+            missing.append(f"{shown(location_to_path(location))} ({found})")
         else:
             facts.append(found)
     if missing:

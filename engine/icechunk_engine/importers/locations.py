@@ -14,6 +14,7 @@ from urllib.parse import quote
 import numpy as np
 
 from icechunk_engine.errors import ErrorKind, InvalidInputError
+from icechunk_engine.importers.wording import shown
 from icechunk_engine.virtual import containers as rules
 from icechunk_engine.virtual.advice import container_lines
 
@@ -22,6 +23,7 @@ _SAFE = "/:@!$&'()*+,;=~-._[]|"
 
 _PLAIN = re.compile(r"(?:s3|gs|gcs|az|azure|abfs|tigris)://[^/@]+(?:/[A-Za-z0-9_:=,\-][A-Za-z0-9_:=,\-.]*)+")
 """The usual object URL, which needs no change."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*):(.*)", re.DOTALL)
 _WINDOWS_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 _AZURE_ACCOUNT = re.compile(r"([^/@]+)@[^/]+(/.*)", re.DOTALL)
@@ -43,6 +45,7 @@ _SPELLINGS = ({"gs", "gcs"}, {"az", "azure", "abfs"})
 """Schemes that mean the same; containers are compared as text, so a location takes the spelling of its container."""
 
 MAX_LISTED = 10
+_NO_UNICODE = "the text is no valid Unicode"
 
 
 class BadUrl(ValueError):
@@ -74,7 +77,7 @@ def resolve_urls(urls: Iterable[str | None], *, target: str | None = None, fs_ro
         try:
             locations.append(_location(url, target, fs_root))
         except BadUrl as error:
-            refused.append(f"{url!r} ({error})")
+            refused.append(f"{shown(url)} ({error})")
     if refused:
         raise InvalidInputError(
             f"{len(refused)} of the URLs in the reference set cannot be locations of virtual chunks: "
@@ -148,6 +151,8 @@ def _http_location(scheme: str, rest: str) -> str:
     if "@" in host:
         raise BadUrl("URLs with user name or password are not stored")
     _require_plain_segments(path)
+    if _SURROGATE.search(rest):
+        raise BadUrl(_NO_UNICODE)
     return f"{scheme}://{host}/{path}"
 
 
@@ -172,7 +177,7 @@ def _quoted(path: str) -> str:
     try:
         return quote(path, safe=_SAFE)
     except UnicodeEncodeError:
-        raise BadUrl("the text is no valid Unicode") from None
+        raise BadUrl(_NO_UNICODE) from None
 
 
 # --- containers --------------------------------------------------------------------------------------------------

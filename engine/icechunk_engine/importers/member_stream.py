@@ -51,7 +51,7 @@ class ReferenceDocument:
         Complete when :meth:`blocks` is exhausted.
     """
 
-    def __init__(self, data: bytes, *, block_bytes: int = BLOCK_BYTES) -> None:
+    def __init__(self, data: bytes | bytearray, *, block_bytes: int = BLOCK_BYTES) -> None:
         self.top: dict[str, Any] = {}
         self._data = _as_utf8(data)
         self._block_bytes = block_bytes
@@ -70,7 +70,8 @@ class ReferenceDocument:
                 self.top.update(head)
                 end = yield from self._members(match.end() - 1)
                 self.top.update(_object(b'{"refs":null' + self._data[end:]))
-                del self.top["refs"]
+                if self.top.pop("refs") is not None:
+                    raise bad_json("'refs' stands in it twice")
                 return
         if _VERSION.search(self._data) is not None:
             yield from self._whole()
@@ -108,17 +109,17 @@ class ReferenceDocument:
         try:
             block, n_chars = json.JSONDecoder().raw_decode(rest)
         except (ValueError, RecursionError) as error:
-            raise bad_json(f"{error} (counted from byte {position})") from None
+            raise bad_json(f"{_reason(error)} (counted from byte {position})") from None
         yield block
-        return position - 1 + len(rest[:n_chars].encode())
+        return position - 1 + (n_chars if rest.isascii() else len(rest[:n_chars].encode()))
 
 
-def _candidates(data: bytes) -> Iterator[re.Match[bytes]]:
+def _candidates(data: bytes | bytearray) -> Iterator[re.Match[bytes]]:
     for _, match in zip(range(_MAX_REFS_CANDIDATES), _REFS.finditer(data), strict=False):
         yield match
 
 
-def _as_utf8(data: bytes) -> bytes:
+def _as_utf8(data: bytes | bytearray) -> bytes | bytearray:
     encoding = json.detect_encoding(data)
     if encoding == "utf-8":
         return data
@@ -128,24 +129,34 @@ def _as_utf8(data: bytes) -> bytes:
         raise bad_json(error) from None
 
 
-def _decode(text: bytes) -> str:
+def _decode(text: bytes | bytearray) -> str:
     try:
         return text.decode()
     except UnicodeDecodeError as error:
         raise bad_json(error) from None
 
 
-def _object(text: bytes) -> dict[str, Any]:
+def _object(text: bytes | bytearray) -> dict[str, Any]:
+    content = _decode(text)
     try:
-        document = json.loads(_decode(text))
+        document = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise bad_json(error) from None
+        raise bad_json(_reason(error)) from None
     if not isinstance(document, dict):
         raise bad_json("it must be an object")
     return document
 
 
-def _try_object(text: bytes) -> dict[str, Any] | None:
+def _reason(error: Exception) -> str:
+    """What the standard library's parser complains of, in words about the text."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, json.JSONDecodeError):
+        return str(error)
+    return "a number in it has thousands of digits"
+
+
+def _try_object(text: bytes | bytearray) -> dict[str, Any] | None:
     """The object that the text is, None when it is none."""
     try:
         document: dict[str, Any] = json.loads(text.decode())

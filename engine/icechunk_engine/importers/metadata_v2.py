@@ -24,10 +24,16 @@ from icechunk_engine.importers.dtypes_v2 import (
     read_fill,
     read_fill_attribute,
 )
+from icechunk_engine.importers.limits import Budget
+from icechunk_engine.importers.wording import shown
 
 DIMENSIONS = "_ARRAY_DIMENSIONS"
 FILL_VALUE = "_FillValue"
 _NCZARR_ARRAYS = ("_nczarr_array", "_NCZARR_ARRAY")
+_MAX_RANK = 64
+"""numpy's, and so zarr-python's."""
+_COPIES_OF_FILL = 16
+"""A fill value is padded to its length, written in base64 into JSON and copied on the way."""
 _CHUNK_KEYS = {"name": "default", "configuration": {"separator": "/"}}
 
 
@@ -49,14 +55,20 @@ class ArrayDocument:
 
 def bad_array(path: str, reason: str) -> InvalidInputError:
     """The error for an array that cannot be imported."""
+    short = shown(path)
     return InvalidInputError(
-        f"array {path} cannot be imported: {reason}. Leave it out with skip=[{path!r}], or rewrite its data",
+        f"array {short[1:-1]} cannot be imported: {reason}. Leave it out with skip=[{short}], or rewrite its data",
         ErrorKind.INVALID_ARRAY_METADATA,
     )
 
 
 def array_document(
-    path: str, array: Mapping[str, Any], attributes: Mapping[str, Any], *, fill_value_as_mask: bool = True
+    path: str,
+    array: Mapping[str, Any],
+    attributes: Mapping[str, Any],
+    *,
+    fill_value_as_mask: bool = True,
+    budget: Budget | None = None,
 ) -> ArrayDocument:
     """The v3 document of a v2 array.
 
@@ -68,14 +80,17 @@ def array_document(
         Contents of ``.zarray`` and ``.zattrs``.
     fill_value_as_mask
         Write numeric fill values into the attribute ``_FillValue``, so that xarray masks them as for v2 arrays.
+    budget
+        Pays for fill values that are as long as the elements.
 
     Raises
     ------
     InvalidInputError
-        ``invalid-array-metadata``: something has no v3 form, or the documents are damaged.
+        ``invalid-array-metadata``: something has no v3 form, or the documents are damaged. ``deserialization``: more
+        than the budget allows.
     """
     try:
-        return _array_document(array, attributes, fill_value_as_mask=fill_value_as_mask)
+        return _array_document(array, attributes, budget or Budget(), fill_value_as_mask=fill_value_as_mask)
     except Unsupported as error:
         raise bad_array(path, f"{error} has no form in Zarr v3") from None
     except _Damaged as error:
@@ -83,19 +98,28 @@ def array_document(
 
 
 class _Damaged(ValueError):
-    """The document breaks the v2 specification."""
+    """The document breaks the v2 specification, or holds what no JSON can."""
 
 
 def _array_document(
-    array: Mapping[str, Any], attributes: Mapping[str, Any], *, fill_value_as_mask: bool
+    array: Mapping[str, Any], attributes: Mapping[str, Any], budget: Budget, *, fill_value_as_mask: bool
 ) -> ArrayDocument:
+    if array.get("zarr_format", 2) != 2:
+        raise _Damaged(f'its .zarray must say "zarr_format": 2, not {shown(array["zarr_format"])}')
     shape, edges = _sizes(array, "shape"), _sizes(array, "chunks")
     if len(shape) != len(edges):
-        raise _Damaged(f"'shape' {shape} and 'chunks' {edges} have different lengths")
+        raise _Damaged(f"'shape' {shown(shape)} and 'chunks' {shown(edges)} have different lengths")
+    if any(edge == 0 < length for edge, length in zip(edges, shape, strict=True)):
+        raise _Damaged(f"'chunks' {shown(edges)} has a 0 where the array has elements")
     chunk_shape = [edge or 1 for edge in edges]
     filters = array.get("filters")
     dtype = parse_dtype(array.get("dtype"), object_codec_of(filters))
     chain = codec_chain(dtype, chunk_shape, array.get("order", "C"), filters, array.get("compressor"))
+    if dtype.kind in "VR":
+        budget.charge_bytes(
+            _COPIES_OF_FILL * dtype.stored.itemsize,
+            f"its elements have {dtype.stored.itemsize} bytes, and so the fill",
+        )
     fill = read_fill(dtype, array.get("fill_value"))
     kept = dict(attributes)
     names = _dimension_names(kept, array, len(shape))
@@ -114,22 +138,41 @@ def _array_document(
         **({"dimension_names": names} if names is not None else {}),
         "storage_transformers": [],
     }
-    return ArrayDocument(encode(document), chain.chunk_bytes)
+    return ArrayDocument(_encode(document), chain.chunk_bytes)
 
 
-def v3_array_document(document: Mapping[str, Any]) -> ArrayDocument:
-    """A v3 array as it is, but with the chunk keys that this store has."""
-    return ArrayDocument(encode(strict_json({**document, "chunk_key_encoding": _CHUNK_KEYS})), None)
+def v3_array_document(path: str, document: Mapping[str, Any]) -> ArrayDocument:
+    """A v3 array as it is, but with the chunk keys that this store has. Errors as for :func:`array_document`."""
+    try:
+        return ArrayDocument(_encode(strict_json({**document, "chunk_key_encoding": _CHUNK_KEYS})), None)
+    except _Damaged as error:
+        raise bad_array(path, str(error)) from None
 
 
-def group_document(attributes: Mapping[str, Any]) -> bytes:
-    """The v3 document of a group."""
-    return encode({"zarr_format": 3, "node_type": "group", "attributes": strict_json(attributes)})
+def group_document(attributes: Mapping[str, Any], *, path: str) -> bytes:
+    """The v3 document of a group.
+
+    Raises
+    ------
+    InvalidInputError
+        ``bad-metadata``: the attributes of the group at ``path`` hold what no JSON can.
+    """
+    try:
+        return _encode({"zarr_format": 3, "node_type": "group", "attributes": strict_json(attributes)})
+    except _Damaged as error:
+        raise InvalidInputError(
+            f"group {path} cannot be imported: {error}. Correct its attributes", ErrorKind.BAD_METADATA
+        ) from None
 
 
-def encode(document: Mapping[str, Any]) -> bytes:
+def _encode(document: Mapping[str, Any]) -> bytes:
     """JSON as stored."""
-    return json.dumps(document, allow_nan=False, ensure_ascii=False).encode()
+    try:
+        return json.dumps(document, allow_nan=False, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise _Damaged("its metadata holds half of a Unicode surrogate pair") from None
+    except (TypeError, ValueError, RecursionError) as error:
+        raise _Damaged(f"its metadata cannot be written as JSON ({error})") from None
 
 
 def strict_json(value: Any) -> Any:
@@ -146,7 +189,9 @@ def strict_json(value: Any) -> Any:
 def _sizes(array: Mapping[str, Any], name: str) -> list[int]:
     value = array.get(name)
     if not isinstance(value, list) or not all(_is_size(item) for item in value):
-        raise _Damaged(f"its '{name}' must be a list of non-negative integers, not {value!r}")
+        raise _Damaged(f"its '{name}' must be a list of non-negative integers, not {shown(value)}")
+    if len(value) > _MAX_RANK:
+        raise _Damaged(f"it has {len(value)} dimensions, where numpy and zarr have at most {_MAX_RANK}")
     return [int(item) for item in value]
 
 

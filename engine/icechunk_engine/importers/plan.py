@@ -122,7 +122,10 @@ def plan_import(
     options = options if options is not None else ImportOptions()
     top = paths.normalize(group)
     hierarchy = build_hierarchy(
-        reference_set.metadata, skip=options.skip, fill_value_as_mask=options.fill_value_as_mask
+        reference_set.metadata,
+        skip=options.skip,
+        fill_value_as_mask=options.fill_value_as_mask,
+        budget=reference_set.budget,
     )
     sources = gather_sources(reference_set, hierarchy)
     urls = _look_up(reference_set.urls, sources.used_urls, containers, options)

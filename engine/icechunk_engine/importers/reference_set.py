@@ -5,28 +5,25 @@ The form is found by content, never by file name: gzip and zstd by their magic b
 
 from __future__ import annotations
 
-import gzip
-import io
 import os
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import fsspec
-import numpy as np
-import zstandard
 
+from icechunk_engine.decompression import DamagedError, TooLargeError, gunzip, unzstd
 from icechunk_engine.errors import ErrorKind, InvalidInputError, ObjectNotFoundError, StorageError
 from icechunk_engine.importers import templates as rendering
+from icechunk_engine.importers.generation import generated
+from icechunk_engine.importers.limits import Budget, ReferenceLimits, over_limit
 from icechunk_engine.importers.member_stream import ReferenceDocument, bad_json
 from icechunk_engine.importers.references import KeyedReferences, ReferenceBuilder
+from icechunk_engine.importers.wording import shown
 
 _GZIP_MAGIC, _ZSTD_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _MEMBERS_PER_BLOCK = 4096
-MAX_GENERATED = 100_000_000
-"""References that ``gen`` may make in all; a few bytes of text could otherwise ask for any amount of memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -41,11 +38,14 @@ class ReferenceSet:
         Distinct URLs with templates rendered; None stands for the default target.
     chunks
         All other keys.
+    budget
+        What is left of what the set may stand for.
     """
 
     metadata: dict[str, Any]
     urls: list[str | None]
     chunks: KeyedReferences
+    budget: Budget
 
 
 def read_reference_set(
@@ -53,6 +53,7 @@ def read_reference_set(
     *,
     storage_options: Mapping[str, Any] | None = None,
     template_overrides: Mapping[str, str] | None = None,
+    limits: ReferenceLimits | None = None,
 ) -> ReferenceSet:
     """Read a reference set in JSON.
 
@@ -65,30 +66,38 @@ def read_reference_set(
         Options of the fsspec filesystem that opens ``source``.
     template_overrides
         Values that take the place of the set's own templates.
+    limits
+        How far the set may expand.
 
     Raises
     ------
     InvalidInputError
-        ``deserialization``: no reference set. ``invalid-virtual-ref``: a value or template that cannot be used.
+        ``deserialization``: no reference set, or one that stands for more than the limits allow.
+        ``invalid-virtual-ref``: a value or template that cannot be used.
     StorageError
         ``object-not-found``, ``io``: ``source`` cannot be read.
     """
     if isinstance(source, Mapping):
+        budget = Budget(limits)
         top, blocks = _parsed_members(source)
     else:
-        document = ReferenceDocument(_decompress(_read(source, storage_options)))
+        data = _read(source, storage_options)
+        budget = Budget(limits, len(data))
+        document = ReferenceDocument(_unpacked(data, budget))
+        del data
         top, blocks = document.top, document.blocks()
     builder = ReferenceBuilder()
     for block in blocks:
         builder.add(block)
     # Only now is `top` complete.
     if top.get("version", 1) != 1:
-        raise bad_json(f"version {top['version']!r} is not known, only 0 and 1 are")
+        raise bad_json(f"version {shown(top['version'])} is not known, only 0 and 1 are")
     templates = _templates(top.get("templates"), template_overrides)
     if templates:
-        builder.rename_urls([_render_url(url, templates) for url in builder.urls])
-    _generate(builder, top.get("gen"), templates)
-    return ReferenceSet(metadata=builder.metadata, urls=builder.urls, chunks=builder.finish())
+        builder.rename_urls([_render_url(url, templates, budget) for url in builder.urls])
+    for block in generated(top.get("gen"), templates, budget):
+        builder.add(block)  # replaces equal keys of `refs`, because it comes later
+    return ReferenceSet(metadata=builder.metadata, urls=builder.urls, chunks=builder.finish(), budget=budget)
 
 
 def _parsed_members(source: Mapping[str, Any]) -> tuple[dict[str, Any], Iterator[dict[str, Any]]]:
@@ -113,14 +122,37 @@ def _read(source: Any, storage_options: Mapping[str, Any] | None) -> bytes:
         return bytes(source)
     if hasattr(source, "read"):
         content = source.read()
-        return content.encode() if isinstance(content, str) else bytes(content)
+        if isinstance(content, str):
+            return _encoded(content)
+        if isinstance(content, bytes | bytearray | memoryview):
+            return bytes(content)
+        raise TypeError(f"the open file must give text or bytes, not {type(content).__name__}")
     if isinstance(source, str) and source.lstrip()[:1] == "{":
-        return source.encode()
+        return _encoded(source)
     if isinstance(source, str | os.PathLike):
-        return _read_url(os.fspath(source), storage_options)
+        return _read_url(os.fsdecode(source), storage_options)
     raise TypeError(
         f"a reference set is a path, URL, JSON text, bytes, open file or mapping, not {type(source).__name__}"
     )
+
+
+def _unpacked(data: bytes, budget: Budget) -> bytes | bytearray:
+    unpack = gunzip if data.startswith(_GZIP_MAGIC) else unzstd if data.startswith(_ZSTD_MAGIC) else None
+    if unpack is None:
+        return data
+    try:
+        return unpack(data, budget.max_unpacked_bytes)
+    except TooLargeError as error:
+        raise over_limit(f"{len(data)} compressed bytes hold more than {error.limit}", "expanded_bytes") from None
+    except DamagedError as error:
+        raise bad_json(f"the compressed data is damaged ({error})") from None
+
+
+def _encoded(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise bad_json(f"the text is no valid Unicode ({error})") from None
 
 
 def _read_url(url: str, storage_options: Mapping[str, Any] | None) -> bytes:
@@ -139,21 +171,6 @@ def _read_url(url: str, storage_options: Mapping[str, Any] | None) -> bytes:
         raise StorageError(f"cannot read the reference set {url}: {error}", ErrorKind.IO) from error
 
 
-def _decompress(data: bytes) -> bytes:
-    try:
-        if data.startswith(_GZIP_MAGIC):
-            return gzip.decompress(data)
-        if data.startswith(_ZSTD_MAGIC):
-            reader = zstandard.ZstdDecompressor().stream_reader(io.BytesIO(data), read_across_frames=True)
-            return reader.read()
-    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
-        raise bad_json(f"the compressed data is damaged ({error})") from None
-    return data
-
-
-# --- templates and generated references --------------------------------------------------------------------------
-
-
 def _templates(templates: Any, overrides: Mapping[str, str] | None) -> dict[str, str]:
     found = {**(templates or {}), **(overrides or {})} if isinstance(templates, Mapping | None) else None
     if found is None or not all(isinstance(value, str) for value in found.values()):
@@ -161,71 +178,5 @@ def _templates(templates: Any, overrides: Mapping[str, str] | None) -> dict[str,
     return found
 
 
-def _render_url(url: str | None, templates: Mapping[str, str]) -> str | None:
-    return rendering.render_one(url, templates) if url is not None and rendering.is_template(url) else url
-
-
-def _generate(builder: ReferenceBuilder, items: Any, templates: Mapping[str, str]) -> None:
-    """Add the references of ``gen``; they replace equal keys of ``refs`` because they come later."""
-    if not isinstance(items, list | None):
-        raise bad_json("'gen' must be a list")
-    for item in items or ():
-        if not isinstance(item, Mapping) or not all(isinstance(item.get(name), str) for name in ("key", "url")):
-            raise bad_json(f"an item of 'gen' needs 'key', 'url' and 'dimensions', not {item!r}")
-        if ("offset" in item) != ("length" in item):
-            raise bad_json("an item of 'gen' needs both 'offset' and 'length', or neither")
-        scope = rendering.Scope(templates, *_loop_variables(item.get("dimensions")))
-        if scope.n == 0:
-            continue
-        columns: list[list[Any]] = [rendering.render(item["url"], scope)]
-        if "offset" in item:
-            columns += [_render_integers(item[name], scope) for name in ("offset", "length")]
-        keys = rendering.render(item["key"], scope)
-        values = map(list, zip(*columns, strict=True))
-        pairs = zip(keys, values, strict=True)
-        while block := dict(islice(pairs, _MEMBERS_PER_BLOCK)):
-            builder.add(block)
-
-
-def _loop_variables(dimensions: Any) -> tuple[dict[str, rendering.Column], int]:
-    """The Cartesian product of the dimensions: a column for each, the last dimension varies fastest."""
-    if not isinstance(dimensions, Mapping):
-        raise bad_json("an item of 'gen' needs 'dimensions', an object")
-    values = {name: _dimension_values(name, value) for name, value in dimensions.items()}
-    n = 1
-    for column in values.values():
-        n *= len(column)
-    if n > MAX_GENERATED:
-        raise bad_json(f"'gen' would make {n} references, more than {MAX_GENERATED}; split the set")
-    shape = tuple(len(column) for column in values.values())
-    variables = {}
-    for axis, (name, column) in enumerate(values.items()):
-        aligned = column.reshape([-1 if i == axis else 1 for i in range(len(shape))])
-        variables[name] = np.broadcast_to(aligned, shape).reshape(-1)
-    return variables, n
-
-
-def _dimension_values(name: str, value: Any) -> rendering.Column:
-    if isinstance(value, Mapping):
-        bounds = [value.get("start", 0), value.get("stop"), value.get("step", 1)]
-        if not all(type(bound) is int for bound in bounds) or bounds[2] == 0:
-            raise bad_json(f"dimension {name!r} of 'gen' needs integers start, stop and step, not {value!r}")
-        values = range(*bounds)
-        # Slicing first: len() of a range beyond 2**63 raises OverflowError.
-        if len(values[: MAX_GENERATED + 1]) > MAX_GENERATED:
-            raise bad_json(f"dimension {name!r} of 'gen' has more than {MAX_GENERATED} values")
-        return rendering.object_column(list(values))
-    if isinstance(value, list) and all(type(item) in (str, int, float) for item in value):
-        return rendering.object_column(value)
-    raise bad_json(f"dimension {name!r} of 'gen' must be a list of texts or numbers, or start/stop/step")
-
-
-def _render_integers(template: Any, scope: rendering.Scope) -> list[int]:
-    if type(template) is int:
-        return [template] * scope.n
-    if not isinstance(template, str):
-        raise bad_json(f"offset and length of 'gen' must be texts or integers, not {template!r}")
-    try:
-        return list(map(int, rendering.render(template, scope)))
-    except ValueError as error:
-        raise rendering.bad_template(template, str(error)) from None
+def _render_url(url: str | None, templates: Mapping[str, str], budget: Budget) -> str | None:
+    return rendering.render_one(url, templates, budget) if url is not None and rendering.is_template(url) else url

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from icechunk_engine.columns import U8, U64
 from icechunk_engine.errors import ErrorKind, InvalidInputError
+from icechunk_engine.importers.wording import shown
 
 RANGE, WHOLE_FILE, INLINE = 1, 2, 3
 """Values of the ``kinds`` column: a byte range of a URL, all of a URL, bytes in the set itself."""
@@ -34,7 +35,7 @@ _without_prefix = itemgetter(slice(7, None))
 
 def bad_reference(key: str, reason: str) -> InvalidInputError:
     """The error for a reference that cannot be imported."""
-    return InvalidInputError(f"reference {key!r}: {reason}", ErrorKind.INVALID_VIRTUAL_REF)
+    return InvalidInputError(f"reference {shown(key)}: {reason}", ErrorKind.INVALID_VIRTUAL_REF)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -99,11 +100,17 @@ class KeyedReferences:
 
     def key(self, row: int) -> str:
         """Store key of one reference; slow, for messages."""
+        return self.keys(np.array([row]))[0]
+
+    def keys(self, rows: NDArray[Any]) -> list[str]:
+        """Store keys of a few references as text."""
         ends = np.flatnonzero(self.tails == 0)
-        start = int(ends[row - 1]) + 1 if row else 0
-        tail = self.tails[start : ends[row]].tobytes().decode()
-        head = self.heads[self.head_codes[row]]
-        return f"{head}/{tail}" if head else tail
+        found = []
+        for row in rows.tolist():
+            tail = self.tails[int(ends[row - 1]) + 1 if row else 0 : ends[row]].tobytes().decode()
+            head = self.heads[self.head_codes[row]]
+            found.append(f"{head}/{tail}" if head else tail)
+        return found
 
 
 class ReferenceBuilder:
@@ -146,7 +153,10 @@ class ReferenceBuilder:
         if not keys:
             return
         if set(map(type, keys)) != {str}:
-            raise InvalidInputError("the keys of a reference set must be strings", ErrorKind.INVALID_VIRTUAL_REF)
+            odd = next(key for key in keys if type(key) is not str)
+            raise InvalidInputError(
+                f"the keys of a reference set must be strings, not {shown(odd)}", ErrorKind.INVALID_VIRTUAL_REF
+            )
         parts = list(map(_split_key, keys))
         heads, tails = list(map(_head, parts)), list(map(_tail, parts))
         if not METADATA_NAMES.isdisjoint(tails):
@@ -216,11 +226,11 @@ class ReferenceBuilder:
             lengths[ranged] = _integers(some_keys, some, _length)
         else:
             row = int(np.flatnonzero(~np.isin(sizes, (1, 3)))[0])
-            raise bad_reference(keys[row], f"expected [url] or [url, offset, length], not {values[row]!r}")
+            raise bad_reference(keys[row], f"expected [url] or [url, offset, length], not {shown(values[row])}")
         urls = list(map(_url, values))
         if not set(map(type, urls)) <= {str, type(None)}:
             row = next(row for row, url in enumerate(urls) if not isinstance(url, str | None))
-            raise bad_reference(keys[row], f"the URL must be a string, not {urls[row]!r}")
+            raise bad_reference(keys[row], f"the URL must be a string, not {shown(urls[row])}")
         codes = _codes(urls, self._url_codes, self.urls)
         return References(
             kinds=kinds, url_codes=codes, offsets=offsets, lengths=lengths, inline_data=np.empty(0, np.uint8)
@@ -256,15 +266,17 @@ def _integers(keys: Sequence[str], values: list[list[Any]], item: itemgetter[int
         numbers = [int(number) if isinstance(number, float) and number.is_integer() else number for number in numbers]
         for key, number in zip(keys, numbers, strict=True):
             if type(number) is not int:
-                raise bad_reference(key, f"offset and length must be integers, not {number!r}")
+                raise bad_reference(key, f"offset and length must be integers, not {shown(number)}")
     try:
         column = np.fromiter(numbers, np.int64, len(numbers))
     except OverflowError:
         row = next(row for row, number in enumerate(numbers) if not -(2**63) <= number < 2**63)
-        raise bad_reference(keys[row], f"{numbers[row]} is no number of bytes") from None
+        raise bad_reference(
+            keys[row], f"{shown(numbers[row])} is no number of bytes: offset and length must be below 2**63"
+        ) from None
     if len(column) and int(column.min()) < 0:
         row = int(np.argmin(column))
-        raise bad_reference(keys[row], f"offset and length must not be negative, found {numbers[row]}")
+        raise bad_reference(keys[row], f"offset and length must not be negative, found {shown(numbers[row])}")
     return column.view(np.uint64)
 
 
@@ -297,10 +309,18 @@ def _as_text(key: str, value: Any) -> str:
     if isinstance(value, bytes | bytearray | memoryview):
         raw = bytes(value)
         # Raw bytes may themselves carry the prefix, as readers of the set would see it.
-        return raw.decode() if raw.startswith(b"base64:") else "base64:" + binascii.b2a_base64(raw).decode()
+        if not raw.startswith(b"base64:"):
+            return "base64:" + binascii.b2a_base64(raw).decode()
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            raise bad_reference(key, "the bytes begin with 'base64:', but no base64 follows") from None
     if isinstance(value, dict):
-        return json.dumps(value)
-    raise bad_reference(key, f"the value must be text, a list [url, offset, length] or an object, not {value!r}")
+        try:
+            return json.dumps(value)
+        except (TypeError, ValueError, RecursionError):
+            raise bad_reference(key, f"the object {shown(value)} cannot be written as JSON") from None
+    raise bad_reference(key, f"the value must be text, a list [url, offset, length] or an object, not {shown(value)}")
 
 
 def _encode(keys: list[str], values: list[str]) -> list[bytes]:

@@ -3,39 +3,44 @@
 kerchunk gives these to jinja2. A reference set is data from elsewhere, so this module evaluates the few forms that the
 kerchunk specification shows and refuses everything else by name.
 
-A compiled :class:`Text` renders many values at once: variables are columns of Python objects, arithmetic runs on whole
-columns with Python's own integers (no overflow, ``//`` and ``%`` as in Python), and the pieces are joined in C.
+:func:`render` makes many texts at once: variables are columns of Python objects, arithmetic runs on whole columns with
+Python's own integers (``//`` and ``%`` as in Python), and the pieces are joined in C. The length of every text is
+charged before the text is made, because calls within calls multiply it.
 """
 
 from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import repeat
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from icechunk_engine.errors import ErrorKind, InvalidInputError
+from icechunk_engine.importers.limits import Budget
+from icechunk_engine.importers.wording import shown
 
 Column = NDArray[Any]
 """Object column of ``str``, ``int`` or ``float`` values."""
 
-MAX_DEPTH = 16
 MAX_EXPRESSION_CHARS = 1000
+MAX_EXPRESSIONS = 100
+"""In one text. Each makes a column of its own."""
+MAX_NESTING = 64
+MAX_INTEGER = 2**126
+"""Far beyond every offset; integers without a bound could grow to any length."""
 
-_EXPRESSION = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
 _OTHER_SYNTAX = re.compile(r"\{%|\{#")
 
 
 def bad_template(text: str, reason: str) -> InvalidInputError:
     """The error for a template that cannot be rendered."""
     return InvalidInputError(
-        f"the template {text!r} in the reference set cannot be rendered: {reason}. Only {{{{name}}}}, integer "
+        f"the template {shown(text)} in the reference set cannot be rendered: {reason}. Only {{{{name}}}}, integer "
         f"arithmetic (+ - * / // %) and calls like {{{{f(c='text')}}}} are evaluated; expand the templates before "
         f"importing",
         ErrorKind.INVALID_VIRTUAL_REF,
@@ -45,45 +50,6 @@ def bad_template(text: str, reason: str) -> InvalidInputError:
 def is_template(text: str) -> bool:
     """True when the text holds ``{{``."""
     return "{{" in text
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """A template taken apart: literal pieces (str) and expressions between them."""
-
-    source: str
-    pieces: tuple[str | ast.expr, ...]
-
-
-@lru_cache(maxsize=4096)
-def compile_text(source: str) -> Text:
-    """Take a template apart.
-
-    Raises
-    ------
-    InvalidInputError
-        ``invalid-virtual-ref``: syntax that is not evaluated here.
-    """
-    if _OTHER_SYNTAX.search(source):
-        raise bad_template(source, "it holds a jinja2 statement or comment")
-    pieces: list[str | ast.expr] = []
-    for i, piece in enumerate(_EXPRESSION.split(source)):
-        if i % 2:
-            pieces.append(_parse(source, piece.strip()))
-        elif "{{" in piece or "}}" in piece:
-            raise bad_template(source, "its braces do not match")
-        elif piece:
-            pieces.append(piece)
-    return Text(source, tuple(pieces))
-
-
-def _parse(source: str, expression: str) -> ast.expr:
-    if len(expression) > MAX_EXPRESSION_CHARS:
-        raise bad_template(source, "the expression is too long")
-    try:
-        return ast.parse(expression, mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise bad_template(source, f"{expression!r} is not understood") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,33 +64,101 @@ class Scope:
         Columns by name; they hide templates of the same name.
     n
         Length of every column.
+    budget
+        Pays for the texts.
     """
 
     templates: Mapping[str, str]
     variables: Mapping[str, Column]
     n: int = 1
-    depth: int = 0
+    budget: Budget = field(default_factory=Budget)
 
 
 def render(source: str, scope: Scope) -> list[str]:
-    """The ``scope.n`` texts that a template stands for."""
-    text = compile_text(source)
-    if scope.depth > MAX_DEPTH:
-        raise bad_template(source, "templates call each other too deeply")
-    parts: list[Any] = []
-    for piece in text.pieces:
-        if isinstance(piece, str):
-            parts.append(repeat(piece, scope.n))
-        else:
-            parts.append(map(str, _values(source, piece, scope)))
+    """The ``scope.n`` texts that a template stands for.
+
+    Raises
+    ------
+    InvalidInputError
+        ``invalid-virtual-ref``: syntax that is not evaluated here. ``deserialization``: the budget is used up.
+    """
+    if _OTHER_SYNTAX.search(source):
+        raise bad_template(source, "it holds a jinja2 statement or comment")
+    parts: list[list[str]] = []
+    for position, (is_expression, piece) in enumerate(_pieces(source)):
+        if position > 2 * MAX_EXPRESSIONS:
+            raise bad_template(source, f"it holds more than {MAX_EXPRESSIONS} expressions")
+        part = _texts(source, piece, scope) if is_expression else [piece] * scope.n
+        # A reference to each text takes eight bytes, also to an empty one.
+        scope.budget.charge_bytes(sum(map(len, part)) + 8 * scope.n, f"the template {shown(source)} is rendered")
+        parts.append(part)
     if len(parts) == 1:
-        return list(parts[0])
+        return parts[0]
     return list(map("".join, zip(*parts, strict=True))) if parts else [""] * scope.n
 
 
-def render_one(source: str, templates: Mapping[str, str]) -> str:
+def render_one(source: str, templates: Mapping[str, str], budget: Budget) -> str:
     """The one text that a template without loop variables stands for."""
-    return render(source, Scope(templates, {}))[0]
+    return render(source, Scope(templates, {}, 1, budget))[0]
+
+
+def _pieces(source: str) -> Iterator[tuple[bool, str]]:
+    """The template taken apart: literal pieces, and expressions (True) between them."""
+    position = 0
+    while (start := source.find("{{", position)) >= 0:
+        end = source.find("}}", start)
+        literal = source[position:start]
+        if end < 0 or "}}" in literal:
+            raise bad_template(source, "its braces do not match")
+        if literal:
+            yield False, literal
+        yield True, source[start + 2 : end].strip()
+        position = end + 2
+    rest = source[position:]
+    if "}}" in rest:
+        raise bad_template(source, "its braces do not match")
+    if rest:
+        yield False, rest
+
+
+def _texts(source: str, expression: str, scope: Scope) -> list[str]:
+    if len(expression) > MAX_EXPRESSION_CHARS:
+        raise bad_template(source, "the expression is too long")
+    node = _parse(expression)
+    if node is None:
+        raise bad_template(source, f"{shown(expression)} is not understood")
+    return list(map(str, _values(source, node, scope)))
+
+
+@lru_cache(maxsize=1024)
+def _parse(expression: str) -> ast.expr | None:
+    """The expression, None when it is none or is nested too deeply to be walked."""
+    try:
+        tree = ast.parse(expression, mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    level: list[ast.AST] = [tree]
+    for _ in range(MAX_NESTING):
+        level = [child for node in level for child in ast.iter_child_nodes(node)]
+        if not level:
+            return tree
+    return None
+
+
+def require_small(where: str, *values: Any) -> None:
+    """Refuse integers that are beyond every offset.
+
+    Raises
+    ------
+    InvalidInputError
+        ``invalid-virtual-ref``: the message begins with ``where``.
+    """
+    for value in values:
+        if isinstance(value, int) and abs(value) > MAX_INTEGER:
+            raise InvalidInputError(
+                f"{where} in the reference set holds the integer {shown(value)}, which is larger than any offset",
+                ErrorKind.INVALID_VIRTUAL_REF,
+            )
 
 
 def _values(source: str, node: ast.expr, scope: Scope) -> list[Any]:
@@ -156,7 +190,7 @@ def _variable(source: str, name: str, scope: Scope) -> Any:
         return scope.variables[name]
     template = scope.templates.get(name)
     if template is None:
-        raise bad_template(source, f"there is no template {name!r}")
+        raise bad_template(source, f"there is no template {shown(name)}")
     if is_template(template):
         raise bad_template(source, f"the template {name!r} takes arguments: call it like {name}(c='text')")
     return template
@@ -164,9 +198,12 @@ def _variable(source: str, name: str, scope: Scope) -> Any:
 
 def _number(source: str, node: ast.expr, scope: Scope) -> Any:
     value = _evaluate(source, node, scope)
-    kinds = set(map(type, value.tolist())) if isinstance(value, np.ndarray) else {type(value)}
-    if not kinds <= {int, float}:
+    values = value.tolist() if isinstance(value, np.ndarray) else [value]
+    if not set(map(type, values)) <= {int, float}:
         raise bad_template(source, f"{ast.unparse(node)!r} is no number")
+    # Products of products grow without bound otherwise.
+    if values and not (max(values) <= MAX_INTEGER and min(values) >= -MAX_INTEGER):
+        raise bad_template(source, f"{ast.unparse(node)!r} is a number beyond every offset")
     return value
 
 
@@ -200,7 +237,7 @@ def _call(source: str, name: str, keywords: list[ast.keyword], scope: Scope) -> 
             raise bad_template(source, "'**' is not understood")
         variables[keyword.arg] = object_column(_values(source, keyword.value, scope))
     # A called template sees its arguments and nothing else.
-    return object_column(render(template, Scope({}, variables, scope.n, scope.depth + 1)))
+    return object_column(render(template, Scope({}, variables, scope.n, scope.budget)))
 
 
 def object_column(values: list[Any]) -> Column:
