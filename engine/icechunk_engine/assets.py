@@ -4,6 +4,10 @@ Snapshots, manifests and transaction logs never change once written, so every se
 process that looks at the same place shares one decoded copy. ``repo`` is the one mutable object: it is read each time
 and decoded anew only when its version changed.
 
+What is shared lives as long as somebody looks at the place: who opens it after the last repository, session and array
+is gone reads the files anew. Until then, files that were damaged or replaced underneath go unnoticed where a copy is
+held; :meth:`AssetManager.clear_caches` drops the copies.
+
 Requests: one GET for a snapshot, manifest or transaction log that is not cached; one GET for ``repo``; one PUT a file
 written.
 """
@@ -99,6 +103,13 @@ class _Caches:
         self.preloaded: set[SnapshotId] = set()
         self.repo_info: tuple[Version, RepoInfo] | None = None
 
+    def clear(self) -> None:
+        """Forget everything."""
+        for cache in (self.snapshots, self.manifests, self.logs, self.chunks):
+            cache.clear()
+        self.preloaded.clear()
+        self.repo_info = None
+
     def make_room(self, config: ResolvedConfig) -> None:
         """Let the caches grow to what another opening of the same place asks for."""
         for name, limit_bytes in _limits_bytes(config).items():
@@ -158,6 +169,10 @@ class AssetManager:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.storage, self.config, self.spec_version)
+
+    def clear_caches(self) -> None:
+        """Drop all copies of this place's files, for everybody in this process. What is being read now may stay."""
+        self._caches.clear()
 
     def repo_info(self) -> tuple[RepoInfo, Version]:
         """The present repo info and its version.

@@ -253,6 +253,15 @@ class Repository:
 
     reopen_async = async_twin(reopen)
 
+    def clear_caches(self) -> None:
+        """Drop what this process remembers of the repository's files, so that they are read again.
+
+        Files never change once written, so this changes nothing unless they were damaged or replaced underneath.
+        Repositories, sessions and arrays of the same place share what is remembered; all stay usable. Sessions that
+        are open keep their snapshot.
+        """
+        self._assets.clear_caches()
+
     def __getstate__(self) -> dict[str, Any]:
         return {
             "storage": self._storage,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -103,3 +104,60 @@ def test_weights_are_bounded() -> None:
     cache.put("huge", "value", 10)
     cache.put(1, "1", 80)
     assert cache.get("huge") == "value"
+
+
+def damage(folder: Path) -> None:
+    """Flip a byte in the body of each manifest and snapshot."""
+    for path in (*folder.glob("manifests/*"), *folder.glob("snapshots/*")):
+        content = bytearray(path.read_bytes())
+        content[60] ^= 0xFF
+        path.write_bytes(content)
+
+
+def test_files_are_read_again_once_nobody_holds_them(tmp_path: Path) -> None:
+    def values() -> np.ndarray:
+        repo = Repository.open(ic.local_filesystem_storage(str(tmp_path)))
+        return np.asarray(zarr.open_array(repo.readonly_session("main").store, path="a", mode="r")[:])
+
+    with Repository.create(ic.local_filesystem_storage(str(tmp_path))).transaction("main", message="start") as store:
+        zarr.create_array(store, name="a", data=np.arange(3), chunks=(1,))
+    del store
+    assert values().tolist() == [0, 1, 2]
+    damage(tmp_path)
+    with pytest.raises(ic.FormatError):
+        values()
+
+
+def test_clearing_the_caches_shows_what_is_on_disk(tmp_path: Path) -> None:
+    repo = Repository.create(ic.local_filesystem_storage(str(tmp_path)))
+    with repo.transaction("main", message="start") as store:
+        zarr.create_array(store, name="a", data=np.arange(3), chunks=(1,))
+    array = zarr.open_array(repo.readonly_session("main").store, path="a", mode="r")
+    kept = {path: path.read_bytes() for path in tmp_path.glob("*/*")}
+    repo.clear_caches()
+    assert array[:].tolist() == [0, 1, 2]
+    assert repo.readonly_session("main").get_node("/a") is not None
+    damage(tmp_path)
+    again = Repository.open(ic.local_filesystem_storage(str(tmp_path)))
+    assert zarr.open_array(again.readonly_session("main").store, path="a", mode="r")[:].tolist() == [0, 1, 2]
+    repo.clear_caches()
+    for broken in (lambda: array[:], lambda: again.readonly_session("main").get_node("/a")):
+        with pytest.raises(ic.FormatError):
+            broken()
+    for path, content in kept.items():
+        path.write_bytes(content)
+    assert array[:].tolist() == [0, 1, 2]  # what could not be read is not remembered
+
+
+def test_clearing_forgets_everything(stored: CountingStorage) -> None:
+    counted = cold(stored)
+    repo = Repository.open(counted, ic.RepositoryConfig(caching=ic.CachingConfig(num_bytes_chunks=10_000_000)))
+    counts = []
+    for _ in range(2):
+        counted.reset()
+        zarr.open_array(repo.readonly_session("main").store, path="large", mode="r")[:]
+        list(repo.ancestry(branch="main"))
+        counts.append((counted.requests["get"], counted.requests["get_range"]))
+        repo.clear_caches()
+    assert counts[0] == counts[1]
+    assert counts[0][1] == 30
