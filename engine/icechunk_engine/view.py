@@ -18,7 +18,7 @@ from icechunk_engine._runtime.pools import async_twin
 from icechunk_engine.assets import AssetManager
 from icechunk_engine.chunk_refs import VIRTUAL, ChunkRef, ChunkRefs, ChunkType
 from icechunk_engine.config import RepositoryConfig
-from icechunk_engine.errors import NodeNotFoundError
+from icechunk_engine.errors import ErrorKind, FormatError, NodeNotFoundError
 from icechunk_engine.format.nodes import Node, NodeTable
 from icechunk_engine.format.snapshot import Snapshot
 from icechunk_engine.ids import SnapshotId
@@ -28,6 +28,7 @@ from icechunk_engine.transaction.change_set import ChangeSet
 from icechunk_engine.transaction.hierarchy import child_names, children, find_node, get_array, subtree
 from icechunk_engine.virtual import containers as container_rules
 from icechunk_engine.virtual.resolver import VirtualResolver
+from icechunk_engine.zarr_metadata import require_shallow
 
 if TYPE_CHECKING:
     from icechunk_engine.session import Session
@@ -174,9 +175,19 @@ class SnapshotView:
             return subtree(state.nodes, state.changes, path)
 
     def read_metadata(self, path: str) -> bytes | None:
-        """The metadata document of a node, None if there is no node."""
+        """The metadata document of a node, None if there is no node. Raises FormatError where parsing it is unsafe."""
         node = self.get_node(path)
-        return None if node is None else node.user_data
+        if node is None:
+            return None
+        try:
+            require_shallow(node.user_data)
+        except ValueError as error:
+            raise FormatError(
+                f"the zarr.json of {path} would exhaust the stack of whoever parses it: {error}. Go back to an "
+                f"earlier snapshot, or delete the node",
+                ErrorKind.BAD_METADATA,
+            ) from None
+        return node.user_data
 
     # --- chunks ------------------------------------------------------------------------------------------------
 

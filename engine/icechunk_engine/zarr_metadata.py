@@ -7,12 +7,17 @@ Chunk grids ``regular`` and ``rectilinear`` exist. A shard is one chunk here.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn
 
 from icechunk_engine.errors import ErrorKind, InvalidInputError
+
+MAX_DEPTH = 500
+"""Deepest nesting of objects and arrays in a document that is read or written."""
+_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[\]{}]', re.DOTALL)
 
 MAX_ARRAY_LENGTH = 2**64 - 1
 MAX_NUM_CHUNKS = 2**32 - 1
@@ -111,6 +116,17 @@ def regular_chunk_lengths(data: bytes) -> tuple[int, ...] | None:
         return tuple(_sizes(_configuration(grid).get("chunk_shape"), "chunk_grid.configuration.chunk_shape"))
 
 
+def require_shallow(data: bytes) -> None:
+    """Raise ValueError for a JSON document whose nesting would exhaust the stack of whoever parses or walks it."""
+    if data.count(b"[") + data.count(b"{") <= MAX_DEPTH:
+        return
+    depth = 0
+    for token in _BRACKETS.finditer(data):
+        depth += {b"[": 1, b"{": 1, b"]": -1, b"}": -1}.get(token[0], 0)
+        if depth > MAX_DEPTH:
+            raise ValueError(f"it is nested more than {MAX_DEPTH} levels deep")
+
+
 @contextmanager
 def _explained(path: str | None) -> Iterator[None]:
     try:
@@ -122,6 +138,7 @@ def _explained(path: str | None) -> Iterator[None]:
 
 def _decode(data: bytes) -> dict[str, Any]:
     try:
+        require_shallow(data)
         document = json.loads(bytes(data).decode(), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise _Refused(

@@ -13,6 +13,9 @@ import yaml
 
 from icechunk_engine.errors import ErrorKind, FormatError
 
+MAX_BYTES, MAX_NODES, MAX_DEPTH = 2**20, 50_000, 100
+"""Of a file that is read; official's has a hundred values, and six for each container."""
+
 _STORES = frozenset({"s3", "s3_compatible", "tigris", "gcs", "azure", "http", "local_file_system"})
 _CHOICES = _STORES | {
     *("and", "or", "path_matches", "name_matches", "num_refs"),
@@ -75,6 +78,7 @@ def _node(value: Any, tag: str | None = None, *, has_choices: bool = True, free_
 def from_yaml(data: bytes) -> dict[str, Any]:
     """Inverse of :func:`to_yaml`. Raises FormatError (``config-deserialization``)."""
     try:
+        _require_small(data)
         plain = yaml.load(data, Loader=_Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise _damaged(str(error)) from None
@@ -83,6 +87,40 @@ def from_yaml(data: bytes) -> dict[str, Any]:
     if not isinstance(plain, dict):
         raise _damaged("it is no map")
     return plain
+
+
+def _require_small(data: bytes) -> None:
+    """Raise ValueError for a document that is larger than any configuration, before anything is built from it.
+
+    A few aliases of aliases stand for a document of any size: each counts as what it stands for.
+    """
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"it has {len(data)} bytes, more than {MAX_BYTES}")
+    anchored: dict[str, int] = {}
+    open_nodes: list[tuple[str | None, int]] = []  # anchor, and nodes before it
+    n_nodes = 0
+    for event in yaml.parse(data, Loader=_Loader):
+        if isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = open_nodes.pop()
+            anchored[anchor or ""] = n_nodes - before
+            continue
+        if not isinstance(event, yaml.NodeEvent):
+            continue
+        if isinstance(event, yaml.AliasEvent):
+            if event.anchor not in anchored:
+                raise ValueError(f"the alias {event.anchor!r} is unknown, or part of itself")
+            n_nodes += anchored[event.anchor]
+        else:
+            n_nodes += 1
+            if isinstance(event, yaml.CollectionStartEvent):
+                open_nodes.append((event.anchor, n_nodes - 1))
+                anchored.pop(event.anchor or "", None)  # of an earlier node: this one is not complete yet
+            else:
+                anchored[event.anchor or ""] = 1
+        if n_nodes > MAX_NODES:
+            raise ValueError(f"it stands for more than {MAX_NODES} values")
+        if len(open_nodes) > MAX_DEPTH:
+            raise ValueError(f"it is nested more than {MAX_DEPTH} levels deep")
 
 
 def _choice(loader: _Loader, name: str, node: yaml.Node) -> dict[str, Any]:
