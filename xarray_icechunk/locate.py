@@ -13,6 +13,7 @@ from uuid import uuid4
 
 from icechunk_engine.config import RepositoryConfig
 from icechunk_engine.errors import ErrorKind, InvalidInputError, RepositoryNotFoundError
+from icechunk_engine.redaction import redacted
 from icechunk_engine.repository import Repository, open_readonly
 from icechunk_engine.session import Session
 from icechunk_engine.storage.urls import scheme_of, storage_from_url
@@ -269,7 +270,7 @@ def _refuse(names: list[str], reason: str, instead: str) -> None:
 
 def _normal_location(location: str | os.PathLike[str]) -> str:
     text = os.fspath(location)
-    return text if scheme_of(text) else str(Path(text).expanduser().absolute())
+    return redacted(text) if scheme_of(text) else str(Path(text).expanduser().absolute())
 
 
 def _not_found(location: str | os.PathLike[str]) -> RepositoryNotFoundError:

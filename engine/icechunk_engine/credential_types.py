@@ -7,20 +7,61 @@ and, for static ones, what they are. They are never stored in a repository, comp
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime
-from typing import Any, ClassVar
+from functools import cache
+from typing import Any, ClassVar, get_type_hints
+
+from icechunk_engine.redaction import MASK, shortened
 
 
 def _secret(**options: Any) -> Any:
     return field(repr=False, **options)
 
 
+class Credential:
+    """What all credentials share: fields of the right types, and a repr without secrets, as one would write it."""
+
+    __slots__ = ()
+
+    def __post_init__(self) -> None:
+        for name, wanted in _types(type(self)).items():  # type: ignore[arg-type]
+            value = getattr(self, name)
+            if not isinstance(value, wanted):
+                raise TypeError(f"{_NAMES[type(self)]}: {name} must be {_spelt(wanted)}, not {_spelt(type(value))}")
+
+    def __repr__(self) -> str:
+        shown = []
+        for item in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, item.name)
+            if value is None or (item.repr and item.name != "access_key_id"):
+                text = repr(value)
+            elif isinstance(value, bytes):
+                text = repr(MASK.encode())
+            else:
+                text = repr(MASK if not item.repr else shortened(value))
+            shown.append(text if len(fields(self)) == 1 else f"{item.name}={text}")  # type: ignore[arg-type]
+        return f"{_NAMES[type(self)]}({', '.join(shown)})"
+
+
+@cache
+def _types(cls: type[Credential]) -> dict[str, Any]:
+    return {
+        name: tuple if name == "places" else hint
+        for name, hint in get_type_hints(cls).items()
+        if name in {item.name for item in fields(cls)}  # type: ignore[arg-type]
+    }
+
+
+def _spelt(kind: Any) -> str:
+    return kind.__name__ if isinstance(kind, type) else str(kind).replace("icechunk_engine.credential_types.", "")
+
+
 # S3
 
 
-@dataclass(frozen=True, slots=True)
-class S3StaticCredentials:
+@dataclass(frozen=True, slots=True, repr=False)
+class S3StaticCredentials(Credential):
     """A key pair, maybe with a session token."""
 
     access_key_id: str
@@ -29,7 +70,7 @@ class S3StaticCredentials:
     expires_after: datetime | None = None
 
 
-class S3Credentials:
+class S3Credentials(Credential):
     """How to authenticate to S3 and compatible stores."""
 
     __slots__ = ()
@@ -40,24 +81,24 @@ class S3Credentials:
     Refreshable: ClassVar[type[S3Refreshable]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class S3FromEnv(S3Credentials):
     """Whatever the process finds: environment, profile, instance metadata."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class S3Anonymous(S3Credentials):
     """Unsigned requests."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class S3Static(S3Credentials):
     """These keys."""
 
     credentials: S3StaticCredentials
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class S3Refreshable(S3Credentials):
     """Keys from a pickled function without arguments, called again when they expire."""
 
@@ -76,15 +117,15 @@ AnyS3Credential = S3Static | S3Anonymous | S3FromEnv | S3Refreshable
 # Google Cloud Storage
 
 
-@dataclass(frozen=True, slots=True)
-class GcsBearerCredential:
+@dataclass(frozen=True, slots=True, repr=False)
+class GcsBearerCredential(Credential):
     """A bearer token, as refreshable credentials return it."""
 
     bearer: str = _secret()
     expires_after: datetime | None = field(default=None, kw_only=True)
 
 
-class GcsStaticCredentials:
+class GcsStaticCredentials(Credential):
     """A service account, application credentials or a token."""
 
     __slots__ = ()
@@ -95,28 +136,28 @@ class GcsStaticCredentials:
     BearerToken: ClassVar[type[GcsBearerToken]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class GcsServiceAccount(GcsStaticCredentials):
     """Path of a service account file."""
 
     path: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class GcsServiceAccountKey(GcsStaticCredentials):
     """Content of a service account file."""
 
     key: str = _secret()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class GcsApplicationCredentials(GcsStaticCredentials):
     """Path of an application credentials file."""
 
     path: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class GcsBearerToken(GcsStaticCredentials):
     """A bearer token."""
 
@@ -131,7 +172,7 @@ GcsStaticCredentials.BearerToken = GcsBearerToken
 AnyGcsStaticCredential = GcsServiceAccount | GcsServiceAccountKey | GcsApplicationCredentials | GcsBearerToken
 
 
-class GcsCredentials:
+class GcsCredentials(Credential):
     """How to authenticate to Google Cloud Storage."""
 
     __slots__ = ()
@@ -142,24 +183,24 @@ class GcsCredentials:
     Refreshable: ClassVar[type[GcsRefreshable]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class GcsAnonymous(GcsCredentials):
     """Unsigned requests."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class GcsFromEnv(GcsCredentials):
     """Whatever the process finds."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class GcsStatic(GcsCredentials):
     """These credentials."""
 
     credentials: AnyGcsStaticCredential
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class GcsRefreshable(GcsCredentials):
     """Tokens from a pickled function without arguments, called again when they expire."""
 
@@ -178,7 +219,7 @@ AnyGcsCredential = GcsAnonymous | GcsFromEnv | GcsStatic | GcsRefreshable
 # Azure Blob Storage
 
 
-class AzureRefreshableCredential:
+class AzureRefreshableCredential(Credential):
     """What refreshable credentials return."""
 
     __slots__ = ()
@@ -188,7 +229,7 @@ class AzureRefreshableCredential:
     BearerToken: ClassVar[type[AzureRefreshableBearerToken]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class AzureRefreshableAccessKey(AzureRefreshableCredential):
     """An account key."""
 
@@ -196,7 +237,7 @@ class AzureRefreshableAccessKey(AzureRefreshableCredential):
     expires_after: datetime | None = field(default=None, kw_only=True)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class AzureRefreshableSasToken(AzureRefreshableCredential):
     """A shared access signature."""
 
@@ -204,7 +245,7 @@ class AzureRefreshableSasToken(AzureRefreshableCredential):
     expires_after: datetime | None = field(default=None, kw_only=True)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class AzureRefreshableBearerToken(AzureRefreshableCredential):
     """A bearer token."""
 
@@ -219,7 +260,7 @@ AzureRefreshableCredential.BearerToken = AzureRefreshableBearerToken
 AnyAzureRefreshableCredential = AzureRefreshableAccessKey | AzureRefreshableSasToken | AzureRefreshableBearerToken
 
 
-class AzureStaticCredentials:
+class AzureStaticCredentials(Credential):
     """An account key, a shared access signature or a token."""
 
     __slots__ = ()
@@ -229,21 +270,21 @@ class AzureStaticCredentials:
     BearerToken: ClassVar[type[AzureBearerToken]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class AzureAccessKey(AzureStaticCredentials):
     """An account key."""
 
     key: str = _secret()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class AzureSasToken(AzureStaticCredentials):
     """A shared access signature."""
 
     token: str = _secret()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class AzureBearerToken(AzureStaticCredentials):
     """A bearer token."""
 
@@ -257,7 +298,7 @@ AzureStaticCredentials.BearerToken = AzureBearerToken
 AnyAzureStaticCredential = AzureAccessKey | AzureSasToken | AzureBearerToken
 
 
-class AzureCredentials:
+class AzureCredentials(Credential):
     """How to authenticate to Azure Blob Storage."""
 
     __slots__ = ()
@@ -268,24 +309,24 @@ class AzureCredentials:
     Refreshable: ClassVar[type[AzureRefreshable]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class AzureAnonymous(AzureCredentials):
     """Unsigned requests."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class AzureFromEnv(AzureCredentials):
     """Whatever the process finds."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class AzureStatic(AzureCredentials):
     """These credentials."""
 
     credentials: AnyAzureStaticCredential
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class AzureRefreshable(AzureCredentials):
     """Credentials from a pickled function without arguments, called again when they expire."""
 
@@ -304,7 +345,7 @@ AnyAzureCredential = AzureAnonymous | AzureFromEnv | AzureStatic | AzureRefresha
 # Authorisation of virtual chunk containers
 
 
-class Credentials:
+class Credentials(Credential):
     """What a virtual chunk container is authorised with."""
 
     __slots__ = ()
@@ -317,38 +358,38 @@ class Credentials:
     At: ClassVar[type[AccessAt]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class S3Access(Credentials):
     """Read S3 with these credentials."""
 
     credentials: AnyS3Credential
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class GcsAccess(Credentials):
     """Read Google Cloud Storage with these credentials."""
 
     credentials: AnyGcsCredential
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class AzureAccess(Credentials):
     """Read Azure Blob Storage with these credentials."""
 
     credentials: AnyAzureCredential
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class _LocalFileSystemAccess(Credentials):
     """Read local files."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class _HttpAccess(Credentials):
     """Read from a web server."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class AccessAt(Credentials):
     """A credential, and places beyond its URL prefix at which it may be used.
 
@@ -376,3 +417,37 @@ LocalFileSystemAccess = _LocalFileSystemAccess()
 
 HttpAccess = _HttpAccess()
 """Authorises an ``http(s)://`` container."""
+
+_NAMES: dict[type, str] = {
+    S3StaticCredentials: "S3StaticCredentials",
+    GcsBearerCredential: "GcsBearerCredential",
+    S3FromEnv: "S3Credentials.FromEnv",
+    S3Anonymous: "S3Credentials.Anonymous",
+    S3Static: "S3Credentials.Static",
+    S3Refreshable: "S3Credentials.Refreshable",
+    GcsServiceAccount: "GcsStaticCredentials.ServiceAccount",
+    GcsServiceAccountKey: "GcsStaticCredentials.ServiceAccountKey",
+    GcsApplicationCredentials: "GcsStaticCredentials.ApplicationCredentials",
+    GcsBearerToken: "GcsStaticCredentials.BearerToken",
+    GcsAnonymous: "GcsCredentials.Anonymous",
+    GcsFromEnv: "GcsCredentials.FromEnv",
+    GcsStatic: "GcsCredentials.Static",
+    GcsRefreshable: "GcsCredentials.Refreshable",
+    AzureRefreshableAccessKey: "AzureRefreshableCredential.AccessKey",
+    AzureRefreshableSasToken: "AzureRefreshableCredential.SasToken",
+    AzureRefreshableBearerToken: "AzureRefreshableCredential.BearerToken",
+    AzureAccessKey: "AzureStaticCredentials.AccessKey",
+    AzureSasToken: "AzureStaticCredentials.SasToken",
+    AzureBearerToken: "AzureStaticCredentials.BearerToken",
+    AzureAnonymous: "AzureCredentials.Anonymous",
+    AzureFromEnv: "AzureCredentials.FromEnv",
+    AzureStatic: "AzureCredentials.Static",
+    AzureRefreshable: "AzureCredentials.Refreshable",
+    S3Access: "Credentials.S3",
+    GcsAccess: "Credentials.Gcs",
+    AzureAccess: "Credentials.Azure",
+    _LocalFileSystemAccess: "Credentials.LocalFileSystemAccess",
+    _HttpAccess: "Credentials.HttpAccess",
+    AccessAt: "Credentials.At",
+}
+"""Under which each class can be called after an import of the package."""

@@ -203,7 +203,7 @@ def containers_credentials(m: Mapping[str, Any]) -> dict[str, AnyCredential | No
     Examples
     --------
     >>> containers_credentials({"s3://bucket/": s3_anonymous_credentials(), "file:///data/": LocalFileSystemAccess})
-    {'s3://bucket/': S3Access(credentials=S3Anonymous()), 'file:///data/': _LocalFileSystemAccess()}
+    {'s3://bucket/': Credentials.S3(S3Credentials.Anonymous()), 'file:///data/': Credentials.LocalFileSystemAccess()}
     """
     return {prefix: as_container_credential(credential) for prefix, credential in m.items()}
 

@@ -30,6 +30,8 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any
 
+from icechunk_engine.redaction import redacted
+
 
 class ErrorKind(StrEnum):
     """Stable codes of the ``kind`` attribute; new ones may be added, none is renamed or removed."""
@@ -161,6 +163,7 @@ class IcechunkError(Exception):
     default_kind = ErrorKind.UNKNOWN
 
     def __init__(self, message: str, kind: ErrorKind | str | None = None) -> None:
+        message = redacted(message)
         super().__init__(message)
         self.message = message
         self.kind = ErrorKind(kind) if kind is not None else self.default_kind

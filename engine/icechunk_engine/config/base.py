@@ -18,6 +18,7 @@ from enum import Enum
 from typing import Any, NamedTuple, Self
 
 from icechunk_engine.errors import ErrorKind, FormatError, InvalidInputError
+from icechunk_engine.redaction import redacted
 
 
 class Kind:
@@ -220,7 +221,7 @@ class Settings:
             value = getattr(self, name)
             if field.default is dataclasses.MISSING or value != field.default:
                 parts.append(f"{name}={value!r}")
-        return f"{type(self).__name__}({', '.join(parts)})"
+        return redacted(f"{type(self).__name__}({', '.join(parts)})")
 
     def __str__(self) -> str:
         lines = [f"<{type(self).__name__}>"]
@@ -249,7 +250,7 @@ class Settings:
             elif value is None:
                 yield _Row(depth, name, str(default), default is not None)
             else:
-                yield _Row(depth, name, repr(value), False)
+                yield _Row(depth, name, redacted(repr(value)), False)
 
 
 _FIELDS: dict[type[Settings], dict[str, dataclasses.Field[Any]]] = {}

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,6 +15,7 @@ from icechunk_engine.config import urls
 from icechunk_engine.config.base import U32, Choice, Flag, Kind, Settings, Text, setting
 from icechunk_engine.enums import IntegerEnum
 from icechunk_engine.errors import ErrorKind, InvalidInputError
+from icechunk_engine.redaction import MASK, masked, redacted
 
 
 class ChecksumAlgorithm(IntegerEnum):
@@ -191,7 +191,7 @@ class _OptionsStore(ObjectStoreConfig):
         return {self.name: dict(self.opts or {})}
 
     def __repr__(self) -> str:
-        return f"ObjectStoreConfig.{self.variant}({_masked(self.opts or {})})"
+        return f"ObjectStoreConfig.{self.variant}({masked(self.opts or {})})"
 
 
 class GcsStore(_OptionsStore):
@@ -231,8 +231,8 @@ class HttpStore(ObjectStoreConfig):
         return {self.name: dict(self.opts or {}) | headers}
 
     def __repr__(self) -> str:
-        headers = f", {dict.fromkeys(self.headers, '****')}" if self.headers else ""
-        return f"ObjectStoreConfig.Http({_masked(self.opts or {})}{headers})"
+        headers = f", {dict.fromkeys(self.headers, MASK)}" if self.headers else ""
+        return f"ObjectStoreConfig.Http({masked(self.opts or {})}{headers})"
 
 
 ObjectStoreConfig.InMemory = InMemoryStore
@@ -257,12 +257,6 @@ AnyObjectStoreConfig = (
     | AzureStore
     | HttpStore
 )
-
-_SECRET = re.compile("key|token|secret|password|sas|credential|authorization", re.IGNORECASE)
-
-
-def _masked(options: Mapping[str, str]) -> dict[str, str]:
-    return {key: "****" if _SECRET.search(key) else value for key, value in options.items()}
 
 
 def _checked_options(options: Any, variant: str) -> dict[str, str]:
@@ -374,7 +368,7 @@ def _container_problem(container: VirtualChunkContainer) -> str | None:
     return None if urls.is_authority(authority) else f"{authority!r} is no valid bucket or host"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class VirtualChunkSpec:
     """One chunk reference for ``IcechunkStore.set_virtual_refs``.
 
@@ -398,6 +392,10 @@ class VirtualChunkSpec:
     length: int
     etag_checksum: str | None = None
     last_updated_at_checksum: datetime | None = None
+
+    def __repr__(self) -> str:
+        shown = (f"{item.name}={getattr(self, item.name)!r}" for item in dataclasses.fields(self))
+        return redacted(f"VirtualChunkSpec({', '.join(shown)})")
 
 
 def s3_store(

@@ -25,6 +25,7 @@ from icechunk_engine.errors import (
     StorageError,
     VersionMismatchError,
 )
+from icechunk_engine.redaction import redacted, without_values
 from icechunk_engine.storage._conditions import OPT_IN, is_single_writer
 from icechunk_engine.storage._ranges import check_range, too_short
 from icechunk_engine.storage.base import ObjectInfo, Storage, Version
@@ -67,22 +68,24 @@ class FsspecStorage(Storage):
 
     @property
     def identity(self) -> str:
-        # Options may name the place (a host, a zip file), and may be secret.
-        if not self.options:
+        # Options may name the place (a host, a zip file), and may be secret; so may the login in a URL.
+        shown = redacted(self.url)
+        if not self.options and shown == self.url:
             return self.url
-        text = json.dumps(self.options, sort_keys=True, default=repr)
-        return f"{self.url}#{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+        text = json.dumps([self.url, self.options], sort_keys=True, default=repr)
+        return f"{shown}#{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
     @cached_property
     def _opened(self) -> tuple[Any, str]:
         try:
             system, root = fsspec.core.url_to_fs(self.url, **self.options)  # type: ignore[no-untyped-call]
         except Exception as error:
+            said = without_values(str(error), self.options)
             raise StorageError(
-                f"cannot open {self.url} with fsspec: {error}. Correct the URL or storage_options, or install what "
+                f"cannot open {self.url} with fsspec: {said}. Correct the URL or storage_options, or install what "
                 f"the file system needs",
                 ErrorKind.STORAGE_CONFIG,
-            ) from error
+            ) from (error if said == str(error) else None)
         system.use_listings_cache = False
         return system, root.rstrip("/")
 
@@ -210,7 +213,8 @@ class FsspecStorage(Storage):
         if isinstance(error, ValueError) and "\0" in key:
             return InvalidInputError(f"{key!r} is no key", ErrorKind.INVALID_KEY)
         return StorageError(
-            f"cannot {action} {key!r} in {self.identity}: {type(error).__name__}: {error}. Check the network and "
+            f"cannot {action} {key!r} in {self.identity}: {type(error).__name__}: "
+            f"{without_values(str(error), self.options)}. Check the network and "
             f"storage_options, then try again",
             ErrorKind.OBJECT_STORE,
         )

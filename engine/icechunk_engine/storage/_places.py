@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from icechunk_engine.config import ChecksumAlgorithm, S3Options, StorageSettings
 from icechunk_engine.credential_types import AnyAzureCredential, AnyGcsCredential, AnyS3Credential, S3Anonymous
 from icechunk_engine.errors import ErrorKind, InvalidInputError
+from icechunk_engine.redaction import redacted
 
 AnyStoreCredential = AnyS3Credential | AnyGcsCredential | AnyAzureCredential
 
@@ -59,7 +60,7 @@ class Bucket:
 
     kind: StoreKind
     url: str
-    name: str
+    name: str = field(repr=False)
     options: Options = field(default=(), repr=False)
     credential: AnyStoreCredential | None = field(default=None, repr=False)
     client: Options = field(default=(), repr=False)
@@ -120,7 +121,7 @@ def s3_bucket(
         client["read_timeout"] = timedelta(seconds=stream_timeout) if stream_timeout else _NEVER
     return Bucket(
         kind=StoreKind.S3,
-        url=f"s3://{bucket}" if endpoint is None else f"s3+{endpoint}/{bucket}",
+        url=f"s3://{bucket}" if endpoint is None else redacted(f"s3+{endpoint}/{bucket}"),
         name=_checked_name(bucket, "bucket"),
         options=_frozen(config),
         credential=credential,
@@ -143,7 +144,7 @@ def gcs_bucket(
     base = options.get("base_url", "").rstrip("/")
     return Bucket(
         kind=StoreKind.GCS,
-        url=f"gs+{base}/{bucket}" if base else f"gs://{bucket}",
+        url=redacted(f"gs+{base}/{bucket}") if base else f"gs://{bucket}",
         name=_checked_name(bucket, "bucket"),
         options=_frozen(options),
         credential=credential,
@@ -163,7 +164,7 @@ def azure_bucket(
         raise _bad(f"{account!r} is no name of an account; give it without scheme and domain")
     return Bucket(
         kind=StoreKind.AZURE,
-        url=f"az+{endpoint}/{container}" if endpoint else f"az://{account}/{container}",
+        url=redacted(f"az+{endpoint}/{container}") if endpoint else f"az://{account}/{container}",
         name=_checked_name(container, "container"),
         options=_frozen({**options, "account_name": account}),
         credential=credential,

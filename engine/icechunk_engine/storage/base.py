@@ -20,6 +20,7 @@ place.
 
 from __future__ import annotations
 
+import html
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -147,3 +148,8 @@ class Storage(ABC):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.identity}>"
+
+    def _repr_html_(self) -> str:
+        rows = {"type": type(self).__name__, "place": self.identity, "writable": "no" if self.read_only else "yes"}
+        cells = "".join(f"<tr><th>{name}</th><td>{html.escape(value)}</td></tr>" for name, value in rows.items())
+        return f"<table><caption>icechunk Storage</caption>{cells}</table>"

@@ -6,11 +6,13 @@ environment are looked up where the storage is used.
 
 from __future__ import annotations
 
+import base64
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from http.client import HTTPException
 from typing import Any
 
 from icechunk_engine.config import ChecksumAlgorithm, S3Options
@@ -437,8 +439,9 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 def _redirect_of(opener: urllib.request.OpenerDirector, url: str) -> str:
     if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
         raise _bad_redirect(url, "its kind is not known")
+    request = _request_of(url)
     try:
-        with opener.open(url, timeout=60) as answer:
+        with opener.open(request, timeout=60) as answer:
             raise _bad_redirect(url, f"the server answered {answer.status}, not a redirect")
     except urllib.error.HTTPError as error:
         location = error.headers.get("Location")
@@ -446,8 +449,19 @@ def _redirect_of(opener: urllib.request.OpenerDirector, url: str) -> str:
         if not 300 <= error.code < 400 or not location:
             raise _bad_redirect(url, f"the server answered {error.code}, not a redirect") from None
         return str(location)
-    except OSError as error:
+    except (OSError, HTTPException, ValueError) as error:
         raise _bad_redirect(url, str(error)) from None
+
+
+def _request_of(url: str) -> urllib.request.Request:
+    """A request for a URL, with the login in it as a header, where servers look for it."""
+    parts = urllib.parse.urlsplit(url)
+    login, at, host = parts.netloc.rpartition("@")
+    request = urllib.request.Request(urllib.parse.urlunsplit(parts._replace(netloc=host)))
+    if at:
+        encoded = base64.b64encode(urllib.parse.unquote(login).encode()).decode()
+        request.add_unredirected_header("Authorization", f"Basic {encoded}")
+    return request
 
 
 def _storage_of_redirect(url: str) -> Storage | None:
