@@ -30,13 +30,13 @@ _GZIP_FORMAT = 31
 _EXPANSION = 256
 """Larger files may hold this many times their own length. The most regular manifests reach 61."""
 
-_always_allowed = 2**26
+_always_allowed = 2**24
 
 
 def set_decompression_limit(nbytes: int) -> None:
     """Allow files of a repository to decompress to at least this many bytes.
 
-    A small file can be made to decompress to gigabytes. A file therefore may hold 64 MiB, or 256 times its own length
+    A small file can be made to decompress to gigabytes. A file therefore may hold 16 MiB, or 256 times its own length
     if that is more. Call this before you open a repository that you trust and whose files hold more. It is valid for
     the whole process; call it in each worker too.
 

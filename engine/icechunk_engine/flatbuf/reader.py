@@ -45,7 +45,7 @@ class Buffer:
         self.data = np.ascontiguousarray(data)
         self.name = name
         self.size = len(data)
-        self.budget = min(_MAX_SHARED, 2**24 + 16 * self.size)
+        self.budget = min(_MAX_SHARED, 2**24 + 4 * self.size)
         self._views: dict[str, NDArray[Any]] = {}
 
     def error(self, reason: str) -> FormatError:
@@ -115,6 +115,11 @@ class Buffer:
         self.budget -= n_bytes
         if self.budget < 0:
             raise self.error("its vectors overlap too much")
+
+    def require_room(self, n: int, least: int) -> None:
+        """Raise unless ``n`` items of at least so many bytes fit into the file."""
+        if n * least > self.size:
+            raise self.error(f"it lists {n} items, which do not fit into its {self.size} bytes")
 
 
 class JoinedBuffer(Buffer):
@@ -409,12 +414,21 @@ class Vectors:
         rows = self.buffer.gather_bytes(self.starts, width * native.itemsize)
         return rows.view(native.newbyteorder("<")).astype(native, copy=False) if width else rows.astype(native)
 
-    def tables(self) -> Tables:
-        """The tables that vectors of offsets point to, vector after vector."""
+    def tables(self, least: int = 4) -> Tables:
+        """The tables that vectors of offsets point to, vector after vector.
+
+        Parameters
+        ----------
+        least
+            Bytes that one takes at least, with its offset and what nothing else can share. Where more are listed than
+            fit into the file, they overlap, and their columns would take far more memory than the file.
+        """
+        self.buffer.require_room(int(self.lengths.sum()), least)
         return Tables(self.buffer, self.buffer.follow(self.item_positions()))
 
-    def vectors(self, item_size: int) -> Vectors:
-        """The vectors or strings that vectors of offsets point to, vector after vector."""
+    def vectors(self, item_size: int, least: int = 4) -> Vectors:
+        """The vectors or strings that vectors of offsets point to, vector after vector; ``least`` as above."""
+        self.buffer.require_room(int(self.lengths.sum()), least)
         return self.buffer.vectors(self.buffer.follow(self.item_positions()), item_size)
 
     def bytes_table(self) -> BytesTable:

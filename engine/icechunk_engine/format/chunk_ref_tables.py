@@ -32,6 +32,9 @@ from icechunk_engine.format.schema import ChunkRef as Slot
 Codes = NDArray[np.int32]
 Mask = NDArray[np.bool_]
 
+LEAST_REF = 16
+"""Bytes that a reference takes at least in a file: its offset, its table, and where its chunk is."""
+
 _SLAB_ROWS = 2**14
 """References read at once, so that what is gathered on the way stays in cache."""
 
@@ -164,7 +167,7 @@ def read_few_refs(vectors: Vectors) -> list[ChunkRefs]:
         As :func:`read_refs`, and for compressed locations.
     """
     starts = starts_of(vectors.lengths)
-    tables = vectors.tables()
+    tables = vectors.tables(LEAST_REF)
     ranks = tables.vectors(Slot.INDEX, 4, "the index of a chunk reference").lengths
     filled = vectors.lengths > 0
     if not np.array_equal(ranks, np.repeat(ranks[starts[:-1][filled]], vectors.lengths[filled])):

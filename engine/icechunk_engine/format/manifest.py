@@ -16,6 +16,7 @@ from icechunk_engine.flatbuf.reader import Buffer, JoinedBuffer, Tables
 from icechunk_engine.flatbuf.writer import OFFSET, Arena, TableLayout
 from icechunk_engine.format import header, locations, schema
 from icechunk_engine.format.chunk_ref_tables import (
+    LEAST_REF,
     apparent_sizes,
     merge_equal_strings,
     place_refs,
@@ -41,6 +42,7 @@ _ROOT = TableLayout.of(
 _ARRAY = TableLayout.of({ArraySlot.NODE_ID: "V8", ArraySlot.REFS: OFFSET})
 
 
+_LEAST_ARRAY = 24  # bytes of an array in a file: offset, table, vector of references
 _SMALL_BODY = 2**14
 """Up to here flatbuffers are read together; large ones gain nothing by that."""
 
@@ -189,11 +191,10 @@ def _read_alone(body: U8, name: str) -> Manifest:
     root = buffer.root()
     manifest_id = ManifestId.from_row(root.required_struct(Slot.ID, OBJECT_ID_SIZE, "the manifest's id")[0])
     dictionary = _read_dictionary(root)
-    tables = root.vectors(Slot.ARRAYS, 4, "the list of arrays").tables()
+    tables = root.vectors(Slot.ARRAYS, 4, "the list of arrays").tables(_LEAST_ARRAY)
     node_ids = _node_ids(tables)
     refs = tables.vectors(ArraySlot.REFS, 4, "the list of chunk references")
-    if int(refs.lengths.sum()) * 4 > buffer.size:
-        raise buffer.error("its arrays share their chunk references")
+    buffer.require_room(int(refs.lengths.sum()), LEAST_REF)
     starts, lengths = refs.starts.tolist(), refs.lengths.tolist()
     return _manifest(
         buffer,
@@ -239,11 +240,11 @@ def _read_together(bodies: Sequence[U8]) -> list[Manifest]:
         raise buffer.error("its locations are compressed in a way that is not known")
     roots.vectors(Slot.LOCATION_DICTIONARY, 1)  # not needed, but read alone a file must have an intact one
     arrays = roots.vectors(Slot.ARRAYS, 4, "the list of arrays")
-    tables = arrays.tables()
+    tables = arrays.tables(_LEAST_ARRAY)
     node_ids = _node_ids(tables)
     refs = tables.vectors(ArraySlot.REFS, 4, "the list of chunk references")
     bounds = starts_of(arrays.lengths)
-    if bool((np.diff(starts_of(refs.lengths)[bounds]) * 4 > np.diff(buffer.starts)).any()):
+    if bool((np.diff(starts_of(refs.lengths)[bounds]) * LEAST_REF > np.diff(buffer.starts)).any()):
         raise buffer.error("its arrays share their chunk references")
     found = list(zip(node_ids, read_few_refs(refs), strict=True))
     return [

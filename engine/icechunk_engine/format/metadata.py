@@ -20,6 +20,7 @@ from icechunk_engine.flatbuf.reader import Vectors
 from icechunk_engine.flatbuf.writer import OFFSET, Arena, TableLayout, TableWriter
 from icechunk_engine.format import schema, v1
 
+_LEAST_ITEM = 20  # bytes: offset, table, value; names are shared
 _ITEM = TableLayout.of({schema.MetadataItem.NAME: OFFSET, schema.MetadataItem.VALUE: OFFSET})
 
 
@@ -56,7 +57,7 @@ class MetadataColumns:
     @classmethod
     def read(cls, vectors: Vectors) -> Self:
         """The lists that a field holds; an absent list is empty. Raises FormatError."""
-        items = vectors.tables()
+        items = vectors.tables(_LEAST_ITEM)
         return cls(
             starts_of(vectors.lengths),
             items.strings(schema.MetadataItem.NAME, "the name of a metadata item"),

@@ -287,7 +287,7 @@ def read_status(tables: Tables) -> tuple[NDArray[np.uint8], NDArray[np.uint64], 
 def read_updates(root: Tables) -> UpdateTable:
     """Columns of the ``Update`` tables of a repo info. Where they are damaged, the table says so."""
     try:
-        return _read_updates(root.vectors(schema.Repo.LATEST_UPDATES, 4, "the list of updates").tables())
+        return _read_updates(root.vectors(schema.Repo.LATEST_UPDATES, 4, "the list of updates").tables(20))
     except FormatError as error:
         return replace(UpdateTable.of([]), damage=str(error))
 

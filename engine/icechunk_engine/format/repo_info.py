@@ -152,9 +152,9 @@ def decode_repo_info(data: Any, name: str = "repo") -> RepoInfo:
             f"Upgrade it to read this repository",
             ErrorKind.UNSUPPORTED_SPEC_VERSION,
         )
-    snapshot_tables = root.vectors(fields.SNAPSHOTS, 4, "the list of snapshots").tables()
+    snapshot_tables = root.vectors(fields.SNAPSHOTS, 4, "the list of snapshots").tables(24)
     ids = snapshot_tables.required_struct(schema.SnapshotInfo.ID, SnapshotId.SIZE, "a snapshot's id").tobytes()
-    deleted_tags = root.vectors(fields.DELETED_TAGS, 4, "the list of deleted tags").vectors(1).text()
+    deleted_tags = root.vectors(fields.DELETED_TAGS, 4, "the list of deleted tags").vectors(1, 8).text()
     return RepoInfo(
         spec_version=spec_version,
         tags=_read_refs(root, fields.TAGS, ids),
@@ -173,7 +173,7 @@ def decode_repo_info(data: Any, name: str = "repo") -> RepoInfo:
 
 def _read_refs(root: Tables, slot: int, ids: bytes) -> dict[str, SnapshotId]:
     """Refs by name; they point to positions in the list of snapshots as it is in the file."""
-    refs = root.vectors(slot, 4, "the list of branches or tags").tables()
+    refs = root.vectors(slot, 4, "the list of branches or tags").tables(16)
     names = refs.strings(schema.Ref.NAME, "the name of a branch or tag").texts()
     indices = refs.scalar(schema.Ref.SNAPSHOT_INDEX, np.uint32).tolist()
     size = SnapshotId.SIZE

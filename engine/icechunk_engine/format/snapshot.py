@@ -188,14 +188,14 @@ def decode_snapshot(data: Any, name: str = "") -> Snapshot:
         message=root.strings(fields.MESSAGE, "the message").text(0),
         metadata=metadata.decode(0, unpacked.spec_version),
         manifest_files=_read_manifest_files(root),
-        nodes=_read_nodes(root.vectors(fields.NODES, 4, "the list of nodes").tables()),
+        nodes=_read_nodes(root.vectors(fields.NODES, 4, "the list of nodes").tables(32)),
         spec_version=unpacked.spec_version,
     )
 
 
 def _read_manifest_files(root: Tables) -> ManifestFiles:
     if bool(root.present(schema.Snapshot.MANIFEST_FILES_V2)[0]):
-        files = root.vectors(schema.Snapshot.MANIFEST_FILES_V2, 4).tables()
+        files = root.vectors(schema.Snapshot.MANIFEST_FILES_V2, 4).tables(20)
         info = schema.ManifestFileInfoV2
         return ManifestFiles(
             files.required_struct(info.ID, ManifestId.SIZE, "a manifest's id"),
@@ -233,10 +233,10 @@ def _read_nodes(tables: Tables) -> NodeTable:
     arrays = tables.take(is_array).children(fields.NODE_DATA, "an array's data")
     lengths, num_chunks, ndims = _read_shapes(arrays)
     name_vectors = arrays.vectors(schema.ArrayNodeData.DIMENSION_NAMES, 4)
-    name_texts, name_codes = name_vectors.tables().vectors(schema.DimensionName.NAME, 1).distinct()
+    name_texts, name_codes = name_vectors.tables(8).vectors(schema.DimensionName.NAME, 1).distinct()
     names = name_texts.text()
     ref_vectors = arrays.vectors(schema.ArrayNodeData.MANIFESTS, 4, "an array's list of manifests")
-    refs = ref_vectors.tables()
+    refs = ref_vectors.tables(24)
     extents = refs.vectors(schema.ManifestRef.EXTENTS, schema.CHUNK_INDEX_RANGE_SIZE, "a manifest's extents")
 
     def starts(lengths: I64) -> I64:
@@ -269,7 +269,7 @@ def _read_nodes(tables: Tables) -> NodeTable:
 def _read_shapes(arrays: Tables) -> tuple[U64, U32, I64]:
     """Lengths, numbers of chunks, and rank of each array: from the newer field where there is one, else the older."""
     newer = arrays.vectors(schema.ArrayNodeData.SHAPE_V2, 4)
-    dims = newer.tables()
+    dims = newer.tables(8)
     lengths = dims.scalar(schema.DimensionShapeV2.ARRAY_LENGTH, np.uint64)
     num_chunks = dims.scalar(schema.DimensionShapeV2.NUM_CHUNKS, np.uint32)
     if bool(newer.present.all()):

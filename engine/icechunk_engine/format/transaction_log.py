@@ -21,6 +21,7 @@ from icechunk_engine.format.schema import MoveOperation as MoveSlot
 from icechunk_engine.format.schema import TransactionLog as Slot
 from icechunk_engine.ids import NodeId, SnapshotId
 
+_LEAST_INDEX = 12  # bytes: offset and table
 _SLAB_ROWS = 2**14
 """Chunk indices read at once, so that what is gathered on the way stays in cache."""
 
@@ -148,11 +149,11 @@ def decode_transaction_log(data: Any, name: str = "") -> TransactionLog:
     lists = {
         field: root.vectors(slot, NodeId.SIZE, f"the list {field}").structs() for slot, field in _ID_LISTS.items()
     }
-    chunks = root.vectors(Slot.UPDATED_CHUNKS, 4, "the list of changed chunks").tables()
+    chunks = root.vectors(Slot.UPDATED_CHUNKS, 4, "the list of changed chunks").tables(24)
     return TransactionLog(
         snapshot_id=SnapshotId.from_row(root.required_struct(Slot.ID, SnapshotId.SIZE, "the log's id")[0]),
         updated_chunks=_read_updated_chunks(chunks),
-        moved_nodes=_read_moves(root.vectors(Slot.MOVED_NODES, 4).tables()),
+        moved_nodes=_read_moves(root.vectors(Slot.MOVED_NODES, 4).tables(24)),
         **lists,
     )
 
@@ -161,8 +162,7 @@ def _read_updated_chunks(tables: Tables) -> dict[NodeId, U32]:
     buffer = tables.buffer
     ids = tables.required_struct(ChunksSlot.NODE_ID, NodeId.SIZE, "a node id")
     chunks = tables.vectors(ChunksSlot.CHUNKS, 4, "the list of an array's changed chunks")
-    if int(chunks.lengths.sum()) * 4 > buffer.size:
-        raise buffer.error("its arrays share their chunks")
+    buffer.require_room(int(chunks.lengths.sum()), _LEAST_INDEX)
     updated: dict[NodeId, U32] = {}
     for row, start, length in zip(ids, chunks.starts.tolist(), chunks.lengths.tolist(), strict=True):
         updated[NodeId.from_row(row)] = _read_indices(buffer, start, length)

@@ -110,7 +110,7 @@ def test_small_files_that_stand_for_much_are_refused(sized: bool) -> None:
     try:
         assert len(unpack(start + bomb, FileType.MANIFEST).body) == 70_000_000
     finally:
-        set_decompression_limit(2**26)
+        set_decompression_limit(2**24)
 
 
 def test_the_official_librarys_files(tmp_path: Path) -> None:
