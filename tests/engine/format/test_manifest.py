@@ -438,7 +438,7 @@ def test_what_makes_no_sense_is_refused() -> None:
     assert "compressed locations" in refused(hand_written(3, packed))
     assert "UTF-8" in refused(hand_written(3, not_text))
     assert "does not know" in refused(hand_written(3, simple, algorithm=2))
-    assert "share" in refused(hand_written(300, aliased, n_arrays=200))
+    assert "do not fit" in refused(hand_written(300, aliased, n_arrays=200))
     assert "twice" in refused(hand_written(3, simple, n_arrays=2, same_id=True))
 
 
