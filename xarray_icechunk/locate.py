@@ -13,6 +13,7 @@ from uuid import uuid4
 
 from icechunk_engine.config import RepositoryConfig
 from icechunk_engine.errors import ErrorKind, InvalidInputError, RepositoryNotFoundError
+from icechunk_engine.foreign import describe, official_class
 from icechunk_engine.redaction import redacted
 from icechunk_engine.repository import Repository, open_readonly
 from icechunk_engine.session import Session
@@ -114,6 +115,10 @@ def locate(
             raise _not_found(place) from error
         return Located(session, _normal_location(place), path)
 
+    if official_class(source) is not None:
+        raise InvalidInputError(
+            f"cannot open {describe(source)}. A path or URL does as well", ErrorKind.CANNOT_PARSE_URL
+        )
     raise InvalidInputError(
         f"cannot open a {type(source).__module__}.{type(source).__qualname__} as an Icechunk repository. Pass a path, "
         f"a URL, or a Repository, Session or IcechunkStore of icechunk_engine",

@@ -12,6 +12,7 @@ import zarr
 from xarray.backends import ZarrStore
 
 from icechunk_engine.errors import ErrorKind, InvalidInputError, ReadOnlyError
+from icechunk_engine.foreign import describe
 from icechunk_engine.session import Session
 
 from ._xarray_compat import fuse_codec_pipeline, validate_encoding, validate_region
@@ -103,7 +104,7 @@ def to_icechunk(
     """
     if not isinstance(session, Session):
         raise InvalidInputError(
-            f"session is a {type(session).__name__}: pass the Session itself, repository.writable_session(branch)",
+            f"session must be the Session itself, repository.writable_session(branch), not {describe(session)}",
             ErrorKind.NOT_ALLOWED,
         )
     if session.read_only:

@@ -5,10 +5,10 @@ Names, signatures and defaults follow the official ``icechunk`` package, so that
     import icechunk_engine as icechunk
 """
 
+import contextlib
+import importlib.metadata
 import os
 import platform
-from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 
 from icechunk_engine._observe import initialize_logs, set_logs_filter, shutdown_telemetry
 from icechunk_engine.ancestry_graph import AncestryGraph
@@ -272,8 +272,8 @@ def print_debug_info() -> None:
     print(f"platform: {platform.platform()}")
     print(f"python: {platform.python_version()}")
     for package in ("xarray-icechunk", "zarr", "numcodecs", "numpy", "xarray", "dask", "kerchunk"):
-        with suppress(PackageNotFoundError):
-            print(f"{package}: {version(package)}")
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            print(f"{package}: {importlib.metadata.version(package)}")
 
 
 def user_agent() -> str:

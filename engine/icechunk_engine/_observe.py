@@ -15,14 +15,15 @@ import logging
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any, Protocol
 
-from icechunk_engine.errors import IcechunkError, InvalidInputError
+from icechunk_engine.errors import IcechunkError
 
 _trace: Any = None
-with suppress(ImportError):  # an optional dependency
+with suppress(Exception):  # an optional dependency, which reads variables of its own from the environment
     _trace = importlib.import_module("opentelemetry.trace")
 
 PACKAGE = "icechunk_engine"
@@ -37,6 +38,7 @@ _LEVELS = {
     "error": logging.ERROR,
     "off": logging.CRITICAL + 1,
 }
+_ALIASES = {"5": "trace", "4": "debug", "3": "info", "2": "warn", "1": "error", "0": "off", "warning": "warn"}
 _OFFICIAL_NAME = "icechunk"
 
 logging.addLevelName(TRACE, "TRACE")
@@ -128,11 +130,25 @@ def _ms_since(started: float) -> float:
 
 @contextmanager
 def _span(name: str, text: str) -> Iterator[None]:
-    if _trace is None:
+    tracer = _tracer()
+    if tracer is None:
         yield
         return
-    with _trace.get_tracer(PACKAGE).start_as_current_span(name, attributes={"icechunk.what": text}):
+    with tracer.start_as_current_span(name, attributes={"icechunk.what": text}):
         yield
+
+
+def _tracer() -> Any:
+    """OpenTelemetry's tracer for this package; None when there is none."""
+    global _trace
+    if _trace is None:
+        return None
+    try:
+        return _trace.get_tracer(PACKAGE)
+    except Exception:  # a provider that the environment names and nobody installed: data matter more than spans
+        logging.getLogger(PACKAGE).warning("no spans are made: OpenTelemetry cannot be used", exc_info=True)
+        _trace = None
+        return None
 
 
 # --- switches, with official's names -------------------------------------------------------------------------------
@@ -141,20 +157,19 @@ def _span(name: str, text: str) -> Iterator[None]:
 def initialize_logs() -> None:
     """Write log records to standard error, filtered as the environment variable ``ICECHUNK_LOG`` says.
 
-    They go to standard output when ``ICECHUNK_LOG_TO_STDOUT`` is set. Called on import when ``ICECHUNK_LOG`` is set.
+    They go to standard output when ``ICECHUNK_LOG_TO_STDOUT`` is set. Called on import when ``ICECHUNK_LOG`` is set,
+    so it never fails: what the variable says and nobody understands is left out, with a record that says so.
     Applications that configure :mod:`logging` themselves need none of this.
-
-    Raises
-    ------
-    InvalidInputError
-        The variable holds no directive, see :func:`set_logs_filter`.
     """
     logger = logging.getLogger(PACKAGE)
     if not any(isinstance(handler, _Handler) for handler in logger.handlers):
         handler = _Handler(sys.stdout if "ICECHUNK_LOG_TO_STDOUT" in os.environ else sys.stderr)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         logger.addHandler(handler)
-    set_logs_filter(None)
+    # A record, not a Python warning: under -W error the import would fail.
+    refused = _set_levels(os.environ.get("ICECHUNK_LOG", ""))
+    if refused:
+        logger.log(max(logging.WARNING, logger.getEffectiveLevel()), "in ICECHUNK_LOG: %s", _complaint(refused))
 
 
 class _Handler(logging.StreamHandler[Any]):
@@ -167,47 +182,69 @@ def set_logs_filter(log_filter_directive: str | None) -> None:
     Parameters
     ----------
     log_filter_directive
-        A level (``"trace"``, ``"debug"``, ``"info"``, ``"warn"``, ``"error"``, ``"off"``), levels of modules
-        (``"icechunk_engine.storage=trace"``), or several with commas: ``"icechunk.session=debug,warn"``. ``icechunk``
-        stands for this package. None: what ``ICECHUNK_LOG`` says, else ``"warn"``.
+        A level (``"trace"``, ``"debug"``, ``"info"``, ``"warn"``, ``"error"``, ``"off"``, or 5 to 0), levels of
+        modules (``"icechunk_engine.storage=trace"``), or several with commas: ``"icechunk.session=debug,warn"``.
+        ``icechunk`` stands for this package; a module without a level tells everything. None: what ``ICECHUNK_LOG``
+        says, else ``"warn"``.
 
-    Raises
-    ------
-    InvalidInputError
-        No such directive; nothing was changed.
+    Warns
+    -----
+    UserWarning
+        Part of the text is no such directive. It is left out; the rest holds.
     """
-    text = log_filter_directive if log_filter_directive is not None else os.environ.get("ICECHUNK_LOG", "")
-    levels = _parse_directive(text or "warn")
+    if log_filter_directive is not None and not isinstance(log_filter_directive, str):
+        raise TypeError(f"a filter for log records is a string such as 'debug', or None, not {log_filter_directive!r}")
+    refused = _set_levels(os.environ.get("ICECHUNK_LOG", "") if log_filter_directive is None else log_filter_directive)
+    if refused:
+        warnings.warn(_complaint(refused), stacklevel=2)
+
+
+def _complaint(refused: list[str]) -> str:
+    parts = ", ".join(repr(part) for part in refused)
+    return (
+        f"ignoring {parts}: a filter for log records is a level ({', '.join(_LEVELS)}), module=level, or several of "
+        f"these with commas"
+    )
+
+
+def _set_levels(text: str) -> list[str]:
+    """Set the levels of all loggers of ours; returns the parts that are no directives."""
+    levels, refused = _parse_directives(text)
     for name in [PACKAGE, *logging.root.manager.loggerDict]:
         if name == PACKAGE or name.startswith(PACKAGE + "."):
             logging.getLogger(name).setLevel(levels.get(name, levels[PACKAGE] if name == PACKAGE else logging.NOTSET))
     for name, level in levels.items():
         logging.getLogger(name).setLevel(level)
+    return refused
 
 
-def _parse_directive(text: str) -> dict[str, int]:
-    """Levels by logger name; that of the package is always there."""
+def _parse_directives(text: str) -> tuple[dict[str, int], list[str]]:
+    """Levels by logger name, that of the package always among them, and the parts that were not understood."""
     found = {PACKAGE: logging.WARNING}
-    for part in text.split(","):
+    refused = []
+    for part in filter(None, map(str.strip, text.split(","))):
         target, equals, level = (piece.strip() for piece in part.rpartition("="))
-        if level.lower() not in _LEVELS or (equals and not target):
-            raise InvalidInputError(
-                f"{text!r} is no filter for log records: write a level ({', '.join(_LEVELS)}), module=level, or "
-                f"several of these with commas"
-            )
-        name = target.replace("::", ".")
-        if name in ("", _OFFICIAL_NAME):
-            name = PACKAGE
-        elif name.startswith(_OFFICIAL_NAME + "."):
-            name = PACKAGE + name[len(_OFFICIAL_NAME) :]
-        if name == PACKAGE or name.startswith(PACKAGE + "."):  # other libraries' records are for them to filter
-            found[name] = _LEVELS[level.lower()]
-    return found
+        level = _ALIASES.get(level.lower(), level.lower())
+        if not equals and level not in _LEVELS and _logger_name(part) is not None:
+            target, level = part, "trace"
+        if level not in _LEVELS or (equals and not target):
+            refused.append(part)
+            continue
+        name = _logger_name(target) if target else PACKAGE
+        if name is not None:  # other libraries' records are for them to filter
+            found[name] = _LEVELS[level]
+    return found, refused
+
+
+def _logger_name(target: str) -> str | None:
+    """Logger of ours that a target names, by our module or official's; None for other libraries'."""
+    head, *rest = target.replace("::", ".").split(".")
+    return ".".join([PACKAGE, *rest]) if head in (_OFFICIAL_NAME, PACKAGE) else None
 
 
 def shutdown_telemetry() -> None:
     """Send the spans that wait to be exported. The application's tracer provider stays its own to shut down."""
-    if _trace is not None:
+    if _tracer() is not None:
         flush = getattr(_trace.get_tracer_provider(), "force_flush", None)
         if flush is not None:
             flush()

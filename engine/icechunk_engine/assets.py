@@ -189,7 +189,7 @@ class AssetManager:
                 data, version = self.storage.get_versioned(layout.REPO)
         except ObjectNotFoundError:
             raise RepositoryNotFoundError(
-                f"no Icechunk repository at {self.storage.identity} (there is no object 'repo'). "
+                f"the repository doesn't exist: there is no object 'repo' at {self.storage.identity}. "
                 f"Check the location, or make one with Repository.create(storage)"
             ) from None
         known = self._caches.repo_info

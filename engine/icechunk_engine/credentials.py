@@ -123,7 +123,7 @@ __all__ = [
 
 
 def _conflicting(function: str, advice: str) -> InvalidInputError:
-    return InvalidInputError(f"conflicting arguments of {function}: {advice}", ErrorKind.INVALID_CREDENTIALS)
+    return InvalidInputError(f"Conflicting arguments to {function} function: {advice}", ErrorKind.INVALID_CREDENTIALS)
 
 
 def as_container_credential(credential: Any) -> AnyCredential | None:

@@ -11,14 +11,17 @@
     │   ├── RefNotFoundError
     │   └── RepositoryNotFoundError
     ├── AlreadyExistsError
-    ├── ReadOnlyError                 (also a ValueError, which zarr expects of a read-only store)
+    ├── ReadOnlyError
     ├── InvalidInputError             (also a ValueError)
-    ├── SessionStateError             (also a ValueError)
+    ├── SessionStateError
     ├── StorageError
     │   ├── ObjectNotFoundError
     │   └── VersionMismatchError      (internal: a conditional write lost)
     ├── FormatError
     └── InternalError
+
+The public classes and their bases are those of the official package: a handler written for one catches as much of the
+other. The words that people match in official's messages stand in ours too (``tests/interop/test_error_parity.py``).
 
 ``kind`` is a stable, machine-readable code (:class:`ErrorKind`), so that a program can tell two errors of one class
 apart without reading the message.
@@ -193,8 +196,8 @@ class ConflictError(IcechunkError):
     ) -> None:
         if message is None:
             message = (
-                f"the branch moved: this session is based on snapshot {expected_parent}, the branch is now at "
-                f"{actual_parent}. Rebase with session.rebase(solver), commit with rebase_with=solver, or redo the "
+                f"Failed to commit, expected parent: {expected_parent}, actual parent: {actual_parent}. Another "
+                f"commit came first: rebase with session.rebase(solver), commit with rebase_with=solver, or redo the "
                 f"change in a new session"
             )
         super().__init__(message, kind)
@@ -215,7 +218,7 @@ class RebaseFailedError(ConflictError):
         super().__init__(
             message=message
             or (
-                f"rebase failed on snapshot {snapshot}: {listed or 'unknown conflict'}. The session is unchanged: "
+                f"Rebase failed on snapshot {snapshot}: {listed or 'unknown conflict'}. The session is unchanged: "
                 f"choose another solver or redo the change in a new session"
             ),
             kind=ErrorKind.REBASE_FAILED,
@@ -263,7 +266,7 @@ class AlreadyExistsError(IcechunkError):
     default_kind = ErrorKind.NODE_ALREADY_EXISTS
 
 
-class ReadOnlyError(IcechunkError, ValueError):
+class ReadOnlyError(IcechunkError):
     """A write through a read-only session, store, storage or repository."""
 
     default_kind = ErrorKind.READ_ONLY_SESSION
@@ -275,7 +278,7 @@ class InvalidInputError(IcechunkError, ValueError):
     default_kind = ErrorKind.INVALID_KEY
 
 
-class SessionStateError(IcechunkError, ValueError):
+class SessionStateError(IcechunkError):
     """The operation is not allowed in the session's or repository's present state."""
 
     default_kind = ErrorKind.NOT_ALLOWED

@@ -51,6 +51,7 @@ class ObjectId:
 
     __slots__ = ("raw",)
     SIZE: ClassVar[int] = 12
+    WHAT: ClassVar[str] = "object id"
 
     raw: bytes
 
@@ -74,7 +75,7 @@ class ObjectId:
         except (ValueError, TypeError) as error:
             n_chars = -(-cls.SIZE * 8 // 5)
             raise InvalidInputError(
-                f"{text!r} is no {cls.__name__} ({error}). Ids have {n_chars} characters of Crockford base32, "
+                f"invalid {cls.WHAT}: {text!r} ({error}). Ids have {n_chars} characters of Crockford base32, "
                 f"e.g. 1CECHNKREP0F1RSTCMT0",
                 ErrorKind.INVALID_SNAPSHOT_ID,
             ) from None
@@ -116,6 +117,7 @@ class SnapshotId(ObjectId):
     """Identifies a snapshot and its transaction log."""
 
     __slots__ = ()
+    WHAT: ClassVar[str] = "snapshot id"
 
 
 class ManifestId(ObjectId):

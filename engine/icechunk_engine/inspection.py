@@ -5,8 +5,8 @@ The keys are those of the official ``inspect_…`` methods. What a file does not
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +17,9 @@ from icechunk_engine.format.header import FileType
 from icechunk_engine.format.nodes import Node
 from icechunk_engine.format.repo_info import RepoInfo, SnapshotInfo, Status, UpdateKind, UpdateRecord, decode_repo_info
 from icechunk_engine.format.snapshot import decode_snapshot
-from icechunk_engine.format.transaction_log import decode_transaction_log
+from icechunk_engine.format.transaction_log import TransactionLog, decode_transaction_log
 from icechunk_engine.history import utc_of_us
-from icechunk_engine.ids import ManifestId, NodeId
+from icechunk_engine.ids import ManifestId, NodeId, SnapshotId
 
 Document = dict[str, Any]
 
@@ -165,11 +165,41 @@ def _node(node: Node) -> Document:
 # --- transaction log -----------------------------------------------------------------------------------------------
 
 
-def transaction_log_document(data: bytes) -> Document:
-    """What a commit changed, by node id, from its transaction log. Raises FormatError."""
-    log = decode_transaction_log(data)
+class CompositeLog(NamedTuple):
+    """The changes of a commit and of those that expired before it."""
+
+    log: TransactionLog
+    merged: Sequence[SnapshotId]
+    """Expired commits whose logs are part of it."""
+    missing: Sequence[SnapshotId]
+    """Those whose logs are gone."""
+
+
+def transaction_log_document(data: bytes, composite: CompositeLog | None = None) -> Document:
+    """What a commit changed, by node id, from its transaction log. Raises FormatError.
+
+    Parameters
+    ----------
+    data
+        The log's file.
+    composite
+        What the commit stands for since its ancestors expired, to be shown in place of what it did itself.
+    """
+    log = decode_transaction_log(data) if composite is None else composite.log
+    shown = _log_document(log, _header(data, FileType.TRANSACTION_LOG))
+    if composite is not None:
+        shown["synthetic_composite"] = {
+            "note": "Ancestors of this snapshot have expired: their logs are merged into this one. The header is that "
+            "of the snapshot's own log.",
+            "merged_pruned_ancestor_tx_logs": list(map(str, composite.merged)),
+            "missing_tx_logs": list(map(str, composite.missing)),
+        }
+    return shown
+
+
+def _log_document(log: TransactionLog, header: Document) -> Document:
     return {
-        "header": _header(data, FileType.TRANSACTION_LOG),
+        "header": header,
         "new_groups": _node_ids(log.new_groups),
         "new_arrays": _node_ids(log.new_arrays),
         "deleted_groups": _node_ids(log.deleted_groups),

@@ -43,8 +43,8 @@ _V2_KEY = V2Key()
 
 def _invalid(key: str) -> InvalidInputError:
     return InvalidInputError(
-        f"{key!r} is no key of this store: keys are 'zarr.json', '<path>/zarr.json' and chunks '<array>/c/0/1' "
-        f"(arrays must use the 'default' chunk key encoding with separator '/')",
+        f"invalid zarr key format {key!r}: the keys of this store are 'zarr.json', '<path>/zarr.json' and chunks "
+        f"'<array>/c/0/1' (arrays must use the 'default' chunk key encoding with separator '/')",
         ErrorKind.INVALID_KEY,
     )
 

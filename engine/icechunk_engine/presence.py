@@ -9,10 +9,10 @@ from icechunk_engine.assets import AssetManager
 from icechunk_engine.config import RepositoryConfig, resolve
 from icechunk_engine.config.yaml_form import from_yaml, to_yaml
 from icechunk_engine.errors import (
-    AlreadyExistsError,
     ErrorKind,
     InvalidInputError,
     ObjectNotFoundError,
+    ReadOnlyError,
     RepositoryNotFoundError,
     StorageError,
     VersionMismatchError,
@@ -91,6 +91,12 @@ def spec_version_of(storage: Storage) -> SpecVersion | None:
 
 def require_free(storage: Storage, check_clean_root: bool) -> None:
     """Raise unless a repository can be made at this place: one request, three where anything is to be there."""
+    if storage.read_only:
+        raise ReadOnlyError(
+            f"the storage used by this Icechunk repository is read-only: cannot create one at {storage.identity}. "
+            f"Choose a place that can be written to",
+            ErrorKind.READ_ONLY_STORAGE,
+        )
     # What an interrupted creation left behind must not keep it from being repeated.
     remains = {layout.snapshot_key(INITIAL_SNAPSHOT_ID), layout.transaction_log_key(INITIAL_SNAPSHOT_ID)}
     others = (info for info in storage.list() if info.key not in remains and not info.key.startswith(PROBES))
@@ -99,16 +105,18 @@ def require_free(storage: Storage, check_clean_root: bool) -> None:
         raise already_there(storage)
     if found is not None:
         raise InvalidInputError(
-            f"{storage.identity} is not empty (there is {found.key!r}). Choose an empty place, or pass "
-            f"check_clean_root=False if nothing else will ever write there",
+            f"repositories can only be created in clean prefixes, and {storage.identity} is not empty: it holds "
+            f"{found.key!r}. Choose an empty place, or pass check_clean_root=False if nothing else will ever write "
+            f"there",
             ErrorKind.PARENT_DIRECTORY_NOT_CLEAN,
         )
 
 
-def already_there(storage: Storage) -> AlreadyExistsError:
+def already_there(storage: Storage) -> InvalidInputError:
     """The error for a place that is taken."""
-    return AlreadyExistsError(
-        f"there is a repository at {storage.identity} already; open it with Repository.open(storage)",
+    return InvalidInputError(
+        f"repositories can only be created in clean prefixes, and there is a repository at {storage.identity} "
+        f"already. Open it with Repository.open(storage)",
         ErrorKind.PARENT_DIRECTORY_NOT_CLEAN,
     )
 
@@ -125,8 +133,8 @@ def make_repository(assets: AssetManager, config: dict[str, Any] | None) -> None
 
     Raises
     ------
-    AlreadyExistsError
-        Somebody was faster.
+    InvalidInputError
+        ``parent-directory-not-clean``: somebody was faster.
     """
     created_us, level, storage = now_us(), assets.config.compression_level, assets.storage
     snapshot = encode_snapshot(initial_snapshot(created_us, assets.spec_version), level=level)
@@ -164,7 +172,7 @@ def _create_v1_config(storage: Storage, data: bytes) -> None:
         storage.create(layout.CONFIG_YAML, data)
     except VersionMismatchError:
         if storage.get(layout.CONFIG_YAML) != data:
-            raise AlreadyExistsError(
+            raise InvalidInputError(
                 f"{storage.identity} has a config.yaml with other settings: somebody is making a repository there, or "
                 f"stopped halfway. Open the repository, or remove config.yaml if nobody else is at work",
                 ErrorKind.PARENT_DIRECTORY_NOT_CLEAN,

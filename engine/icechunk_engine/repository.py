@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
@@ -15,15 +16,14 @@ from icechunk_engine.assets import AssetManager
 from icechunk_engine.config import RepositoryConfig, StorageSettings, resolve
 from icechunk_engine.credentials import AnyCredential
 from icechunk_engine.errors import (
-    AlreadyExistsError,
     ErrorKind,
     FormatError,
     InvalidInputError,
     ObjectNotFoundError,
     RepositoryNotFoundError,
-    SessionStateError,
     SnapshotNotFoundError,
 )
+from icechunk_engine.foreign import describe
 from icechunk_engine.format import layout
 from icechunk_engine.format.repo_info import Availability, RepoInfo, decode_repo_info
 from icechunk_engine.format.repo_info import SnapshotInfo as SnapshotRecord
@@ -31,11 +31,13 @@ from icechunk_engine.history import ManifestFileInfo, SnapshotInfo, Update, html
 from icechunk_engine.ids import ManifestId, SnapshotId
 from icechunk_engine.session import Session, SessionMode
 from icechunk_engine.storage.base import Storage
+from icechunk_engine.storage.urls import as_storage
 from icechunk_engine.storage.wrappers import LimitedStorage
 from icechunk_engine.store import IcechunkStore, open_store
 from icechunk_engine.transaction import updates
 from icechunk_engine.transaction.conflicts import ConflictSolver
 from icechunk_engine.transaction.diff import Diff, diff_of_logs
+from icechunk_engine.transaction.logs import merged_log
 from icechunk_engine.transaction.preloading import start_preload
 from icechunk_engine.transaction.publishing import publish, references
 from icechunk_engine.transaction.references import References, needs_spec_2
@@ -52,6 +54,8 @@ from icechunk_engine.view import RepositoryContext
 from icechunk_engine.virtual.resolver import VirtualResolver
 
 Authorizations = Mapping[str, AnyCredential | None]
+Place = Storage | str | os.PathLike[str]
+"""What says where a repository is: a storage, a path or a URL."""
 
 DEFAULT_BRANCH = updates.MAIN
 
@@ -88,22 +92,24 @@ class Repository:
     # --- create and open ---------------------------------------------------------------------------------------
 
     @classmethod
-    @operation(lambda cls, storage, *_, **__: f"creating a repository at {storage.identity}")
     def create(
         cls,
-        storage: Storage,
+        storage: Place,
         config: RepositoryConfig | None = None,
         authorize_virtual_chunk_access: Authorizations | None = None,
         spec_version: SpecVersion | int | None = None,
         check_clean_root: bool = True,
         attribution: Attribution | None = None,
+        *,
+        storage_options: Mapping[str, Any] | None = None,
     ) -> Self:
         """Make a new repository with a branch ``main`` at an empty first snapshot.
 
         Parameters
         ----------
         storage
-            Where; the place must hold no objects.
+            Where: a storage, or a path or URL as for :func:`~icechunk_engine.storage.storage_from_url`. The place
+            must hold no objects.
         config
             Settings to persist with the repository; what is None follows the defaults.
         authorize_virtual_chunk_access
@@ -112,14 +118,30 @@ class Repository:
             Version of the on-disk format; 1 for a repository that old programs must read, by default 2.
         check_clean_root
             Refuse a place that holds objects.
+        storage_options
+            Options that go with a URL.
 
         Raises
         ------
-        AlreadyExistsError
-            There is a repository.
         InvalidInputError
-            ``parent-directory-not-clean``.
+            ``parent-directory-not-clean``: there is a repository, or something else.
         """
+        place = as_storage(storage, storage_options)
+        return cls._create(
+            place, _checked(config), authorize_virtual_chunk_access, spec_version, check_clean_root, attribution
+        )
+
+    @classmethod
+    @operation(lambda cls, storage, *_: f"creating a repository at {storage.identity}")
+    def _create(
+        cls,
+        storage: Storage,
+        config: RepositoryConfig | None,
+        authorize_virtual_chunk_access: Authorizations | None,
+        spec_version: SpecVersion | int | None,
+        check_clean_root: bool,
+        attribution: Attribution | None,
+    ) -> Self:
         version = SpecVersion.current() if spec_version is None else _known_version(spec_version)
         effective = config if config is not None else RepositoryConfig()
         storage = storage.with_settings(resolve(effective).storage)
@@ -134,18 +156,21 @@ class Repository:
     create_async = classmethod(async_twin(create.__func__))  # type: ignore[attr-defined]
 
     @classmethod
-    @operation(lambda cls, storage, *_, **__: f"opening the repository at {storage.identity}")
     def open(
         cls,
-        storage: Storage,
+        storage: Place,
         config: RepositoryConfig | None = None,
         authorize_virtual_chunk_access: Authorizations | None = None,
         attribution: Attribution | None = None,
+        *,
+        storage_options: Mapping[str, Any] | None = None,
     ) -> Self:
         """Open the repository at a storage location: one request (spec version 1: three).
 
         Parameters
         ----------
+        storage, storage_options
+            As for :meth:`create`.
         config
             Settings of this opening, on top of the persisted ones.
 
@@ -156,9 +181,11 @@ class Repository:
         FormatError
             There is something, but not a repository that can be read.
         """
-        return cls._open(storage, config, authorize_virtual_chunk_access, attribution)[0]
+        place = as_storage(storage, storage_options)
+        return cls._open(place, _checked(config), authorize_virtual_chunk_access, attribution)[0]
 
     @classmethod
+    @operation(lambda cls, storage, *_: f"opening the repository at {storage.identity}")
     def _open(
         cls,
         storage: Storage,
@@ -186,14 +213,17 @@ class Repository:
     @classmethod
     def open_or_create(
         cls,
-        storage: Storage,
+        storage: Place,
         config: RepositoryConfig | None = None,
         authorize_virtual_chunk_access: Authorizations | None = None,
         create_version: SpecVersion | int | None = None,
         check_clean_root: bool = True,
         attribution: Attribution | None = None,
+        *,
+        storage_options: Mapping[str, Any] | None = None,
     ) -> Self:
         """Open the repository, or make it if there is none; parameters as in :meth:`open` and :meth:`create`."""
+        storage = as_storage(storage, storage_options)
         try:
             return cls.open(storage, config, authorize_virtual_chunk_access, attribution)
         except RepositoryNotFoundError:
@@ -202,7 +232,7 @@ class Repository:
             return cls.create(
                 storage, config, authorize_virtual_chunk_access, create_version, check_clean_root, attribution
             )
-        except (AlreadyExistsError, InvalidInputError) as error:
+        except InvalidInputError as error:
             settings = None if config is None else config.storage
             if error.kind is ErrorKind.PARENT_DIRECTORY_NOT_CLEAN and not cls.exists(storage, settings):
                 raise
@@ -211,28 +241,36 @@ class Repository:
     open_or_create_async = classmethod(async_twin(open_or_create.__func__))  # type: ignore[attr-defined]
 
     @staticmethod
-    def exists(storage: Storage, storage_settings: StorageSettings | None = None) -> bool:
+    def exists(
+        storage: Place,
+        storage_settings: StorageSettings | None = None,
+        *,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> bool:
         """True when there is a repository; ``storage_settings`` are for the requests that tell."""
-        return Repository.fetch_spec_version(storage, storage_settings) is not None
+        return Repository.fetch_spec_version(storage, storage_settings, storage_options=storage_options) is not None
 
     exists_async = staticmethod(async_twin(exists))
 
     @staticmethod
-    def fetch_spec_version(storage: Storage, storage_settings: StorageSettings | None = None) -> SpecVersion | None:
+    def fetch_spec_version(
+        storage: Place,
+        storage_settings: StorageSettings | None = None,
+        *,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> SpecVersion | None:
         """Format version of the repository, None if there is none; settings as in :meth:`exists`."""
+        place = as_storage(storage, storage_options)
         if storage_settings is not None:
-            storage = storage.with_settings(storage_settings)
-        return presence.spec_version_of(storage)
+            place = place.with_settings(storage_settings)
+        return presence.spec_version_of(place)
 
     fetch_spec_version_async = staticmethod(async_twin(fetch_spec_version))
 
     @staticmethod
-    def fetch_config(storage: Storage) -> RepositoryConfig | None:
-        """The persisted configuration, None if there is none or no repository."""
-        try:
-            return presence.find(storage).config
-        except RepositoryNotFoundError:
-            return None
+    def fetch_config(storage: Place, *, storage_options: Mapping[str, Any] | None = None) -> RepositoryConfig | None:
+        """The persisted configuration, None if there is none. Raises RepositoryNotFoundError."""
+        return presence.find(as_storage(storage, storage_options)).config
 
     fetch_config_async = staticmethod(async_twin(fetch_config))
 
@@ -242,6 +280,7 @@ class Repository:
         authorize_virtual_chunk_access: Authorizations | None = None,
     ) -> Self:
         """The same repository with settings of ``config`` on top of the present ones."""
+        config = _checked(config)
         return type(self)(
             self._storage,
             self._config.merge(config) if config is not None else self._config,
@@ -379,6 +418,8 @@ class Repository:
 
     def set_status(self, status: RepoStatus) -> None:
         """Make the repository read-only, or writable again."""
+        if not isinstance(status, RepoStatus):
+            raise TypeError(f"status must be a RepoStatus, not {describe(status)}")
         availability = Availability[status.availability.name.upper()]
         self._update(updates.SetStatus(availability, status.limited_availability_reason), "repository status")
 
@@ -575,8 +616,25 @@ class Repository:
     inspect_snapshot_async = async_twin(inspect_snapshot)
 
     def inspect_transaction_log(self, snapshot_id: str) -> dict[str, Any]:
-        """What a commit's transaction log holds, as a document; for debugging. Raises SnapshotNotFoundError."""
-        return inspection.transaction_log_document(self._file_of_snapshot(layout.transaction_log_key, snapshot_id))
+        """What a commit's transaction log holds, as a document; for debugging. Raises SnapshotNotFoundError.
+
+        Where ancestors of the snapshot have expired, their changes are merged in, and ``synthetic_composite`` says so.
+        """
+        data = self._file_of_snapshot(layout.transaction_log_key, snapshot_id)
+        return inspection.transaction_log_document(data, self._composite_log(SnapshotId.from_str(snapshot_id)))
+
+    def _composite_log(self, snapshot_id: SnapshotId) -> inspection.CompositeLog | None:
+        """The merged log of a snapshot that stands for expired ones; None for all others."""
+        try:
+            pruned = references(self._assets).snapshot(snapshot_id).pruned
+        except SnapshotNotFoundError:  # a file that no repo info lists: what it says itself
+            return None
+        if not pruned:
+            return None
+        logs = self._assets.transaction_logs([*pruned, snapshot_id])
+        found = [log_id for log_id, log in zip(pruned, logs, strict=False) if log is not None]
+        missing = [log_id for log_id in pruned if log_id not in found]
+        return inspection.CompositeLog(merged_log([log for log in logs if log is not None]), found, missing)
 
     inspect_transaction_log_async = async_twin(inspect_transaction_log)
 
@@ -652,8 +710,8 @@ class Repository:
             records.append(record)
         else:
             raise InvalidInputError(
-                f"snapshot {start} is no ancestor of {stop}; a diff goes from an older snapshot to a later one of the "
-                f"same line",
+                f"`to` snapshot ancestry doesn't include `from`: {stop} does not come from {start}; a diff goes "
+                f"from an older snapshot to a later one of the same line",
                 ErrorKind.BAD_SNAPSHOT_CHAIN_FOR_DIFF,
             )
         ids = [log_id for record in reversed(records) for log_id in (*record.pruned, record.id)]
@@ -677,7 +735,7 @@ class Repository:
         given = [name for name, value in _named(branch, tag, snapshot_id) if value is not None]
         if len(given) != 1:
             raise InvalidInputError(
-                f"give exactly one of branch, tag and snapshot_id; got {' and '.join(given) or 'none'}",
+                f"Must provide one of branch, tag, or snapshot_id, and only one; got {' and '.join(given) or 'none'}",
                 ErrorKind.INVALID_REF_TYPE,
             )
         if branch is not None:
@@ -725,12 +783,14 @@ class Repository:
         found = refs.snapshot(self._resolve(refs, branch, tag, snapshot_id)).id
         if as_of is not None:
             if branch is None:
-                raise InvalidInputError("as_of goes with branch only", ErrorKind.INVALID_REF_TYPE)
+                raise InvalidInputError(
+                    "as_of argument must be provided together with a branch name", ErrorKind.INVALID_REF_TYPE
+                )
             early = refs.newest_at(found, us_of_datetime(as_of))
             if early is None:
                 *_, first = refs.history(found)
                 raise SnapshotNotFoundError(
-                    f"branch {branch!r} has no snapshot as old as {as_of.isoformat()}; its first is of "
+                    f"branch {branch!r} does not have a snapshot before or at {as_of.isoformat()}; its first is of "
                     f"{first.written_at.isoformat()}",
                     ErrorKind.NO_SNAPSHOT_AT_TIME,
                 )
@@ -835,11 +895,17 @@ def _names_by_target(refs: Mapping[str, SnapshotId]) -> dict[SnapshotId, tuple[s
     return names
 
 
+def _checked(config: RepositoryConfig | None) -> RepositoryConfig | None:
+    if config is not None and not isinstance(config, RepositoryConfig):
+        raise TypeError(f"config must be a RepositoryConfig, not {describe(config)}")
+    return config
+
+
 def _known_version(spec_version: SpecVersion | int) -> SpecVersion:
     try:
         return SpecVersion(spec_version)
     except ValueError:
-        raise SessionStateError(
-            f"repositories of spec version {spec_version} cannot be created; use spec_version=2",
+        raise InvalidInputError(
+            f"Unsupported version {spec_version}: repositories are created in spec version 2, or 1",
             ErrorKind.UNSUPPORTED_OPERATION_FOR_VERSION,
         ) from None

@@ -23,10 +23,12 @@ from icechunk_engine.errors import (
     ConflictError,
     ErrorKind,
     IcechunkError,
+    InvalidInputError,
     ReadOnlyError,
     SessionStateError,
     StorageError,
 )
+from icechunk_engine.foreign import describe
 from icechunk_engine.ids import NodeId, SnapshotId
 from icechunk_engine.transaction.change_set import ChangeSet
 from icechunk_engine.transaction.commit import ManifestMemo, NewSnapshot, write_snapshot
@@ -182,11 +184,11 @@ class Session(Workspace):
 
     def __getstate__(self) -> dict[str, Any]:
         if not self.read_only and not self.is_fork:
-            raise SessionStateError(
-                "a writable session cannot be pickled, its edits would be lost with the copy. For a parallel write "
-                "use fork = session.fork(), send the fork to the workers and bring their changes back with "
-                "session.merge(*forks); xarray users call xarray_icechunk.to_icechunk(ds, session), which does all "
-                "of that. For reading in workers use repo.readonly_session(...)",
+            raise InvalidInputError(  # official's is a ValueError, too
+                "You must opt-in to pickle writable sessions in a distributed context using Session.fork(), since "
+                "the edits of a copy would be lost. Send fork = session.fork() to the workers and bring their "
+                "changes back with session.merge(*forks); xarray users call xarray_icechunk.to_icechunk(ds, "
+                "session), which does all of that. For reading in workers use repo.readonly_session(...)",
                 ErrorKind.PICKLE,
             )
         with self._lock:
@@ -220,7 +222,8 @@ class Session(Workspace):
         with self._lock:
             if self._mode is SessionMode.readonly:
                 raise SessionStateError(
-                    "a read-only session cannot be forked; it can be pickled as it is, or use repo.writable_session",
+                    "cannot fork a read-only session. Pickle it as it is, or fork one of "
+                    "repo.writable_session(branch)",
                     ErrorKind.CANNOT_FORK_READ_ONLY_SESSION,
                 )
             self._require_writable()
@@ -261,7 +264,7 @@ class Session(Workspace):
         for other in others:
             if not isinstance(other, Session):
                 raise TypeError(
-                    f"merge takes forks, session.merge(*forks), not {type(other).__name__}; that of a store is "
+                    f"merge takes forks, session.merge(*forks), not {describe(other)}; that of a store is "
                     f"store.session"
                 )
         self._require_writable()
@@ -334,6 +337,7 @@ class Session(Workspace):
         SessionStateError
             ``no-changes-to-commit``, ``commit-not-allowed``.
         """
+        _require_arguments(message, rebase_with)
         with self._ending("commit", allow_empty=allow_empty) as (branch, state):
             with self._context.assets.storage.turn():
                 new = self._commit_with_retries(state, branch, message, metadata, rebase_with, rebase_tries)
@@ -453,6 +457,7 @@ class Session(Workspace):
         SessionStateError
             ``no-changes-to-commit``, ``commit-not-allowed``, ``no-amend-for-initial-commit``.
         """
+        _require_arguments(message)
         with self._ending("amend", allow_empty=allow_empty) as (branch, state):
             with self._context.assets.storage.turn():
                 new = self._amend(state, branch, message, metadata)
@@ -500,6 +505,7 @@ class Session(Workspace):
         -------
         Id of the snapshot, to read, tag or reset a branch to it.
         """
+        _require_arguments(message)
         with self._ending("flush") as (_, state):
             new = write_snapshot(
                 self._context.assets,
@@ -522,6 +528,7 @@ class Session(Workspace):
         RebaseFailedError
             The solver could not settle every conflict; the session is unchanged.
         """
+        _require_arguments("", solver)
         branch = self._require_committable()
         if (landed := self._landed(branch)) is not None:
             raise ConflictError(
@@ -585,8 +592,8 @@ class Session(Workspace):
     def _require_not_read_only(self) -> None:
         if self._mode is SessionMode.readonly:
             raise ReadOnlyError(
-                "this session is read-only. Write through repo.writable_session(branch); after a commit, start a new "
-                "session to go on",
+                "Read only sessions cannot modify the repository. Write through repo.writable_session(branch); after "
+                "a commit, start a new session to go on",
                 ErrorKind.READ_ONLY_SESSION,
             )
 
@@ -607,7 +614,8 @@ class Session(Workspace):
     def _require_data_session(self) -> None:
         if self._mode is SessionMode.rearrange:
             raise SessionStateError(
-                "a rearrange session only moves nodes; write data through repo.writable_session(branch)",
+                "This session was created to rearrange the hierarchy, other write operations cannot be executed. "
+                "Write data through repo.writable_session(branch)",
                 ErrorKind.REARRANGE_SESSION_ONLY,
             )
 
@@ -616,17 +624,24 @@ class Session(Workspace):
         self._require_not_ending()
         if self._mode is not SessionMode.rearrange:
             raise SessionStateError(
-                "nodes are moved in a session of their own: session = repo.rearrange_session(branch)",
+                "To move nodes in the hierarchy you need to create a rearrange session: "
+                "session = repo.rearrange_session(branch)",
                 ErrorKind.NON_REARRANGE_SESSION,
             )
 
     def _require_committable(self) -> str:
         if self.is_fork:
             raise SessionStateError(
-                "a fork cannot commit: bring it home with session.merge(fork) and commit that session",
+                "commits are not allowed on read-only or forked sessions, and this is a fork. Bring it home with "
+                "session.merge(fork) and commit that session",
                 ErrorKind.COMMIT_NOT_ALLOWED,
             )
-        self._require_not_read_only()
+        if self._mode is SessionMode.readonly:
+            raise SessionStateError(
+                "commits are not allowed on read-only or forked sessions, and this one is read-only. Write through "
+                "repo.writable_session(branch); after a commit, start a new session to go on",
+                ErrorKind.COMMIT_NOT_ALLOWED,
+            )
         assert self._branch is not None
         return self._branch
 
@@ -634,7 +649,7 @@ class Session(Workspace):
         if self._state.changes.is_empty and not allow_empty:
             again = list(self._set_again)
             raise SessionStateError(
-                f"nothing to {action}: no group, array or chunk was changed"
+                f"nothing to {action}, no changes made to the session: no group, array or chunk was changed"
                 + (f" (the metadata of {_listed(again)} was written again as it was)" if again else "")
                 + ("" if action == "flush" else f". Pass allow_empty=True to {action} all the same"),
                 ErrorKind.NO_CHANGES_TO_COMMIT,
@@ -644,6 +659,13 @@ class Session(Workspace):
 def _listed(paths: Sequence[str], at_most: int = 5) -> str:
     more = len(paths) - at_most
     return ", ".join(paths[:at_most]) + (f" and {more} more" if more > 0 else "")
+
+
+def _require_arguments(message: object, solver: object = None) -> None:
+    if not isinstance(message, str):
+        raise TypeError(f"a commit message must be a string, not {describe(message)}")
+    if solver is not None and not isinstance(solver, ConflictSolver):
+        raise TypeError(f"the solver must be a ConflictSolver, not {describe(solver)}")
 
 
 def _require_tip(refs: References, branch: str, expected: SnapshotId) -> None:

@@ -12,6 +12,7 @@ from typing import Literal
 
 from icechunk_engine.enums import IntegerEnum
 from icechunk_engine.errors import ErrorKind, InvalidInputError
+from icechunk_engine.foreign import describe
 
 CommitMethod = Literal["new_commit", "amend"]
 """How an operation that must commit does so: a new snapshot, or in place of the branch's last one."""
@@ -67,9 +68,12 @@ class RepoStatus:
         set_at: datetime | None = None,
         limited_availability_reason: str | None = None,
     ) -> None:
-        if set_at is not None and set_at.tzinfo is None:
-            raise InvalidInputError(
-                "RepoStatus.set_at needs a time zone; use datetime.now(timezone.utc)", ErrorKind.INVALID_CONFIG
+        if not isinstance(availability, RepoAvailability):
+            raise TypeError(f"RepoStatus.availability must be a RepoAvailability, not {describe(availability)}")
+        if set_at is not None and getattr(set_at, "tzinfo", None) is None:
+            raise TypeError(
+                f"RepoStatus.set_at must be a datetime with a time zone, e.g. datetime.now(timezone.utc), not "
+                f"{set_at!r}"
             )
         object.__setattr__(self, "availability", availability)
         object.__setattr__(self, "set_at", datetime.now(UTC) if set_at is None else set_at)
@@ -123,7 +127,7 @@ def feature_flag_id(name: str) -> int:
         if flag.name == name:
             return flag.id
     known = ", ".join(flag.name for flag in FEATURE_FLAGS)
-    raise InvalidInputError(f"no feature flag {name!r}; there are {known}", ErrorKind.INVALID_FEATURE_FLAG)
+    raise InvalidInputError(f"invalid feature flag name: {name!r}; there are {known}", ErrorKind.INVALID_FEATURE_FLAG)
 
 
 _TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
@@ -150,14 +154,14 @@ class Attribution:
 
     def __post_init__(self) -> None:
         for name, pattern, rule in (
-            ("client", _CLIENT, "'name' or 'name/version' in letters, digits and -._~"),
+            ("client", _CLIENT, "`name` or `name/version` in token characters (letters, digits and -._~)"),
             ("workload", _COMMENT, 'printable ASCII without any of "();=\\'),
             ("principal", _COMMENT, 'printable ASCII without any of "();=\\'),
         ):
             value = getattr(self, name)
             if value is not None and (len(value) > _ATTRIBUTION_MAX_LENGTH or not pattern.fullmatch(value)):
                 raise InvalidInputError(
-                    f"attribution {name} must be {rule}, of at most {_ATTRIBUTION_MAX_LENGTH} characters, "
+                    f"attribution `{name}` must be {rule}, of at most {_ATTRIBUTION_MAX_LENGTH} characters, "
                     f"not {value!r}",
                     ErrorKind.INVALID_CONFIG,
                 )

@@ -222,7 +222,7 @@ class Workspace(SnapshotView):
         size = len(data) if isinstance(data, bytes) else data.nbytes
         if size == 0:
             raise InvalidInputError(
-                f"chunk {index} of {path!r} has no bytes; delete the chunk instead of writing it empty",
+                f"zero-length chunk {index} of {path!r}; delete the chunk instead of writing it empty",
                 ErrorKind.ZERO_LENGTH_CHUNK,
             )
         self._array_reader(path).require(index)
@@ -266,7 +266,7 @@ class Workspace(SnapshotView):
             container_rules.require_container(location, self._context.resolver.containers)
         if ref.length == 0:
             raise InvalidInputError(
-                f"chunk {index} of {path!r}: a reference of no bytes; leave the chunk out instead",
+                f"zero-length chunk {index} of {path!r}: the reference is to no bytes; leave the chunk out instead",
                 ErrorKind.ZERO_LENGTH_CHUNK,
             )
         self.put_chunk(path, index, replace(ref, location=location))
@@ -295,7 +295,8 @@ class Workspace(SnapshotView):
         self._require_writable()
         if bool((refs.lengths[refs.kinds != DELETED] == 0).any()):
             raise InvalidInputError(
-                f"references of no bytes among those for {path!r}; leave those chunks out instead",
+                f"zero-length chunk: there are references to no bytes among those for {path!r}; leave those chunks "
+                f"out instead",
                 ErrorKind.ZERO_LENGTH_CHUNK,
             )
         _require_in_grid(self._array_reader(path), refs)
@@ -351,7 +352,8 @@ class Workspace(SnapshotView):
         def shift(reader: chunk_io.ArrayReader, refs: ChunkRefs) -> ChunkRefs:
             if len(offset) != reader.ndim:
                 raise InvalidInputError(
-                    f"array {reader.node.path!r} has rank {reader.ndim}, the offset {tuple(offset.tolist())} does not",
+                    f"invalid chunk index: array {reader.node.path!r} has rank {reader.ndim}, the offset "
+                    f"{tuple(offset.tolist())} does not",
                     ErrorKind.INVALID_CHUNK_INDEX,
                 )
             return shifted(refs, offset, reader.grid) if offset.any() else ChunkRefs.empty(reader.ndim)
@@ -424,7 +426,8 @@ def _require_regular(node: Node) -> None:
 def _require_in_grid(reader: chunk_io.ArrayReader, refs: ChunkRefs) -> None:
     if refs.ndim != reader.ndim:
         raise InvalidInputError(
-            f"array {reader.node.path!r} has rank {reader.ndim}, the references have {refs.ndim} coordinates",
+            f"invalid chunk index: array {reader.node.path!r} has rank {reader.ndim}, the references have "
+            f"{refs.ndim} coordinates",
             ErrorKind.INVALID_CHUNK_INDEX,
         )
     inside = refs.within((0,) * reader.ndim, reader.grid)

@@ -58,10 +58,6 @@ _GROUP: tuple[Literal["group"], None] = ("group", None)
 class _Refused(Exception):
     """A rule is broken; the message is finished by :func:`_explained`."""
 
-    def __init__(self, message: str, kind: ErrorKind = ErrorKind.INVALID_ARRAY_METADATA) -> None:
-        super().__init__(message)
-        self.kind = kind
-
 
 def parse_node_metadata(data: bytes, *, for_write: bool = False, path: str | None = None) -> NodeMetadata:
     """Kind and shape of the node that a ``zarr.json`` document describes.
@@ -94,8 +90,7 @@ def parse_node_metadata(data: bytes, *, for_write: bool = False, path: str | Non
         if node_type != "array":
             raise _Refused(
                 f"'node_type' must be 'group' or 'array', not {node_type!r} (Zarr format 3; convert older metadata "
-                f"before storing it)",
-                ErrorKind.BAD_METADATA,
+                f"before storing it)"
             )
         shape = _parse_array(document)
         if for_write:
@@ -133,7 +128,9 @@ def _explained(path: str | None) -> Iterator[None]:
         yield
     except _Refused as refused:
         whose = f"of {path} " if path is not None else ""
-        raise InvalidInputError(f"the zarr.json {whose}was refused: {refused}", refused.kind) from None
+        raise InvalidInputError(
+            f"bad metadata: the zarr.json {whose}was refused: {refused}", ErrorKind.BAD_METADATA
+        ) from None
 
 
 def _decode(data: bytes) -> dict[str, Any]:
@@ -142,11 +139,10 @@ def _decode(data: bytes) -> dict[str, Any]:
         document = json.loads(bytes(data).decode(), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise _Refused(
-            f"it is no JSON document in UTF-8 ({error}). Write it with json.dumps(…, allow_nan=False)",
-            ErrorKind.BAD_METADATA,
+            f"it is no JSON document in UTF-8 ({error}). Write it with json.dumps(…, allow_nan=False)"
         ) from None
     if not isinstance(document, dict):
-        raise _Refused(f"it must be a JSON object, not {_json_type(document)}", ErrorKind.BAD_METADATA)
+        raise _Refused(f"it must be a JSON object, not {_json_type(document)}")
     return document
 
 

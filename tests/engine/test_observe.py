@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 import icechunk_engine as ic
 from icechunk_engine._observe import TRACE
-from icechunk_engine.errors import IcechunkError, InvalidInputError, RefNotFoundError
+from icechunk_engine.errors import IcechunkError, RefNotFoundError
 from icechunk_engine.storage.wrappers import LatencyStorage
 
 
@@ -76,26 +77,62 @@ def test_filters() -> None:
     assert "aws" not in logging.root.manager.loggerDict
     ic.set_logs_filter("warn")
     assert not logging.getLogger("icechunk_engine.session").isEnabledFor(logging.DEBUG)
-    for wrong in ("loud", "=debug", "icechunk=", "debug,"):
-        with pytest.raises(InvalidInputError, match="trace, debug, info"):
-            ic.set_logs_filter(wrong)
+    ic.set_logs_filter("icechunk::storage")
+    assert logging.getLogger("icechunk_engine.storage").isEnabledFor(TRACE)
+    assert not logging.getLogger("icechunk_engine.session").isEnabledFor(logging.INFO)
+    ic.set_logs_filter("WARNING,icechunk.session=4")
+    assert logging.getLogger("icechunk_engine.session").getEffectiveLevel() == logging.DEBUG
+    assert logging.getLogger("icechunk_engine").level == logging.WARNING
+    ic.set_logs_filter("debug,")
+    assert logging.getLogger("icechunk_engine").level == logging.DEBUG
+
+
+@pytest.mark.parametrize("wrong", ["loud", "=debug", "icechunk=", "false", "icechunk:debug", "[a]=b", "foo bar"])
+def test_what_is_no_filter_is_left_out_with_a_warning(wrong: str) -> None:
+    with pytest.warns(UserWarning, match=f"ignoring '{re.escape(wrong)}'.*trace, debug, info"):
+        ic.set_logs_filter(f"{wrong},icechunk.session=debug")
+    assert logging.getLogger("icechunk_engine.session").isEnabledFor(logging.DEBUG)
+    with pytest.raises(TypeError, match="such as 'debug'"):
+        ic.set_logs_filter(3)
+
+
+def run(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **variables}
+    command = [sys.executable, "-W", "error::UserWarning", "-c", code]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+
+
+USE = "repo = ic.Repository.create(ic.in_memory_storage()); repo.list_branches();"
 
 
 @pytest.mark.parametrize("stream", ["stderr", "stdout"])
 def test_the_environment_variable(stream: str) -> None:
     code = (
-        "import icechunk_engine as ic; repo = ic.Repository.create(ic.in_memory_storage()); repo.list_branches();"
-        "ic.initialize_logs(); repo.create_tag('v1', repo.lookup_branch('main'))"
+        f"import icechunk_engine as ic; {USE} ic.initialize_logs(); repo.create_tag('v1', repo.lookup_branch('main'))"
     )
-    environment = {**os.environ, "ICECHUNK_LOG": "icechunk=debug", "PYTHONPATH": os.pathsep.join(sys.path)}
-    if stream == "stdout":
-        environment["ICECHUNK_LOG_TO_STDOUT"] = "1"
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, timeout=100
-    )
+    to_stdout = {"ICECHUNK_LOG_TO_STDOUT": "1"} if stream == "stdout" else {}
+    done = run(code, ICECHUNK_LOG="icechunk=debug", **to_stdout)
+    assert done.returncode == 0, done.stderr
     lines = getattr(done, stream).splitlines()
     assert sum("creating tag 'v1'" in line for line in lines) == 1
     assert all("icechunk_engine" in line for line in lines)
+
+
+@pytest.mark.parametrize("value", ["false", "icechunk:debug", "", "off,nonsense=loud"])
+def test_importing_does_not_fail_because_of_the_environment(value: str) -> None:
+    done = run(f"import icechunk_engine as ic, xarray_icechunk; {USE}", ICECHUNK_LOG=value)
+    assert done.returncode == 0, done.stderr
+    refused = value.removeprefix("off,")
+    assert (f"in ICECHUNK_LOG: ignoring '{refused}'" in done.stderr) == bool(value)
+    assert done.stderr.count("\n") == bool(value)
+
+
+def test_telemetry_that_cannot_be_set_up_stops_nothing() -> None:
+    code = (
+        f"import icechunk_engine as ic; {USE} ic.shutdown_telemetry(); ic.set_logs_filter('debug'); repo.list_tags()"
+    )
+    done = run(code, OTEL_PYTHON_TRACER_PROVIDER="nonsense", OTEL_PYTHON_CONTEXT="nonsense")
+    assert done.returncode == 0, done.stderr
 
 
 def test_errors_carry_their_trail(repo: ic.Repository) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -262,3 +263,44 @@ def test_edits_may_amend_moves(tmp_path: Path) -> None:
         assert diff["moved"] == [("/a", "/c")]
         assert diff["deleted_arrays"] == {"/b"}
         assert diff["chunks"] == {"/c": [(0,)]}
+
+
+def test_logs_of_snapshots_whose_ancestors_expired(tmp_path: Path) -> None:
+    """They stand for all that expired before them, and say so."""
+    path = str(tmp_path)
+    repo = official.Repository.create(official.local_filesystem_storage(path))
+
+    def commit(message: str, edit: Any) -> str:
+        session = repo.writable_session("main")
+        edit(session.store)
+        return str(session.commit(message))
+
+    def array(store: Any) -> None:
+        zarr.group(store).create_array("a", shape=(4,), chunks=(1,), dtype="i4")[:2] = 1
+
+    first = commit("one", array)
+    second = commit("two", lambda store: zarr.open_group(store)["a"].__setitem__(3, 1))  # type: ignore[index]
+    session = repo.rearrange_session("main")
+    session.move("/a", "/b")
+    third = session.commit("three")
+    expired = datetime.now(UTC)
+    tip = commit("four", lambda store: zarr.open_group(store)["b"].__setitem__(2, 1))  # type: ignore[index]
+    assert repo.expire_snapshots(expired) == {first, second, third}
+    judge = official.Repository.open(official.local_filesystem_storage(path))
+    mine = ours.Repository.open(path)
+
+    def both() -> Any:
+        theirs, own = judge.inspect_transaction_log(tip), mine.inspect_transaction_log(tip)
+        notes = [log["synthetic_composite"].pop("note") for log in (theirs, own)]
+        assert all("expir" in note for note in notes)
+        assert own == theirs
+        return own
+
+    log = both()
+    assert log["updated_chunks"][0]["chunks"] == [[0], [1], [2], [3]]
+    assert set(log["synthetic_composite"]["merged_pruned_ancestor_tx_logs"]) == {first, second, third}
+    assert "synthetic_composite" not in mine.inspect_transaction_log("1CECHNKREP0F1RSTCMT0")
+    (tmp_path / "transactions" / second).unlink()
+    judge = official.Repository.open(official.local_filesystem_storage(path))
+    mine = ours.Repository.open(path)
+    assert both()["synthetic_composite"]["missing_tx_logs"] == [second]

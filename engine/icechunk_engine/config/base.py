@@ -18,16 +18,21 @@ from enum import Enum
 from typing import Any, NamedTuple, Self
 
 from icechunk_engine.errors import ErrorKind, FormatError, InvalidInputError
+from icechunk_engine.foreign import describe
 from icechunk_engine.redaction import redacted
 
 
 class Kind:
-    """How the values of a field are checked, persisted and printed. Checks raise ValueError with the rule."""
+    """How the values of a field are checked, persisted and printed.
+
+    Checks raise with the rule: TypeError for a value of another type, OverflowError for a number out of range,
+    ValueError for everything else.
+    """
 
     __slots__ = ()
 
     def check(self, value: Any) -> Any:
-        """The value in canonical form; raises ValueError."""
+        """The value in canonical form."""
         return value
 
     def to_plain(self, value: Any) -> Any:
@@ -51,12 +56,15 @@ class Integer(Kind):
     highest: int
 
     def check(self, value: Any) -> int:
+        rule = f"must be an integer from {self.lowest} to {self.highest}"
         try:
             number = operator.index(value)
         except TypeError:
-            number = None
-        if number is None or isinstance(value, bool) or not self.lowest <= number <= self.highest:
-            raise ValueError(f"must be an integer from {self.lowest} to {self.highest}")
+            raise TypeError(rule) from None
+        if isinstance(value, bool):
+            raise TypeError(rule)
+        if not self.lowest <= number <= self.highest:
+            raise OverflowError(rule)
         return number
 
 
@@ -73,7 +81,7 @@ class Flag(Kind):
 
     def check(self, value: Any) -> bool:
         if not isinstance(value, bool):
-            raise ValueError("must be True or False")
+            raise TypeError("must be True or False")
         return value
 
 
@@ -83,7 +91,7 @@ class Text(Kind):
 
     def check(self, value: Any) -> str:
         if not isinstance(value, str):
-            raise ValueError("must be a string")
+            raise TypeError("must be a string")
         return value
 
 
@@ -96,7 +104,7 @@ class Choice(Kind):
 
     def check(self, value: Any) -> Enum:
         if not isinstance(value, self.enum):
-            raise ValueError(f"must be one of {', '.join(map(str, self.enum))}")
+            raise TypeError(f"must be one of {', '.join(map(repr, self.enum))}")
         return value
 
     def to_plain(self, value: Any) -> str:
@@ -118,7 +126,7 @@ class Part(Kind):
 
     def check(self, value: Any) -> Any:
         if not isinstance(value, self.type):
-            raise ValueError(f"must be a {self.type.__name__}")
+            raise TypeError(f"must be a {self.type.__name__}")
         return value
 
     def to_plain(self, value: Any) -> Any:
@@ -153,6 +161,10 @@ class _Row(NamedTuple):
     is_default: bool
 
 
+class OutOfRangeError(InvalidInputError, OverflowError):
+    """A number that its field cannot hold; an OverflowError, too, as in official's package."""
+
+
 class Settings:
     """Base of the configuration classes."""
 
@@ -163,10 +175,12 @@ class Settings:
         if field is not None and (value is not None or field.default is not None):
             try:
                 value = field.metadata["kind"].check(value)
-            except ValueError as error:
-                raise InvalidInputError(
-                    f"{type(self).__name__}.{name} {error}, not {value!r}", ErrorKind.INVALID_CONFIG
-                ) from None
+            except (TypeError, ValueError, OverflowError) as error:
+                message = f"{type(self).__name__}.{name} {error}, not {describe(value)}"
+                if isinstance(error, TypeError):
+                    raise TypeError(message) from None
+                refusal = OutOfRangeError if isinstance(error, OverflowError) else InvalidInputError
+                raise refusal(message, ErrorKind.INVALID_CONFIG) from None
         object.__setattr__(self, name, value)
 
     def to_plain(self) -> Any:
@@ -197,12 +211,12 @@ class Settings:
                 continue
             try:
                 values[name] = field.metadata["kind"].from_plain(entry)
-            except ValueError as error:
+            except (TypeError, ValueError, OverflowError) as error:
                 raise _unreadable(f"{cls.__name__}.{name} {error}, not {entry!r}") from None
         try:
             return cls(**values)
-        except InvalidInputError as error:
-            raise _unreadable(error.message) from None
+        except (TypeError, InvalidInputError) as error:
+            raise _unreadable(str(error)) from None
 
     def merge(self, other: Self) -> Self:
         """A configuration in which what ``other`` sets goes before what this one sets."""

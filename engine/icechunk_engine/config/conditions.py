@@ -355,7 +355,7 @@ class ConditionKind(Kind):
 
     def check(self, value: AnyValue) -> AnyValue:
         if not isinstance(value, self.type):
-            raise ValueError(f"must be a {self.type.__name__}")
+            raise TypeError(f"must be a {self.type.__name__}")
         return value
 
     def to_plain(self, value: AnyValue) -> AnyValue:

@@ -15,6 +15,7 @@ from icechunk_engine.config import urls
 from icechunk_engine.config.base import U32, Choice, Flag, Kind, Settings, Text, setting
 from icechunk_engine.enums import IntegerEnum
 from icechunk_engine.errors import ErrorKind, InvalidInputError
+from icechunk_engine.foreign import describe
 from icechunk_engine.redaction import MASK, masked, redacted
 
 
@@ -140,9 +141,7 @@ class _S3Family(ObjectStoreConfig):
 
     def __post_init__(self) -> None:
         if not isinstance(self.options, S3Options):
-            raise InvalidInputError(
-                f"ObjectStoreConfig.{self.variant} needs S3Options, not {self.options!r}", ErrorKind.INVALID_CONFIG
-            )
+            raise TypeError(f"ObjectStoreConfig.{self.variant} needs S3Options, not {describe(self.options)}")
 
     def to_plain(self) -> Any:
         return {self.name: self.options.to_plain()}
@@ -263,9 +262,7 @@ def _checked_options(options: Any, variant: str) -> dict[str, str]:
     if options is None:
         return {}
     if not isinstance(options, Mapping) or not all(isinstance(text, str) for pair in options.items() for text in pair):
-        raise InvalidInputError(
-            f"ObjectStoreConfig.{variant} needs a mapping from strings to strings", ErrorKind.INVALID_CONFIG
-        )
+        raise TypeError(f"ObjectStoreConfig.{variant} needs a mapping from strings to strings")
     return dict(options)
 
 
@@ -280,7 +277,7 @@ class _Shown(Settings):
 class _StoreKind(Kind):
     def check(self, value: Any) -> Any:
         if not isinstance(value, ObjectStoreConfig):
-            raise ValueError("must be an ObjectStoreConfig, e.g. ObjectStoreConfig.S3(S3Options())")
+            raise TypeError("must be an ObjectStoreConfig, e.g. ObjectStoreConfig.S3(S3Options())")
         return value
 
     def to_plain(self, value: Any) -> Any:

@@ -50,7 +50,7 @@ class _SplitSizesKind(Kind):
             and all(isinstance(rule, ManifestSplitDimCondition) for rule, _ in rules)
             for condition, rules in sizes
         ):
-            raise ValueError(
+            raise TypeError(
                 "must be pairs of a ManifestSplitCondition and pairs of a ManifestSplitDimCondition and a size"
             )
         return [(condition, [(rule, _check_size(size)) for rule, size in rules]) for condition, rules in sizes]

@@ -83,7 +83,7 @@ class _ContainersKind(Kind):
             isinstance(prefix, str) and isinstance(container, VirtualChunkContainer)
             for prefix, container in value.items()
         ):
-            raise ValueError("must map URL prefixes to VirtualChunkContainers")
+            raise TypeError("must map URL prefixes to VirtualChunkContainers")
         return dict(value)
 
     def to_plain(self, value: Any) -> Any:

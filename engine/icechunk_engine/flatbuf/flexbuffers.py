@@ -77,8 +77,12 @@ def loads(data: bytes) -> Any:
     return _Reader(bytes(data)).root()
 
 
-def _refuse(what: str) -> InvalidInputError:
-    return InvalidInputError(
+class NotStorableError(InvalidInputError, TypeError):
+    """A value of a type that cannot be stored: the caller's type error, too."""
+
+
+def _refuse(what: str, kind: type[InvalidInputError] = InvalidInputError) -> InvalidInputError:
+    return kind(
         f"{what} cannot be stored. Use JSON values: None, bool, int (64 bits), float, str, list, dict with str keys",
         ErrorKind.BAD_METADATA,
     )
@@ -159,7 +163,7 @@ class _Writer:
             return self.map(value, depth + 1)
         if isinstance(value, list | tuple | bytes):
             return self.vector([self.value(item, depth + 1) for item in value])
-        raise _refuse(f"a value of type {type(value).__name__}")
+        raise _refuse(f"a value of type {type(value).__name__}", NotStorableError)
 
     def string(self, data: bytes) -> _Value:
         width = _uint_width(len(data))
@@ -171,7 +175,7 @@ class _Writer:
 
     def key(self, key: Any) -> _Value:
         if not isinstance(key, str):
-            raise _refuse(f"a key of type {type(key).__name__}")
+            raise _refuse(f"a key of type {type(key).__name__}", NotStorableError)
         data = _utf8(key)
         if b"\0" in data:
             raise _refuse(f"the key {key!r}, which holds NUL,")
@@ -253,7 +257,7 @@ def _utf8(text: str) -> bytes:
 
 def _key_order(key: Any) -> bytes:
     if not isinstance(key, str):
-        raise _refuse(f"a key of type {type(key).__name__}")
+        raise _refuse(f"a key of type {type(key).__name__}", NotStorableError)
     return _utf8(key)
 
 

@@ -128,15 +128,16 @@ def unpack(data: Any, expected: FileType, name: str = "") -> Unpacked:
     name = name or f"this {expected.name.lower().replace('_', ' ')} file"
     if len(raw) < HEADER_SIZE:
         raise FormatError(
-            f"{name} is only {len(raw)} bytes long, less than the {HEADER_SIZE} byte header: it is truncated or no "
-            f"Icechunk file. Restore the object from a backup, or check that the storage points at a repository",
+            f"invalid icechunk header size: {name} is only {len(raw)} bytes long, less than the {HEADER_SIZE} bytes "
+            f"of a header. It is truncated or no Icechunk file. Restore the object from a backup, or check that the "
+            f"storage points at a repository",
             ErrorKind.INVALID_FILE_FORMAT,
         )
     magic, writer, spec_version, file_type, compression = _HEADER.unpack_from(raw)
     if magic != MAGIC:
         raise FormatError(
-            f"{name} does not begin with the Icechunk magic bytes: it is damaged or no Icechunk file. Restore the "
-            f"object from a backup, or check that the storage points at a repository",
+            f"invalid magic numbers in file: {name} does not begin with Icechunk's. It is damaged or no Icechunk "
+            f"file. Restore the object from a backup, or check that the storage points at a repository",
             ErrorKind.INVALID_FILE_FORMAT,
         )
     if spec_version not in SPEC_VERSIONS:

@@ -26,6 +26,7 @@ from icechunk_engine.errors import (
     SessionStateError,
     VersionMismatchError,
 )
+from icechunk_engine.foreign import describe
 from icechunk_engine.format import layout, v1
 from icechunk_engine.format.ops_log import Availability, Status, UpdateKind, UpdateRecord, UpdateTable
 from icechunk_engine.format.repo_info import RepoInfo, encode_repo_info
@@ -80,6 +81,8 @@ def upgrade_icechunk_repository(
     ConflictError
         Somebody wrote to the repository meanwhile; it is still of spec version 1.
     """
+    if not isinstance(repo, Repository):
+        raise TypeError(f"repo must be a Repository, not {describe(repo)}")
     if prefetch_concurrency is not None and prefetch_concurrency < 1:
         raise InvalidInputError("prefetch_concurrency must be at least 1", ErrorKind.INVALID_CONFIG)
     storage = repo.storage
@@ -318,7 +321,8 @@ def _require_rest_known(assets: AssetManager, *, must_be_there: bool) -> None:
             )
     if must_be_there and refs == Refs({}, {}, {}) and storage.info(layout.CONFIG_YAML) is None:
         raise SessionStateError(
-            f"the repository at {storage.identity} is of spec version 2 already; there is nothing to upgrade",
+            f"invalid repository version: the repository at {storage.identity} is of spec version 2 already; there is "
+            f"nothing to upgrade",
             ErrorKind.INVALID_REPOSITORY_MIGRATION,
         )
 

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from icechunk_engine.config import ChecksumAlgorithm, S3Options, StorageSettings
 from icechunk_engine.credential_types import AnyAzureCredential, AnyGcsCredential, AnyS3Credential, S3Anonymous
-from icechunk_engine.errors import ErrorKind, InvalidInputError
+from icechunk_engine.errors import ErrorKind, InvalidInputError, StorageError
 from icechunk_engine.redaction import redacted
 
 AnyStoreCredential = AnyS3Credential | AnyGcsCredential | AnyAzureCredential
@@ -176,8 +176,9 @@ def web_server(url: str, opts: Mapping[str, str] | None = None, headers: Mapping
     """A web server; ``opts`` holds object_store's transport options."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise InvalidInputError(
-            f"{url!r} is no URL of a web server; write https://host/path", ErrorKind.CANNOT_PARSE_URL
+        raise StorageError(
+            f"error parsing URL {url!r}: it is not that of a web server; write https://host/path",
+            ErrorKind.CANNOT_PARSE_URL,
         )
     if parts.query or parts.fragment:
         raise InvalidInputError(

@@ -190,8 +190,8 @@ def r2_storage(
     """A storage in Cloudflare R2: ``account_id`` or ``endpoint_url``, the rest as for :func:`s3_storage`."""
     if endpoint_url is None:
         if account_id is None:
-            raise InvalidInputError(
-                "r2_storage needs the account: pass account_id, or endpoint_url", ErrorKind.STORAGE_CONFIG
+            raise StorageError(
+                "Either endpoint_url or account_id must be provided to r2_storage", ErrorKind.STORAGE_CONFIG
             )
         endpoint_url = f"https://{account_id}.r2.cloudflarestorage.com"
     if bucket is None:  # the first part of the prefix, as in R2's own URLs

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from icechunk_engine.errors import ErrorKind, InvalidInputError
+from icechunk_engine.foreign import describe
 from icechunk_engine.storage._aws_profiles import FromProfile, endpoint_of_profile, region_of_profile
 from icechunk_engine.storage._fsspec import FsspecStorage, is_known_protocol
 from icechunk_engine.storage._local import LocalStorage
@@ -72,6 +73,28 @@ def storage_from_url(location: str | os.PathLike[str], storage_options: Mapping[
             ErrorKind.CANNOT_PARSE_URL,
         )
     return make(text, options)
+
+
+def as_storage(place: Storage | str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> Storage:
+    """The storage that a user means: one of ours as it is, or that at a path or URL.
+
+    Raises
+    ------
+    InvalidInputError
+        As for :func:`storage_from_url`. ``storage-config``: options for a storage that is made already.
+    TypeError
+        ``place`` is none of these.
+    """
+    if isinstance(place, Storage):
+        if storage_options:
+            raise InvalidInputError(
+                "storage_options go with a path or URL. This storage was made with its options: leave them out",
+                ErrorKind.STORAGE_CONFIG,
+            )
+        return place
+    if isinstance(place, str | os.PathLike):
+        return storage_from_url(place, storage_options)
+    raise TypeError(f"storage must be a Storage, a path or a URL, not {describe(place)}")
 
 
 def scheme_of(location: str) -> str:

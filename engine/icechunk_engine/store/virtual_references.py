@@ -240,5 +240,5 @@ class VirtualReferences(ABC):
         if reader is not None:
             return reader
         if self._session.get_node(path) is None:
-            raise NodeNotFoundError(f"no array at {path!r}; create it first", ErrorKind.NODE_NOT_FOUND)
-        raise InvalidInputError(f"{path!r} is a group, not an array", ErrorKind.NOT_AN_ARRAY)
+            raise NodeNotFoundError(f"node not found at {path!r}. Create the array first", ErrorKind.NODE_NOT_FOUND)
+        raise InvalidInputError(f"there is not an array at {path!r}, but a group", ErrorKind.NOT_AN_ARRAY)

@@ -35,6 +35,7 @@ from icechunk_engine.errors import (
     ReadOnlyError,
     SessionStateError,
 )
+from icechunk_engine.foreign import describe
 from icechunk_engine.keys import ChunkIndex
 from icechunk_engine.session import Session
 from icechunk_engine.store.byte_ranges import Piece, coalesce, cut, deal, resolve
@@ -82,7 +83,7 @@ class IcechunkStore(VirtualReferences, Store):
 
     def __init__(self, session: Session, read_only: bool | None = None) -> None:
         if not isinstance(session, Session):
-            raise TypeError(f"an IcechunkStore belongs to a Session, not {session!r}; use session.store")
+            raise TypeError(f"an IcechunkStore is made from a Session, not from {describe(session)}")
         if read_only is False and session.read_only:
             raise ReadOnlyError(
                 "a read-only session has no writable store; use repo.writable_session(branch).store",
@@ -145,15 +146,14 @@ class IcechunkStore(VirtualReferences, Store):
     def _check_writable(self) -> None:
         if self._read_only:
             raise ReadOnlyError(
-                "store was opened in read-only mode and does not support writing; use session.store, or "
-                "store.with_read_only(False)",
+                "cannot write to read-only store; use session.store, or store.with_read_only(False)",
                 ErrorKind.READ_ONLY_STORE,
             )
         if self._session.read_only:
             raise ReadOnlyError(
-                "store was opened in read-only mode and does not support writing: its session is read-only. Write "
-                "through repo.writable_session(branch).store; after a commit, start a new session to go on",
-                ErrorKind.READ_ONLY_SESSION,
+                "cannot write to read-only store: its session is read-only. Write through "
+                "repo.writable_session(branch).store; after a commit, start a new session to go on",
+                ErrorKind.READ_ONLY_STORE,
             )
 
     # --- keys --------------------------------------------------------------------------------------------------

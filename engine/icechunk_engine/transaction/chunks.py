@@ -65,8 +65,8 @@ class ArrayReader:
         """Raise InvalidInputError (``invalid-chunk-index``) for an index of the wrong rank or outside the grid."""
         if not self.contains(index):
             raise InvalidInputError(
-                f"chunk {index} is not in the chunk grid {self.grid} of array {self.node.path!r}; resize the array "
-                f"first, or correct the index",
+                f"invalid chunk index: chunk {index} is not in the chunk grid {self.grid} of array "
+                f"{self.node.path!r}; resize the array first, or correct the index",
                 ErrorKind.INVALID_CHUNK_INDEX,
             )
 
@@ -177,8 +177,9 @@ def fetch(ref: ChunkRef, start: int, stop: int, assets: AssetManager, resolver: 
             if error.kind is not ErrorKind.OBJECT_NOT_FOUND:
                 raise
             raise StorageError(
-                f"chunk object {layout.chunk_key(ref.chunk_id)} is missing: it was removed by garbage collection "
-                f"with too late a cutoff, or the repository was copied incompletely. Restore it from a copy",
+                f"object not found: the chunk {layout.chunk_key(ref.chunk_id)} is missing. It was removed by "
+                f"garbage collection with too late a cutoff, or the repository was copied incompletely. Restore it "
+                f"from a copy",
                 ErrorKind.OBJECT_NOT_FOUND,
             ) from None
     return resolver.fetch(ref, start, stop)

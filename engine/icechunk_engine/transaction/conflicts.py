@@ -21,6 +21,7 @@ from icechunk_engine.chunk_refs import DELETED, ChunkRefs
 from icechunk_engine.columns import U32, distinct_rows, lex_order, rows_differ
 from icechunk_engine.enums import NumberedEnum
 from icechunk_engine.errors import AlreadyExistsError, SessionStateError
+from icechunk_engine.foreign import describe
 from icechunk_engine.format.nodes import NodeTable
 from icechunk_engine.format.transaction_log import TransactionLog
 from icechunk_engine.ids import NodeId
@@ -117,6 +118,10 @@ class BasicConflictSolver(ConflictSolver):
     on_chunk_conflict: VersionSelection = VersionSelection.UseOurs
     fail_on_delete_of_updated_array: bool = False
     fail_on_delete_of_updated_group: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.on_chunk_conflict, VersionSelection):
+            raise TypeError(f"on_chunk_conflict must be a VersionSelection, not {describe(self.on_chunk_conflict)}")
 
     def settle(self, conflicts: Sequence[Conflict]) -> list[Conflict]:
         """The conflicts that remain."""

@@ -43,11 +43,11 @@ def get_array(base: NodeTable, changes: ChangeSet, path: str) -> Node:
     node = find_node(base, changes, path)
     if node is None:
         raise NodeNotFoundError(
-            f"no array at {path!r}. Create it first, or list what is there with session.store.list_dir",
+            f"node not found at {path!r}. Create the array first, or list what is there with session.store.list_dir",
             ErrorKind.NODE_NOT_FOUND,
         )
     if not node.is_array:
-        raise InvalidInputError(f"{path!r} is a group, not an array", ErrorKind.NOT_AN_ARRAY)
+        raise InvalidInputError(f"there is not an array at {path!r}, but a group", ErrorKind.NOT_AN_ARRAY)
     return node
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import reduce
 
 import numpy as np
 
@@ -69,6 +70,11 @@ def amended_log(amended: TransactionLog, changes: TransactionLog) -> Transaction
         updated_chunks=_union_of_chunks(amended.updated_chunks, changes.updated_chunks),
         moved_nodes=tuple(sorted(moved.values(), key=_order)),
     )
+
+
+def merged_log(logs: Sequence[TransactionLog]) -> TransactionLog:
+    """What consecutive commits did together, oldest first; of the same rules as :func:`amended_log`."""
+    return reduce(amended_log, logs)
 
 
 def _union(one: U8, other: U8) -> U8:

@@ -37,16 +37,16 @@ def obstacle(base: NodeTable, changes: ChangeSet, source: str, target: str) -> I
     AlreadyExistsError; anything else a SessionStateError.
     """
     if find_node(base, changes, source) is None:
-        return NodeNotFoundError(f"cannot move {source!r}: there is no group or array. List what is there first")
+        return NodeNotFoundError(f"node not found at {source!r}: nothing to move. List what is there first")
     if paths.is_within(target, source):
         return SessionStateError(
-            f"cannot move {source!r} to {target!r}: a node cannot lie within itself. Choose a target outside of it",
+            f"cannot move {source!r} into itself or its own descendant {target!r}. Choose a target outside of it",
             ErrorKind.MOVE_INTO_SELF_OR_DESCENDANT,
         )
     there = [node.path for node in subtree(base, changes, target) if not paths.is_within(node.path, source)]
     if there:
         return AlreadyExistsError(
-            f"cannot move {source!r} to {target!r}: there is a node at {there[0]!r}. Moves never overwrite; delete it "
+            f"cannot move {source!r} to {target!r}: a move cannot overwrite existing node at {there[0]!r}. Delete it "
             f"in a writable session first, or choose another target",
             ErrorKind.MOVE_WONT_OVERWRITE,
         )
@@ -57,14 +57,14 @@ def _parent_obstacle(base: NodeTable, changes: ChangeSet, target: str) -> Icechu
     array = array_above(base, changes, target)
     if array is not None:
         return SessionStateError(
-            f"cannot move to {target!r}: {array!r} is an array, and arrays have no members. Choose a group's path",
+            f"cannot move to {target!r}: {array!r} is an array, not a group. Choose a path below a group",
             ErrorKind.MOVE_DESTINATION_PARENT_NOT_GROUP,
         )
     above = paths.parent(target)
     if above is not None and find_node(base, changes, above) is None:
         return SessionStateError(
-            f"cannot move to {target!r}: there is no group {above!r}, and moves create none. Create it in a writable "
-            f"session first",
+            f"cannot move to {target!r}: the destination's parent group {above!r} does not exist. Create it in a "
+            f"writable session first",
             ErrorKind.MOVE_DESTINATION_PARENT_MISSING,
         )
     return None

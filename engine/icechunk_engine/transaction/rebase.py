@@ -64,8 +64,9 @@ def _steps(refs: References, branch: str, base_id: SnapshotId, tip: SnapshotId) 
     raise RebaseFailedError(
         str(tip),
         [],
-        f"cannot rebase: branch {branch!r} no longer holds snapshot {base_id}, on which this session is based; the "
-        f"branch was reset, or the snapshot has expired. The session is unchanged: redo the change in a new session",
+        f"Rebase failed on snapshot {tip}: branch {branch!r} no longer holds snapshot {base_id}, on which this "
+        f"session is based; the branch was reset, or the snapshot has expired. The session is unchanged: redo the "
+        f"change in a new session",
     )
 
 
@@ -140,7 +141,7 @@ def rebase_changes(
 def _rebase_failure(step: _Step, conflicts: Sequence[Conflict]) -> str:
     taken_back = ", which was taken back when the branch was reset or amended" if step.is_undone else ""
     return (
-        f"cannot rebase over snapshot {step.commit.id} ({step.commit.message!r}){taken_back}: "
+        f"Rebase failed on snapshot {step.commit.id} ({step.commit.message!r}){taken_back}: "
         + "; ".join(map(str, conflicts))
         + ". The session is unchanged: choose another solver, or redo the change in a new session"
     )

@@ -54,7 +54,8 @@ class References(ABC):
 def needs_spec_2(what: str) -> FormatError:
     """The error for what repositories of spec version 1 do not have."""
     return FormatError(
-        f"{what}: repositories of spec version 1 do not have this. Upgrade the repository to spec version 2 with "
+        f"{what}: this operation requires a repository that is at least version 2.0, and this one has spec version 1. "
+        f"Upgrade it with "
         f"icechunk.upgrade_icechunk_repository(repo, dry_run=False)",
         ErrorKind.UNSUPPORTED_SPEC_VERSION,
     )

@@ -223,7 +223,7 @@ def require_online(info: RepoInfo) -> None:
     if info.status.availability is not Availability.ONLINE:
         reason = f" ({info.status.reason})" if info.status.reason else ""
         raise ReadOnlyError(
-            f"the repository is set {info.status.availability.name.lower().replace('_', '-')}{reason}. "
+            f"the repository status is {info.status.availability.name.lower().replace('_', '-')}{reason}. "
             f"Make it writable again with repo.set_status(RepoStatus(RepoAvailability.online))",
             ErrorKind.READ_ONLY_REPOSITORY,
         )
@@ -256,7 +256,8 @@ def next_tip(update: AddCommit | AmendCommit | ResetBranch, tip: SnapshotId) -> 
         raise ConflictError(
             str(update.expected),
             str(tip),
-            f"branch {update.name!r} is at {tip}, not at {update.expected}. Look at repo.ancestry and reset again",
+            f"branch update conflict: branch {update.name!r} is at {tip}, not at {update.expected}. Look at "
+            f"repo.ancestry and reset again",
             ErrorKind.BRANCH_UPDATE_CONFLICT,
         )
     return update.snapshot_id
@@ -275,19 +276,19 @@ def snapshot_row(info: RepoInfo, snapshot_id: SnapshotId) -> int:
 def unknown_branch(name: str, known: Collection[str]) -> RefNotFoundError:
     """The error for a branch that is not there."""
     kind = ErrorKind.BRANCH_NOT_FOUND if name == MAIN else ErrorKind.REF_NOT_FOUND
-    return RefNotFoundError(f"no branch {name!r}; there are {_listed(known)}", kind)
+    return RefNotFoundError(f"ref not found: no branch {name!r}; there are {_listed(known)}", kind)
 
 
 def unknown_tag(name: str, known: Collection[str], *, was_deleted: bool) -> RefNotFoundError:
     """The error for a tag that is not there."""
     gone = " (it was deleted)" if was_deleted else ""
-    return RefNotFoundError(f"no tag {name!r}{gone}; there are {_listed(known)}")
+    return RefNotFoundError(f"ref not found: no tag {name!r}{gone}; there are {_listed(known)}")
 
 
 def branch_taken(name: str) -> AlreadyExistsError:
     """The error for a branch that is there already."""
     return AlreadyExistsError(
-        f"branch {name!r} exists already; move it with repo.reset_branch, or choose another name",
+        f"branch already exists: {name!r}. Move it with repo.reset_branch, or choose another name",
         ErrorKind.BRANCH_ALREADY_EXISTS,
     )
 
@@ -296,18 +297,18 @@ def tag_taken(name: str, *, was_deleted: bool) -> AlreadyExistsError:
     """The error for a tag whose name is in use, or was."""
     if was_deleted:
         return AlreadyExistsError(
-            f"tag {name!r} was deleted and its name cannot be used again; choose another",
+            f"tag was already deleted: {name!r}, and icechunk does not allow tag reuse. Choose another name",
             ErrorKind.TAG_PREVIOUSLY_DELETED,
         )
     return AlreadyExistsError(
-        f"tag {name!r} exists already and tags never move; choose another name", ErrorKind.TAG_ALREADY_EXISTS
+        f"tag already exists, tags are immutable: {name!r}. Choose another name", ErrorKind.TAG_ALREADY_EXISTS
     )
 
 
 def require_deletable(branch: str) -> None:
     """Raise SessionStateError (``cannot-delete-main``) for the branch that every repository has."""
     if branch == MAIN:
-        raise SessionStateError("branch 'main' cannot be deleted; reset it instead", ErrorKind.CANNOT_DELETE_MAIN)
+        raise SessionStateError("the main branch cannot be deleted; reset it instead", ErrorKind.CANNOT_DELETE_MAIN)
 
 
 def _listed(names: Collection[str]) -> str:
@@ -407,7 +408,8 @@ def require_amendable(snapshot: SnapshotInfo) -> None:
     """Raise SessionStateError (``no-amend-for-initial-commit``) for a snapshot without parent."""
     if snapshot.parent_id is None:
         raise SessionStateError(
-            f"snapshot {snapshot.id} is the first of the repository, which cannot be amended; commit instead",
+            f"the first commit in the repository cannot be an amend, and there is only snapshot {snapshot.id}; commit "
+            f"instead",
             ErrorKind.NO_AMEND_FOR_INITIAL_COMMIT,
         )
 
@@ -462,7 +464,7 @@ def require_flag(info: RepoInfo, flag_id: int, name: str) -> None:
     """Raise SessionStateError (``feature-flag-disabled``) when a feature is switched off."""
     if flag_id in info.disabled_flags:
         raise SessionStateError(
-            f"the feature {name!r} is switched off in this repository; "
+            f"the operation is disabled by a feature flag ({name}) of this repository; "
             f"switch it on with repo.set_feature_flag({name!r}, True)",
             ErrorKind.FEATURE_FLAG_DISABLED,
         )

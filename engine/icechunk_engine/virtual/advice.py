@@ -58,7 +58,9 @@ def container_lines(prefixes: Sequence[str]) -> list[str]:
     ]
 
 
-def no_container(location: str, containers: Mapping[str, VirtualChunkContainer]) -> InvalidInputError:
+def no_container(
+    location: str, containers: Mapping[str, VirtualChunkContainer], *, is_stored: bool = False
+) -> InvalidInputError:
     """The error for a canonical location in no container, with the lines that would add one."""
     if location.startswith("vcc://"):
         names = [container.name for container in containers.values() if container.name is not None]
@@ -74,9 +76,10 @@ def no_container(location: str, containers: Mapping[str, VirtualChunkContainer])
             advice += f". Add one, in a new session:\n    {lines}"
         else:
             advice += f"; {scheme}:// is no scheme that a container can have"
-    return InvalidInputError(
-        f"no container for the virtual chunk at {location!r}: {advice}", ErrorKind.NO_CONTAINER_FOR_VIRTUAL_CHUNK
-    )
+    what = "invalid chunk location, no matching virtual chunk container for"
+    if is_stored:
+        what = "no virtual chunk container can handle the chunk location"
+    return InvalidInputError(f"{what} {location!r}: {advice}", ErrorKind.NO_CONTAINER_FOR_VIRTUAL_CHUNK)
 
 
 def _suggested_prefix(location: str) -> str:

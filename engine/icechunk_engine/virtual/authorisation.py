@@ -56,9 +56,9 @@ def authorize(container: VirtualChunkContainer, authorized: Mapping[str, AnyCred
             break
     else:
         raise InvalidInputError(
-            f"reading virtual chunks under {container.url_prefix!r} is not authorised. If this repository may do that "
-            f"for you, open it with\n    Repository.open(storage, authorize_virtual_chunk_access="
-            f"{grant([container.url_prefix])})",
+            f"you need to authorize the virtual chunk container {container.url_prefix!r} to read its chunks. If "
+            f"this repository may do that for you, open it with\n    Repository.open(storage, "
+            f"authorize_virtual_chunk_access={grant([container.url_prefix])})",
             ErrorKind.UNAUTHORIZED_VIRTUAL_CHUNK_CONTAINER,
         )
     credential = granted.credential

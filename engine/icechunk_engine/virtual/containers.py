@@ -69,7 +69,7 @@ def normalize_location(location: str) -> str:
         return urls.normalize(location)
     except ValueError as error:
         raise InvalidInputError(
-            f"{location!r} cannot be the location of a virtual chunk: {error}", ErrorKind.INVALID_VIRTUAL_REF
+            f"error parsing virtual ref URL {location!r}: {error}", ErrorKind.INVALID_VIRTUAL_REF
         ) from None
 
 
@@ -233,12 +233,12 @@ def resolve_location(location: str, containers: Containers) -> tuple[str, Virtua
     if url.startswith(_VCC):
         (row,) = match_containers([url], containers).tolist()
         if row == NO_CONTAINER:
-            raise no_container(url, containers)
+            raise no_container(url, containers, is_stored=True)
         prefix = list(containers.values())[row].url_prefix
         url = normalize_location(prefix + urls.after_authority(url))
     (row,) = match_containers([url], containers).tolist()
     if row == NO_CONTAINER:
-        raise no_container(url, containers)
+        raise no_container(url, containers, is_stored=True)
     container = list(containers.values())[row]
     if not isinstance(container.store, _S3_STORES) and urls.has_dot_segments(urls.decoded_path(url)):
         raise InvalidInputError(

@@ -51,8 +51,8 @@ def read_file(path: str, ref: ChunkRef, start: int, stop: int, folders: Sequence
         if error.errno == errno.ENXIO:  # a socket
             raise _no_file(path) from None
         raise StorageError(
-            f"cannot open {path}, which a virtual chunk refers to: {error.strerror}. Put the file back, or correct "
-            f"the references",
+            f"error fetching virtual reference: cannot open {path}, which a virtual chunk refers to: "
+            f"{error.strerror}. Put the file back, or correct the references",
             ErrorKind.VIRTUAL_CHUNK_FETCH,
         ) from error
     try:
@@ -64,7 +64,9 @@ def read_file(path: str, ref: ChunkRef, start: int, stop: int, folders: Sequence
             _require_unchanged(path, status, ref)
         data = _read_exactly(fd, start, stop)
     except OSError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror}", ErrorKind.VIRTUAL_CHUNK_FETCH) from error
+        raise StorageError(
+            f"error fetching virtual reference: cannot read {path}: {error.strerror}", ErrorKind.VIRTUAL_CHUNK_FETCH
+        ) from error
     finally:
         os.close(fd)
     return require_length(path, data, start, stop)
@@ -74,8 +76,8 @@ def require_length(where: str, data: bytes, start: int, stop: int) -> bytes:
     """The data, if it is all that was asked for."""
     if len(data) != stop - start:
         raise StorageError(
-            f"{where} ends before byte {stop}, which a virtual chunk refers to: it was truncated or replaced. Put the "
-            f"old file back, or import it again",
+            f"error fetching virtual reference: {where} ends before byte {stop}, which a virtual chunk refers to: "
+            f"it was truncated or replaced. Put the old file back, or import it again",
             ErrorKind.INVALID_OBJECT_SIZE if data else ErrorKind.VIRTUAL_CHUNK_FETCH,
         )
     return data
@@ -156,6 +158,7 @@ def _require_unchanged(path: str, status: os.stat_result, ref: ChunkRef) -> None
         same = status.st_mtime_ns // 1_000_000_000 <= ref.last_modified
     if not same:
         raise StorageError(
-            f"{path} was changed after its chunks were referenced. Put the old file back, or import it again",
+            f"the checksum of the object owning the virtual chunk has changed: {path} was changed after its chunks "
+            f"were referenced. Put the old file back, or import it again",
             ErrorKind.VIRTUAL_CHUNK_MODIFIED,
         )

@@ -98,13 +98,16 @@ def read_remote(
         read = read_range(bucket, key, start, stop, url, read_part=part_reader)
     except ObjectNotFoundError:
         raise StorageError(
-            f"there is no object {url}, which a virtual chunk refers to. Put it back, or correct the references",
+            f"error fetching virtual reference: there is no object {url}, which a virtual chunk refers to. Put it "
+            f"back, or correct the references",
             ErrorKind.VIRTUAL_CHUNK_FETCH,
         ) from None
     except StorageError as error:
         if error.kind in (ErrorKind.INVALID_OBJECT_SIZE, ErrorKind.STORAGE_CONFIG, ErrorKind.THROTTLED):
             raise
-        raise StorageError(error.message, ErrorKind.VIRTUAL_CHUNK_FETCH) from None
+        raise StorageError(
+            f"error fetching virtual reference: {error.message}", ErrorKind.VIRTUAL_CHUNK_FETCH
+        ) from None
     _require_unchanged(url, read, ref)
     return read.data
 
@@ -120,6 +123,7 @@ def _require_unchanged(url: str, read: RangeRead, ref: ChunkRef) -> None:
         return
     if not same:
         raise StorageError(
-            f"{url} was changed after its chunks were referenced. Put the old object back, or import it again",
+            f"the checksum of the object owning the virtual chunk has changed: {url} was changed after its chunks "
+            f"were referenced. Put the old object back, or import it again",
             ErrorKind.VIRTUAL_CHUNK_MODIFIED,
         )

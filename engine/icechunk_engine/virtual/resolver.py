@@ -107,7 +107,8 @@ def _read_memory(name: str, key: str, ref: ChunkRef, start: int, stop: int) -> b
         data = MemoryStorage.named(name).get(key)
     except ObjectNotFoundError:
         raise StorageError(
-            f"no object {key!r} in memory storage {name!r}, which a virtual chunk refers to",
+            f"error fetching virtual reference: no object {key!r} in memory storage {name!r}, which a virtual chunk "
+            f"refers to",
             ErrorKind.VIRTUAL_CHUNK_FETCH,
         ) from None
     return require_length(f"memory://{name}/{key}", data[start:stop], start, stop)

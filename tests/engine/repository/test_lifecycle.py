@@ -34,7 +34,7 @@ def test_create_open_exists(storage: ic.Storage) -> None:
     repo = Repository.create(storage)
     assert Repository.exists(storage)
     assert Repository.open(storage).list_branches() == repo.list_branches() == {"main"}
-    with pytest.raises(ic.AlreadyExistsError, match=r"Repository\.open"):
+    with pytest.raises(ic.InvalidInputError, match=r"Repository\.open"):
         Repository.create(storage)
     assert Repository.open_or_create(storage).lookup_branch("main") == repo.lookup_branch("main")
     assert repo.spec_version == 2
@@ -145,7 +145,7 @@ def test_tags(repo: Repository) -> None:
 
 
 def test_exactly_one_ref(repo: Repository) -> None:
-    with pytest.raises(ic.InvalidInputError, match="exactly one"):
+    with pytest.raises(ic.InvalidInputError, match="only one"):
         repo.readonly_session()
     with pytest.raises(ic.InvalidInputError, match="branch and tag"):
         repo.readonly_session("main", tag="v1")
@@ -220,7 +220,7 @@ def test_session_after_commit_is_read_only(repo: Repository) -> None:
     assert session.read_only
     assert session.snapshot_id == snapshot_id
     assert session.branch is None
-    with pytest.raises(ic.ReadOnlyError):
+    with pytest.raises(ic.SessionStateError, match="commits are not allowed"):
         session.commit("again")
 
 

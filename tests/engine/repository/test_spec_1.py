@@ -83,13 +83,14 @@ def test_files(storage: ic.Storage) -> None:
 
 def test_create_open_exists(storage: ic.Storage) -> None:
     assert Repository.fetch_spec_version(storage) is None
-    assert Repository.fetch_config(storage) is None
+    with pytest.raises(ic.RepositoryNotFoundError):
+        Repository.fetch_config(storage)
     repo = Repository.open_or_create(storage, create_version=1)
     assert Repository.exists(storage)
     assert Repository.fetch_spec_version(storage) == 1
     assert Repository.fetch_config(storage) is None
     for version in (1, 2):
-        with pytest.raises(ic.AlreadyExistsError, match=r"Repository\.open"):
+        with pytest.raises(ic.InvalidInputError, match=r"Repository\.open"):
             Repository.create(storage, spec_version=version, check_clean_root=False)
     again = Repository.open_or_create(storage)  # never makes a second one beside it
     assert again.spec_version == repo.spec_version == ic.SpecVersion.v1
@@ -102,7 +103,7 @@ def test_create_open_exists(storage: ic.Storage) -> None:
 
 def test_unknown_versions_are_not_created(storage: ic.Storage) -> None:
     for version in (0, 3):
-        with pytest.raises(ic.SessionStateError, match="spec_version=2"):
+        with pytest.raises(ic.InvalidInputError, match="spec version 2"):
             Repository.create(storage, spec_version=version)
     assert list(storage.list()) == []
 
@@ -135,7 +136,7 @@ def test_config_of_another_maker_is_not_replaced(storage: ic.Storage) -> None:
                 Repository.create(self.inner, theirs, spec_version=1)
             return super().create(key, data)
 
-    with pytest.raises(ic.AlreadyExistsError):
+    with pytest.raises(ic.InvalidInputError):
         Repository.create(Racing(storage), mine, spec_version=1)
     assert Repository.open(storage).config == theirs
 

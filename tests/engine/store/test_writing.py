@@ -121,14 +121,14 @@ async def test_a_committed_session_refuses_writes(session: Session, store: Icech
     put(session, "a/c/0/0", b"1")
     session.commit("done")
     assert store.read_only
-    await check_refuses_writes(store, ErrorKind.READ_ONLY_SESSION)
+    await check_refuses_writes(store, ErrorKind.READ_ONLY_STORE)
 
 
 async def test_a_read_only_session_refuses_writes(repo: Repository, session: Session) -> None:
     put(session, "a/c/0/0", b"1")
     session.commit("done")
     store = repo.readonly_session("main").store
-    await check_refuses_writes(store, ErrorKind.READ_ONLY_SESSION)
+    await check_refuses_writes(store, ErrorKind.READ_ONLY_STORE)
     with pytest.raises(ReadOnlyError, match="writable_session"):
         store.with_read_only(False)
 

@@ -16,13 +16,13 @@ from zarr.core.sync import _collect_aiterator, sync
 from zarr.testing.store import StoreTests
 from zarr.testing.utils import assert_bytes_equal
 
-from icechunk_engine.errors import InvalidInputError
+from icechunk_engine.errors import InvalidInputError, ReadOnlyError
 from icechunk_engine.repository import Repository
 from icechunk_engine.storage import MemoryStorage
 from icechunk_engine.store import IcechunkStore
 from tests.engine.store.support import GROUP, array_document, ensure_array, put, read
 
-READ_ONLY = "store was opened in read-only mode and does not support writing"
+READ_ONLY = "cannot write to read-only store"
 CHUNK_KEYS = ["c/0", "foo/c/0/0", "a/b/c/0/1/2", "a/c"]
 DATA = b"\x01\x02\x03\x04"
 
@@ -71,9 +71,9 @@ class TestIcechunkStore(StoreTests[IcechunkStore, cpu.Buffer]):
     async def test_read_only_store_raises(self, open_kwargs: dict[str, Any]) -> None:
         store = await self.store_cls.open(**{**open_kwargs, "read_only": True})
         assert store.read_only
-        with pytest.raises(ValueError, match=READ_ONLY):
+        with pytest.raises(ReadOnlyError, match=READ_ONLY):
             await store.set("foo/zarr.json", buffer(GROUP))
-        with pytest.raises(ValueError, match=READ_ONLY):
+        with pytest.raises(ReadOnlyError, match=READ_ONLY):
             await store.delete("foo/zarr.json")
 
     async def test_with_read_only_store(self, open_kwargs: dict[str, Any]) -> None:
@@ -85,9 +85,9 @@ class TestIcechunkStore(StoreTests[IcechunkStore, cpu.Buffer]):
         await writer.delete("foo/zarr.json")
         for reader in (store, store.with_read_only(read_only=True)):
             assert reader.read_only
-            with pytest.raises(ValueError, match=READ_ONLY):
+            with pytest.raises(ReadOnlyError, match=READ_ONLY):
                 await reader.set("foo/zarr.json", buffer(GROUP))
-            with pytest.raises(ValueError, match=READ_ONLY):
+            with pytest.raises(ReadOnlyError, match=READ_ONLY):
                 await reader.delete("foo/zarr.json")
 
     @pytest.mark.parametrize("key", CHUNK_KEYS)
