@@ -122,6 +122,7 @@ class ErrorKind(StrEnum):
     OBJECT_NOT_FOUND = "object-not-found"
     OBJECT_STORE = "object-store"
     IO = "io"
+    NOT_DURABLE = "not-durable"
     STORAGE_CONFIG = "storage-config"
     NO_CONDITIONAL_WRITES = "no-conditional-writes"
     CANNOT_PARSE_URL = "cannot-parse-url"

@@ -154,7 +154,7 @@ def make_repository(assets: AssetManager, config: dict[str, Any] | None) -> None
     except VersionMismatchError:
         raise already_there(storage) from None
     except StorageError as error:
-        if not _landed(storage, last, data):
+        if error.kind is ErrorKind.NOT_DURABLE or not _landed(storage, last, data):
             raise error from None
 
 

@@ -34,8 +34,9 @@ from icechunk_engine.transaction.change_set import ChangeSet
 from icechunk_engine.transaction.commit import ManifestMemo, NewSnapshot, write_snapshot
 from icechunk_engine.transaction.conflicts import ConflictSolver
 from icechunk_engine.transaction.diff import Diff, diff_of_changes
+from icechunk_engine.transaction.durability import make_durable
 from icechunk_engine.transaction.merge import merge_fork
-from icechunk_engine.transaction.publishing import publish, references
+from icechunk_engine.transaction.publishing import publish, references, require_published
 from icechunk_engine.transaction.rebase import describe_conflicts, rebase_changes
 from icechunk_engine.transaction.references import References, needs_spec_2
 from icechunk_engine.transaction.swapping import give_way
@@ -196,7 +197,8 @@ class Session(Workspace):
             state["_state"] = self._state.copy()  # pickled after the lock is released
         if self.has_uncommitted_changes:
             # What a fork wrote in a worker must be durable before the coordinator may commit it.
-            self._context.assets.storage.flush()
+            storage, edited = self._context.assets.storage, state["_state"]
+            make_durable(storage, edited.changes, lambda: self._context.assets.snapshot(edited.snapshot_id).nodes)
         for name in ("_lock", "_is_copy"):
             del state[name]
         return state
@@ -232,7 +234,9 @@ class Session(Workspace):
         base_id = state.snapshot_id
         if not state.changes.is_empty:
             base = self._context.assets.snapshot(base_id)
-            new = write_snapshot(self._context.assets, base, state.changes, message="fork point", metadata={})
+            new = write_snapshot(
+                self._context.assets, base, state.changes, message="fork point", metadata={}, is_final=False
+            )
             base_id = new.info.id
         child = ForkSession(self._context, base_id, mode=SessionMode.writable)
         child._fork_point = ForkPoint(
@@ -414,6 +418,7 @@ class Session(Workspace):
         line = {info.id for info in refs.ancestry(refs.branch_tip(branch))}
         for new, token in self._unsettled:
             if new.info.id in line:
+                require_published(self._context.assets, branch)
                 if token == self._edits_token():
                     return new
                 raise ConflictError(

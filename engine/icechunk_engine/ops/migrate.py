@@ -35,6 +35,7 @@ from icechunk_engine.history import require_date
 from icechunk_engine.ids import SnapshotId
 from icechunk_engine.repository import Repository
 from icechunk_engine.storage.base import Storage
+from icechunk_engine.transaction.durability import settle
 from icechunk_engine.transaction.ref_files import RefFileReferences, list_refs, parents_form_circle
 from icechunk_engine.transaction.swapping import now_us
 from icechunk_engine.transaction.updates import MAIN, unknown_branch
@@ -332,3 +333,4 @@ def _delete_v1_files(storage: Storage) -> None:
     storage.delete([layout.branch_ref_key(MAIN)])
     storage.delete([found.key for found in storage.list(layout.REFS)])
     storage.delete([layout.CONFIG_YAML])
+    settle(storage, [layout.branch_ref_key(MAIN), layout.CONFIG_YAML])

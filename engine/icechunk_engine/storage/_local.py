@@ -20,7 +20,7 @@ import shutil
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cached_property
 
@@ -40,7 +40,9 @@ from icechunk_engine.storage.base import ObjectInfo, Storage, Version
 
 _READ = os.O_RDONLY | getattr(os, "O_BINARY", 0)
 _WRITE_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-_IS_TEMPORARY = re.compile(r"#[0-9]+\Z").search
+_TEMPORARY = re.compile(r"#[0-9]+\Z")
+_IS_TEMPORARY = _TEMPORARY.search
+_FULL = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)})
 _STALE_AFTER_S = 3600.0
 _NO_HARD_LINKS = frozenset(
     {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK, errno.EXDEV, errno.EINVAL}
@@ -60,8 +62,9 @@ class LocalStorage(Storage):
     durable
         True: what a commit refers to is on the disk before the commit is, and the commit when it returns; a crash of
         the machine loses nothing that was committed. :meth:`put` alone does not wait for the disk; each process must
-        :meth:`flush` what it put before another one commits it. False: nothing waits for the disk; only the death
-        of processes is survived.
+        :meth:`flush` what it put before another one commits it. What the disk refused counts as lost until it is
+        written again (:meth:`not_durable`). False: nothing waits for the disk; only the death of processes is
+        survived.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, durable: bool = True) -> None:
@@ -142,6 +145,8 @@ class LocalStorage(Storage):
 
     def put(self, key: str, data: bytes | memoryview, *, is_unknown: bool = False) -> None:
         path = self._new_path(key)
+        if self._durable:
+            self._unflushed.watch()
         try:
             if not is_unknown:
                 _rename(self._write_temporary(path, data, sync=False), path)
@@ -158,7 +163,7 @@ class LocalStorage(Storage):
 
     def create(self, key: str, data: bytes) -> Version:
         path = self._new_path(key)
-        self.flush()
+        self._flush_pending()
         try:
             if os.path.lexists(path):
                 raise self._exists(key)
@@ -187,11 +192,11 @@ class LocalStorage(Storage):
         compare()
         try:
             temporary = self._write_temporary(path, data, sync=False)
-            with _removed_on_error(temporary):
+            with self._removed_and_forgotten_on_error(temporary):
                 # The new version reaches the disk together with what it refers to, and before others are made to wait.
                 if self._durable:
                     self._unflushed.add(temporary)
-                self.flush()
+                self._flush_pending()
                 with locked(os.path.dirname(path), give_up=compare):
                     compare()
                     os.replace(temporary, path)
@@ -201,6 +206,10 @@ class LocalStorage(Storage):
             raise mismatch from None
         except OSError as error:
             raise self._failure(error, "replace", key) from error
+        except KeyboardInterrupt:  # it may have come between the swap and the sync of its directory
+            if self._durable:
+                self._unflushed.add_again(path)
+            raise
         return self._version_of(data)
 
     def copy(self, source: str, target: str) -> None:
@@ -222,23 +231,43 @@ class LocalStorage(Storage):
 
     def delete(self, keys: Iterable[str]) -> int:
         n_deleted = 0
+        directories: set[str] = set()
         for key in keys:
+            path = self._checked(key)
             try:
-                os.unlink(self._checked(key))
+                os.unlink(path)
             except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
                 continue
             except OSError as error:
                 raise self._failure(error, "delete", key) from error
             n_deleted += 1
+            self._unflushed.forgive(path)
+            directories.add(os.path.dirname(path))
+        if self._durable:
+            for directory in directories:
+                self._unflushed.add_again(directory)
         return n_deleted
 
     def flush(self) -> None:
-        """Wait until what this process wrote here is on the disk; free when there is nothing."""
-        if self._durable:
-            try:
-                self._unflushed.flush()
-            except OSError as error:
-                raise self._failure(error, "flush writes to", "") from error
+        """Wait until what this process wrote here is on the disk; free when there is nothing.
+
+        Raises
+        ------
+        StorageError
+            ``not-durable``: the disk refused something, now or at an earlier call, that was not written again since.
+            Everything else is on the disk. :meth:`not_durable` says what is not.
+        """
+        self._flush_pending()
+        if self._durable and self._unflushed.lost:
+            raise self._not_durable(self._unflushed.lost)
+
+    def not_durable(self) -> Mapping[str, str]:
+        record = self._unflushed
+        if not self._durable or not (record.lost or record.inherited):
+            return {}
+        lost = {self._key_of(path): error.strerror or str(error) for path, error in record.lost.copy().items()}
+        theirs = "written by the process that this one was forked from"
+        return dict.fromkeys(map(self._key_of, record.inherited), theirs) | lost
 
     def turn(self) -> AbstractContextManager[None]:
         return turn(self._root)
@@ -329,10 +358,54 @@ class LocalStorage(Storage):
         if self._durable:
             self._unflushed.add(path)
 
+    @contextmanager
+    def _removed_and_forgotten_on_error(self, temporary: str) -> Iterator[None]:
+        try:
+            with _removed_on_error(temporary):
+                yield
+        except BaseException:
+            self._unflushed.forgive(temporary)
+            raise
+
     def _sync_parent(self, path: str) -> None:
+        """After an object got its name. Until a later one gets it safely, the object counts as lost."""
         if self._durable:
-            _durability.sync_directory(os.path.dirname(path))
-            self.flush()  # directories made on the way
+            try:
+                _durability.sync_directory(os.path.dirname(path))
+            except OSError as error:
+                self._unflushed.lose(path, error)
+                raise self._not_durable({path: error}) from error
+            self._unflushed.forgive(path)
+            self._flush_pending()  # directories made on the way
+
+    def _flush_pending(self) -> None:
+        """:meth:`flush`, without a word on what was known to be lost before."""
+        if self._durable:
+            try:
+                losses = self._unflushed.flush()
+            except OSError as error:
+                raise self._failure(error, "flush writes to", "") from error
+            if losses:
+                raise self._not_durable(losses) from next(iter(losses.values()))
+
+    def _not_durable(self, losses: Mapping[str, OSError]) -> StorageError:
+        errors = dict(losses)
+        keys = [self._key_of(path) or "the whole folder" for path in errors]
+        error = next(iter(errors.values()))
+        shown = ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+        remedy = "free some space" if error.errno in _FULL else "check the disk or the mount"
+        return StorageError(
+            f"the disk refused what was written to {shown} in {self._root} ({error.strerror or error}), and a crash "
+            f"of the machine may damage or remove it. First {remedy}, then write it again",
+            ErrorKind.NOT_DURABLE,
+        )
+
+    def _key_of(self, path: str) -> str:
+        """The key of a file; of a directory the start of all keys below it."""
+        relative = path.removeprefix(self._prefix) if path != self._root else ""
+        if os.path.isdir(path):
+            return relative and relative + "/"
+        return _TEMPORARY.sub("", relative)
 
     def _version_of(self, data: bytes) -> Version:
         """A hash of the content. A commit meets the same content several times, and comparing is ten times faster."""
@@ -377,7 +450,7 @@ class LocalStorage(Storage):
             remedy = f"check the owner and permissions of {self._root} and what is below it"
         elif error.errno == errno.EROFS:
             remedy = "the file system is mounted read-only; open the repository for reading only, or copy it"
-        elif error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+        elif error.errno in _FULL:
             remedy = "the disk or the quota is full; free some space and try again, nothing was changed"
         elif error.errno in (errno.EMFILE, errno.ENFILE):
             remedy = "too many files are open; close some or raise the limit (ulimit -n)"

@@ -9,7 +9,9 @@ Every backend promises, and :mod:`icechunk_engine.testing.storage_suite` checks:
    :class:`~icechunk_engine.errors.VersionMismatchError` and change nothing.
 4. *Durable.* What a returned write stored survives the death of the process. It also survives a crash of the
    machine, as far as the file system honours fsync, once the writing process has called :meth:`Storage.flush`; this
-   holds at once for :meth:`Storage.create` and :meth:`Storage.replace`, which flush before they write.
+   holds at once for :meth:`Storage.create` and :meth:`Storage.replace`, which flush before they write. What could
+   not be made durable, :meth:`Storage.not_durable` names until it is written again: nothing that is published may
+   refer to it.
 5. *Versions never repeat.* The version of an object whose content was written anew differs from those before,
    or stands for byte-identical content.
 
@@ -22,7 +24,7 @@ from __future__ import annotations
 
 import html
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, NamedTuple, NewType
 
@@ -125,8 +127,17 @@ class Storage(ABC):
         """Wait until all that this process has written is durable.
 
         A process that hands over what it wrote, for another process to commit, calls this before. Free when there is
-        nothing to flush.
+        nothing to flush. Raises StorageError (``not-durable``) while :meth:`not_durable` names something that this
+        process wrote; everything else is durable all the same.
         """
+
+    def not_durable(self) -> Mapping[str, str]:
+        """Keys of objects that may not survive a crash of the machine though they were flushed, with the reasons.
+
+        A key that ends in ``/`` stands for all objects below it, the empty key for all. Objects stay on this list
+        until they are written again.
+        """
+        return {}
 
     def turn(self) -> AbstractContextManager[None]:
         """Held while a commit is prepared and swapped in, so that others need not prepare what will lose.

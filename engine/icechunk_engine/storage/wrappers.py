@@ -10,7 +10,7 @@ import time
 import weakref
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -85,6 +85,9 @@ class WrapperStorage(Storage):
     def flush(self) -> None:
         self.inner.flush()
 
+    def not_durable(self) -> Mapping[str, str]:
+        return self.inner.not_durable()
+
     def turn(self) -> AbstractContextManager[None]:
         return self.inner.turn()
 
@@ -144,6 +147,15 @@ class PrefixStorage(WrapperStorage):
     def info(self, key: str) -> ObjectInfo | None:
         found = self.inner.info(self._start + key)
         return None if found is None else found._replace(key=key)
+
+    def not_durable(self) -> Mapping[str, str]:
+        mine: dict[str, str] = {}
+        for key, reason in self.inner.not_durable().items():
+            if key.startswith(self._start):
+                mine[key.removeprefix(self._start)] = reason
+            elif key == "" or (key.endswith("/") and self._start.startswith(key)):
+                mine[""] = reason
+        return mine
 
     def __repr__(self) -> str:
         return f"PrefixStorage({self.inner!r}, {self.prefix!r})"

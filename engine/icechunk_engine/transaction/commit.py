@@ -35,6 +35,7 @@ from icechunk_engine.history import require_date
 from icechunk_engine.ids import ManifestId, NodeId, SnapshotId
 from icechunk_engine.transaction.change_set import ChangeSet
 from icechunk_engine.transaction.chunks import extents_array, stored_refs
+from icechunk_engine.transaction.durability import make_durable
 from icechunk_engine.transaction.logs import amended_log, log_of_changes
 from icechunk_engine.transaction.splitting import SplitRule, covered, cut, overlapping, split_rule, stale_manifests
 from icechunk_engine.transaction.swapping import now_us
@@ -139,6 +140,7 @@ def write_snapshot(
     metadata: Mapping[str, Any],
     memo: ManifestMemo | None = None,
     amended: TransactionLog | None = None,
+    is_final: bool = True,
 ) -> NewSnapshot:
     """Write all files of a new snapshot with parent ``base``; nothing refers to them yet.
 
@@ -148,6 +150,13 @@ def write_snapshot(
         What earlier tries of this commit wrote; manifests whose inputs are the same are not written again.
     amended
         Log of ``base``, when the new snapshot is to take its place.
+    is_final
+        The snapshot is to be published: it, and the chunks that it refers to, are made durable first.
+
+    Raises
+    ------
+    StorageError
+        ``not-durable``: the disk refused one of these files, now or before.
     """
     snapshot_id, level, spec_version = SnapshotId.random(), assets.config.compression_level, assets.spec_version
     require_date(base.flushed_at_us, f"snapshot {base.snapshot_id}")
@@ -173,6 +182,8 @@ def write_snapshot(
     files[layout.snapshot_key(snapshot_id)] = encode_snapshot(snapshot, level=level)
     files[layout.transaction_log_key(snapshot_id)] = log_file.result()
     assets.write(files)
+    if is_final:
+        make_durable(assets.storage, changes, lambda: base.nodes, files.keys())
     assets.remember_snapshot(snapshot)
     info = SnapshotInfo(
         id=snapshot_id,

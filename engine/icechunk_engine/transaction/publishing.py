@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from icechunk_engine._observe import operation
 from icechunk_engine.assets import AssetManager
+from icechunk_engine.format import layout
+from icechunk_engine.transaction.durability import settle
 from icechunk_engine.transaction.ref_files import RefFileReferences, update_ref_files
 from icechunk_engine.transaction.references import References
 from icechunk_engine.transaction.repo_file import RepoFileReferences, update_repo_file
@@ -35,3 +37,8 @@ def publish(assets: AssetManager, update: Update, present: References | None = N
         update_ref_files(assets, update)
     else:
         update_repo_file(assets, update, present if isinstance(present, RepoFileReferences) else None)
+
+
+def require_published(assets: AssetManager, branch: str) -> None:
+    """Raise StorageError (``not-durable``) if a crash of the machine may undo what was published on a branch."""
+    settle(assets.storage, [layout.branch_ref_key(branch) if assets.spec_version == 1 else layout.REPO])

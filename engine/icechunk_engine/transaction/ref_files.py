@@ -31,6 +31,7 @@ from icechunk_engine.format.repo_info import SnapshotInfo
 from icechunk_engine.ids import ObjectId, SnapshotId
 from icechunk_engine.storage.base import Storage, Version
 from icechunk_engine.transaction import updates
+from icechunk_engine.transaction.durability import settle
 from icechunk_engine.transaction.references import References, needs_spec_2
 from icechunk_engine.transaction.swapping import now_us, swap
 
@@ -165,7 +166,6 @@ def update_ref_files(assets: AssetManager, update: updates.Update) -> None:
     SessionStateError
         ``invalid-repository-migration``: the repository is of spec version 2 by now.
     """
-    assets.storage.flush()
     swap(assets.config, lambda: _apply(update, assets))
 
 
@@ -214,6 +214,7 @@ def _(update: updates.DeleteBranch, assets: AssetManager) -> None:
     _branch(assets.storage, update.name)
     _require_not_upgraded(assets.storage)
     assets.storage.delete([layout.branch_ref_key(update.name)])
+    settle(assets.storage, [layout.branch_ref_key(update.name)])
 
 
 @_apply.register

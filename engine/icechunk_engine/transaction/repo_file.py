@@ -21,6 +21,7 @@ from icechunk_engine.history import snapshot_infos
 from icechunk_engine.ids import ObjectId, SnapshotId
 from icechunk_engine.storage.base import Version
 from icechunk_engine.transaction import updates
+from icechunk_engine.transaction.durability import require_durable
 from icechunk_engine.transaction.references import References
 from icechunk_engine.transaction.swapping import now_us, swap
 
@@ -86,6 +87,8 @@ def update_repo_file(
         The update's own precondition failed; nothing was changed.
     ConflictError
         ``update-attempts-exhausted``.
+    StorageError
+        ``not-durable``: the update took place, but a crash of the machine may undo it.
     """
     storage, config = assets.storage, assets.config
     known = [] if present is None or present.version is None else [(present.info, present.version)]
@@ -103,13 +106,13 @@ def update_repo_file(
         )
         data = encode_repo_info(changed, level=config.compression_level)
         storage.copy(layout.REPO, layout.overwritten_key(backup))
-        storage.flush()
         try:
             with request(_LOG, "replace", layout.REPO):
                 version = storage.replace(layout.REPO, data, version)
         except StorageError as error:
             found = _read_back(assets, error)
             if updates.has_landed(found, backup):
+                require_durable(storage, [layout.REPO])
                 return found
             if isinstance(error, VersionMismatchError):  # after others the swap may still come, and need its backup
                 with suppress(IcechunkError):  # a stray backup does no harm
