@@ -96,7 +96,7 @@ def create_repository(location: Path, prefix: str) -> icechunk.Repository:
         icechunk.VirtualChunkContainer(prefix, icechunk.ObjectStoreConfig.LocalFileSystem(str(location.parent)))
     )
     return xarray_icechunk.open_or_create_repository(
-        location, config=config, authorize_virtual_chunk_access={prefix: None}
+        location, config=config, authorize_virtual_chunk_access={prefix: icechunk.credentials.LocalFileSystemAccess}
     )
 
 
@@ -116,7 +116,7 @@ def write_anomalies(location: Path, prefix: str, repository: icechunk.Repository
         engine="icechunk",
         group="observations",
         chunks={},
-        authorize_virtual_chunk_access={prefix: None},
+        authorize_virtual_chunk_access={prefix: icechunk.credentials.LocalFileSystemAccess},
     )
     monthly_mean = observations.t2m.sel(time="2023").groupby("time.month").mean("time").persist()
     anomaly = observations.t2m - monthly_mean.sel(month=observations.time.dt.month)
@@ -151,7 +151,7 @@ def open_version(location: Path, prefix: str, snapshot_id: str, group: str) -> x
         engine="icechunk",
         group=group,
         snapshot_id=snapshot_id,
-        authorize_virtual_chunk_access={prefix: None},
+        authorize_virtual_chunk_access={prefix: icechunk.credentials.LocalFileSystemAccess},
     )
 
 

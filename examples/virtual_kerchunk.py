@@ -40,7 +40,11 @@ def main(folder: Path) -> None:
     print(f"archive {archived / 1e6:.1f} MB, repository {stored / 1e6:.2f} MB")
 
     # Whoever opens the repository has to agree that it reads those files.
-    tree = xr.open_datatree(location, engine="icechunk", authorize_virtual_chunk_access={prefix: None})
+    tree = xr.open_datatree(
+        location,
+        engine="icechunk",
+        authorize_virtual_chunk_access={prefix: icechunk.credentials.LocalFileSystemAccess},
+    )
     for year in (2023, 2024):
         print(f"{year}: mean ice cover {float(tree[f'ice_{year}'].cover.mean()):.3f}")
     try:
@@ -53,7 +57,11 @@ def main(folder: Path) -> None:
     corrected = xr.Dataset({"cover": (("day", "y", "x"), np.zeros((1, 60, 80)))})
     xarray_icechunk.to_icechunk(corrected, session, group="ice_2024", region={"day": slice(0, 1)})
     session.commit("No ice on the first day of 2024")
-    tree = xr.open_datatree(location, engine="icechunk", authorize_virtual_chunk_access={prefix: None})
+    tree = xr.open_datatree(
+        location,
+        engine="icechunk",
+        authorize_virtual_chunk_access={prefix: icechunk.credentials.LocalFileSystemAccess},
+    )
     first, second = tree["ice_2024"].cover[:2].mean(("y", "x")).values
     print(f"corrected: mean of the first day {first:.3f}, of the second {second:.3f}")
 

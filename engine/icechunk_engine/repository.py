@@ -51,6 +51,7 @@ from icechunk_engine.types import (
     feature_flags,
 )
 from icechunk_engine.view import RepositoryContext
+from icechunk_engine.virtual.authorisation import warn_of_missing_credentials
 from icechunk_engine.virtual.resolver import VirtualResolver
 
 Authorizations = Mapping[str, AnyCredential | None]
@@ -142,6 +143,7 @@ class Repository:
         check_clean_root: bool,
         attribution: Attribution | None,
     ) -> Self:
+        warn_of_missing_credentials(authorize_virtual_chunk_access)
         version = SpecVersion.current() if spec_version is None else _known_version(spec_version)
         effective = config if config is not None else RepositoryConfig()
         storage = storage.with_settings(resolve(effective).storage)
@@ -194,6 +196,7 @@ class Repository:
         attribution: Attribution | None,
     ) -> tuple[Self, References]:
         """The repository, and its refs as they were seen on opening."""
+        warn_of_missing_credentials(authorize_virtual_chunk_access)
         if config is not None:
             storage = storage.with_settings(resolve(config).storage)
         found = presence.find(storage)
@@ -281,6 +284,7 @@ class Repository:
     ) -> Self:
         """The same repository with settings of ``config`` on top of the present ones."""
         config = _checked(config)
+        warn_of_missing_credentials(authorize_virtual_chunk_access)
         return type(self)(
             self._storage,
             self._config.merge(config) if config is not None else self._config,

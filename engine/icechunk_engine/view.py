@@ -310,7 +310,7 @@ class SnapshotView:
     chunk_type_async = async_twin(chunk_type)
 
     def all_virtual_chunk_locations(self) -> list[str]:
-        """Distinct locations of all virtual chunks, in order of array path and first chunk."""
+        """Distinct URLs of all virtual chunks, in order of array path and first chunk."""
         found: dict[str, None] = {}
         for batch in self.batches([node for node in self.list_nodes() if node.is_array]):
             self.load_manifests(batch)
@@ -319,7 +319,7 @@ class SnapshotView:
                 codes = refs.location_codes[refs.kinds == VIRTUAL]
                 _, first = np.unique(codes, return_index=True)
                 found.update(dict.fromkeys(refs.locations.take(codes[np.sort(first)]).texts()))
-        return list(found)
+        return list(dict.fromkeys(container_rules.expand_names(list(found), self._context.resolver.containers)))
 
     all_virtual_chunk_locations_async = async_twin(all_virtual_chunk_locations)
     get_node_id_async = async_twin(get_node_id)

@@ -178,7 +178,7 @@ class Settings:
             except (TypeError, ValueError, OverflowError) as error:
                 message = f"{type(self).__name__}.{name} {error}, not {describe(value)}"
                 if isinstance(error, TypeError):
-                    raise TypeError(message) from None
+                    raise TypeError(redacted(message)) from None
                 refusal = OutOfRangeError if isinstance(error, OverflowError) else InvalidInputError
                 raise refusal(message, ErrorKind.INVALID_CONFIG) from None
         object.__setattr__(self, name, value)

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from icechunk_engine.config import urls
 from icechunk_engine.config.base import U32, Choice, Flag, Kind, Settings, Text, setting
+from icechunk_engine.config.headers import problem_of_headers
 from icechunk_engine.enums import IntegerEnum
 from icechunk_engine.errors import ErrorKind, InvalidInputError
 from icechunk_engine.foreign import describe
@@ -353,6 +354,8 @@ def _container_problem(container: VirtualChunkContainer) -> str | None:
     if scheme not in store.schemes:
         known = " or ".join(f"{name}://" for name in sorted(store.schemes))
         return f"{store!r} serves {known} only; use the store that fits the prefix"
+    if isinstance(store, HttpStore) and (problem := problem_of_headers(store.headers or {})) is not None:
+        return problem
     try:
         canonical = urls.normalize(prefix)
     except ValueError as error:
@@ -431,8 +434,18 @@ def azure_store(*, account: str, config: Mapping[str, str] | None = None) -> Azu
 
 
 def http_store(opts: Mapping[str, str] | None = None, headers: Mapping[str, str] | None = None) -> HttpStore:
-    """Store of a container on a web server; headers are sent with every request."""
-    return HttpStore(opts, headers)
+    """Store of a container on a web server; headers are sent with every request.
+
+    Raises
+    ------
+    InvalidInputError
+        ``invalid-config``: headers that cannot be sent.
+    """
+    store = HttpStore(opts, headers)
+    problem = problem_of_headers(store.headers or {})
+    if problem is not None:
+        raise InvalidInputError(problem, ErrorKind.INVALID_CONFIG)
+    return store
 
 
 def local_filesystem_store(path: str | os.PathLike[str]) -> LocalFileSystemStore:

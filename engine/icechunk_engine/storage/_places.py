@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from icechunk_engine.config import ChecksumAlgorithm, S3Options, StorageSettings
+from icechunk_engine.config.headers import problem_of_headers
 from icechunk_engine.credential_types import AnyAzureCredential, AnyGcsCredential, AnyS3Credential, S3Anonymous
 from icechunk_engine.errors import ErrorKind, InvalidInputError, StorageError
 from icechunk_engine.redaction import redacted
@@ -160,7 +161,7 @@ def azure_bucket(
     """A container of Azure Blob Storage; ``config`` holds object_store's options, with or without ``azure_``."""
     options, client = split_options(config, "azure_", "storage_")
     endpoint = options.get("endpoint", "").rstrip("/")
-    if not _ACCOUNT.fullmatch(account):
+    if not _ACCOUNT.fullmatch(_checked_name(account, "account")):
         raise _bad(f"{account!r} is no name of an account; give it without scheme and domain")
     return Bucket(
         kind=StoreKind.AZURE,
@@ -174,6 +175,7 @@ def azure_bucket(
 
 def web_server(url: str, opts: Mapping[str, str] | None = None, headers: Mapping[str, str] | None = None) -> Bucket:
     """A web server; ``opts`` holds object_store's transport options."""
+    require_text(url, "the URL of a web server")
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.netloc:
         raise StorageError(
@@ -187,6 +189,8 @@ def web_server(url: str, opts: Mapping[str, str] | None = None, headers: Mapping
         )
     base = f"{parts.scheme}://{parts.netloc}"
     shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+    for name, value in (opts or {}).items():
+        require_text(value, f"the option {name}")
     client = {**(opts or {}), "allow_http": parts.scheme == "http"}
     return Bucket(kind=StoreKind.HTTP, url=shown, name=base, client=_frozen(client), read_headers=_headers(headers))
 
@@ -245,6 +249,8 @@ def split_options(config: Mapping[str, str] | None, *prefixes: str) -> tuple[dic
     options: dict[str, Any] = {}
     client: dict[str, Any] = {}
     for name, value in (config or {}).items():
+        require_text(name, "the name of an option")
+        require_text(value, f"the option {name}")
         plain = name.lower()
         for prefix in prefixes:
             plain = plain.removeprefix(prefix)
@@ -279,6 +285,12 @@ _CLIENT_OPTIONS = frozenset(
 
 
 def _headers(headers: Mapping[str, str] | None, signed: str | None = None) -> Options:
+    for name, value in (headers or {}).items():
+        require_text(name, "the name of a header")
+        require_text(value, f"the header {name}")
+    problem = problem_of_headers(headers or {})
+    if problem is not None:
+        raise _bad(problem)
     for name in headers or {}:
         if signed is not None and name.lower().startswith(signed):
             raise _bad(
@@ -288,7 +300,14 @@ def _headers(headers: Mapping[str, str] | None, signed: str | None = None) -> Op
     return _frozen({name.lower(): value for name, value in (headers or {}).items()})
 
 
+def require_text(value: Any, what: str) -> None:
+    """Raise TypeError unless the value is a string; it may be secret, and is not shown."""
+    if not isinstance(value, str):
+        raise TypeError(f"{what} must be a string, not {type(value).__name__}")
+
+
 def _checked_name(name: str, what: str) -> str:
+    require_text(name, f"the name of a {what}")
     if not name or any(character in name for character in "/?#@ \\"):
         raise _bad(f"{name!r} is no name of a {what}; give it without scheme and path")
     return name

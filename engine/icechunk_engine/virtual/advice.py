@@ -33,6 +33,11 @@ _ANONYMOUS = {
 }
 
 
+def is_known_scheme(scheme: str | None) -> bool:
+    """True when a container can have that scheme."""
+    return scheme in _EXAMPLES
+
+
 def grant(prefixes: Sequence[str], *places: str, anonymous: bool = False) -> str:
     """The expression that authorises containers with those URL prefixes, each of them at those places too."""
     pairs = []

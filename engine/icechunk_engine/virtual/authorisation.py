@@ -7,7 +7,9 @@ when the container stands in a configuration of their own.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from icechunk_engine.config import ObjectStoreConfig, VirtualChunkContainer, urls
@@ -15,10 +17,16 @@ from icechunk_engine.config.urls import with_trailing_slash
 from icechunk_engine.credential_types import AzureAnonymous, GcsAnonymous, S3Anonymous
 from icechunk_engine.credentials import AccessAt, AnyCredential, Credentials, as_container_credential
 from icechunk_engine.errors import ErrorKind, InvalidInputError
-from icechunk_engine.virtual.advice import grant
+from icechunk_engine.redaction import redacted
+from icechunk_engine.virtual.advice import grant, is_known_scheme
 from icechunk_engine.virtual.routes import is_safe_without_secrets, route_of
 
 _S3_STORES = (ObjectStoreConfig.S3, ObjectStoreConfig.S3Compatible, ObjectStoreConfig.Tigris)
+
+
+_ENGINE = Path(__file__).parents[1]
+_PACKAGES = (str(_ENGINE), str(_ENGINE.with_name("xarray_icechunk")))
+"""Warnings point at the line that called them."""
 
 
 class Granted(NamedTuple):
@@ -71,6 +79,20 @@ def authorize(container: VirtualChunkContainer, authorized: Mapping[str, AnyCred
     if container.is_stored:
         _require_known_route(container, granted)
     return granted
+
+
+def warn_of_missing_credentials(authorized: Mapping[str, AnyCredential | None] | None) -> None:
+    """Warn, as official does, of None in place of a credential: it may mean the ones that the process finds."""
+    for prefix, credential in (authorized or {}).items():
+        if credential is None:
+            scheme = urls.scheme_of(prefix)
+            known = f"pass {grant([prefix])}" if is_known_scheme(scheme) else "pass a credential"
+            warnings.warn(
+                f"None as the credential for {redacted(prefix)!r} in authorize_virtual_chunk_access is deprecated and "
+                f"will be refused: it does not say whether your own credentials are meant. Instead, {known}",
+                DeprecationWarning,
+                skip_file_prefixes=_PACKAGES,
+            )
 
 
 def _granted(given: AnyCredential | None) -> Granted:

@@ -28,6 +28,7 @@ from icechunk_engine.virtual.text_blocks import TextBlock, text_blocks
 __all__ = [
     "accepted_locations",
     "checked_refs",
+    "expand_names",
     "location_to_key",
     "location_to_path",
     "match_containers",
@@ -159,8 +160,16 @@ def accepted_locations(locations: BytesTable, containers: Containers) -> NDArray
     if strict.any():
         unusual = np.concatenate([_has_unusual_segments(block) for block in text_blocks(locations)])
         for row in np.flatnonzero(strict & unusual).tolist():
-            accepted[row] = urls.is_addressable(urls.decoded_path(locations.text(row)))
+            accepted[row] = _is_addressable(locations.text(row), containers)
     return accepted
+
+
+def _is_addressable(location: str, containers: Containers) -> bool:
+    try:
+        url, _ = resolve_location(location, containers)
+    except InvalidInputError:
+        return False
+    return urls.is_addressable(urls.decoded_path(url))
 
 
 def _has_unusual_segments(block: TextBlock) -> NDArray[np.bool_]:
@@ -247,6 +256,18 @@ def resolve_location(location: str, containers: Containers) -> tuple[str, Virtua
             ErrorKind.INVALID_VIRTUAL_REF,
         )
     return url, container
+
+
+def expand_names(locations: Sequence[str], containers: Containers) -> list[str]:
+    """Locations with the URL prefix of the container in place of ``vcc://name/``; unknown names stay."""
+    prefixes = {container.name: container.url_prefix for container in containers.values() if container.name}
+    expanded = []
+    for location in locations:
+        prefix = prefixes.get(urls.authority_of(location)) if location.startswith(_VCC) else None
+        if prefix is not None:
+            location = normalize_location(prefix + urls.after_authority(location))
+        expanded.append(location)
+    return expanded
 
 
 def location_to_key(url: str) -> str:

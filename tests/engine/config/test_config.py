@@ -6,10 +6,12 @@ import pickle
 from datetime import UTC, datetime
 from typing import Any
 
+import icechunk as official
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import icechunk_engine
 from icechunk_engine import config as cfg
 from icechunk_engine import credentials as creds
 from icechunk_engine.config import (
@@ -202,6 +204,24 @@ def test_a_stored_split_size_of_zero_splits_nothing():
 @pytest.mark.parametrize(
     "make",
     [
+        lambda: cfg.http_store(headers={"a b": "c"}),
+        lambda: cfg.http_store(headers={"a": "b\r\nc: d"}),
+        lambda: cfg.http_store(headers={"": "b"}),
+        lambda: cfg.http_store(headers={"a": "é"}),
+        lambda: RepositoryConfig().set_virtual_chunk_container(
+            VirtualChunkContainer("https://h/", ObjectStoreConfig.Http({}, {"a": "b\n"}))
+        ),
+    ],
+)
+def test_bad_values_are_refused_at_once(make: Any):
+    with pytest.raises(InvalidInputError) as caught:
+        make()
+    assert caught.value.kind == ErrorKind.INVALID_CONFIG
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
         lambda: RepositoryConfig(inline_chunk_threshold_bytes="3"),  # type: ignore[arg-type]
         lambda: RepositoryConfig(inline_chunk_threshold_bytes=True),
         lambda: RepositoryConfig(caching=CompressionConfig()),  # type: ignore[arg-type]
@@ -214,6 +234,7 @@ def test_a_stored_split_size_of_zero_splits_nothing():
         lambda: ObjectStoreConfig.Gcs({"a": 1}),  # type: ignore[dict-item]
         lambda: ManifestSplittingConfig([("any", [])]),  # type: ignore[list-item]
         lambda: RepositoryConfig(virtual_chunk_containers={"s3://b/": None}),  # type: ignore[dict-item]
+        lambda: RepositoryConfig(inline_chunk_threshold_bytes="x"),  # type: ignore[arg-type]
     ],
 )
 def test_other_types_are_refused_at_once(make: Any):
@@ -228,6 +249,64 @@ def test_numbers_out_of_range_are_refused_at_once(number: int):
     assert caught.value.kind == ErrorKind.INVALID_CONFIG
     assert isinstance(caught.value, OverflowError)  # as official's
     assert pickle.loads(pickle.dumps(caught.value)).message == caught.value.message
+
+
+WRONG_TYPES = [
+    lambda lib: lib.S3Options(region=3),
+    lambda lib: lib.s3_store(endpoint_url=3),
+    lambda lib: lib.s3_store(allow_http="yes"),
+    lambda lib: lib.s3_storage(bucket=3, prefix="x"),
+    lambda lib: lib.s3_storage(bucket="b", prefix=3),
+    lambda lib: lib.s3_storage(bucket="b", prefix="x", region=3),
+    lambda lib: lib.s3_storage(bucket="b", prefix="x", headers={"a": 3}),
+    lambda lib: lib.gcs_storage(bucket=3, prefix="x", anonymous=True),
+    lambda lib: lib.gcs_storage(bucket="b", prefix="x", anonymous=True, config={"a": 3}),
+    lambda lib: lib.azure_storage(account=3, container="c", prefix="x", anonymous=True),
+    lambda lib: lib.http_storage(3),
+    lambda lib: lib.http_storage("https://h/", {"a": 3}),
+    lambda lib: lib.http_storage("https://h/", headers={"a": 3}),
+    lambda lib: lib.s3_static_credentials(access_key_id=3, secret_access_key="x"),
+    lambda lib: lib.s3_static_credentials(access_key_id="x", secret_access_key="x", expires_after="tomorrow"),
+    lambda lib: lib.S3Credentials.Static("x"),
+    lambda lib: lib.Credentials.S3("x"),
+    lambda lib: lib.gcs_credentials(bearer_token=3),
+    lambda lib: lib.azure_credentials(sas_token=3),
+    lambda lib: lib.GcsBearerCredential(3),
+    lambda lib: lib.VirtualChunkContainer(3, lib.s3_store()),
+    lambda lib: lib.VirtualChunkContainer("s3://b/", "x"),
+    lambda lib: lib.VirtualChunkContainer("s3://b/", lib.s3_store(), 3),
+    lambda lib: lib.http_store({"a": 3}),
+    lambda lib: lib.gcs_store([]),
+    lambda lib: lib.local_filesystem_store(3),
+    lambda lib: lib.RepositoryConfig(inline_chunk_threshold_bytes="x"),
+    lambda lib: lib.StorageSettings(storage_class=3),
+]
+
+
+@pytest.mark.parametrize("make", WRONG_TYPES)
+@pytest.mark.parametrize("lib", [icechunk_engine, official], ids=["ours", "official"])
+def test_wrong_types_are_what_they_are_with_official(lib: Any, make: Any):
+    with pytest.raises(TypeError):
+        make(lib)
+
+
+def test_headers_that_cannot_be_sent_are_refused_where_storages_are_made():
+    for make in (
+        lambda headers: icechunk_engine.http_storage("https://h/x", headers=headers),
+        lambda headers: icechunk_engine.s3_storage(bucket="b", prefix="p", anonymous=True, headers=headers),
+        lambda headers: icechunk_engine.gcs_storage(bucket="b", prefix="p", anonymous=True, write_headers=headers),
+    ):
+        make({"x-fine": "a b\tc"})
+        for headers in ({"a b": "c"}, {"a:": "c"}, {"a": "b\nc"}, {"a": "\0"}):
+            with pytest.raises(InvalidInputError) as caught:
+                make(headers)
+            assert caught.value.kind == ErrorKind.STORAGE_CONFIG
+
+
+def test_stored_headers_that_cannot_be_sent_keep_nobody_from_opening():
+    container = VirtualChunkContainer("https://h/", ObjectStoreConfig.Http({}, {"a": "b\n"}))
+    stored = RepositoryConfig(virtual_chunk_containers={"https://h/": container}).to_dict()
+    assert resolve(RepositoryConfig.from_dict(stored)).virtual_chunk_containers == {}
 
 
 def test_no_attribute_by_mistake():

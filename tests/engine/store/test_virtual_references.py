@@ -332,7 +332,12 @@ async def test_reading_through_references(tmp_path: Path) -> None:
     )
     assert refused is None
     session.commit("references")
-    store = Repository.open(storage, authorize_virtual_chunk_access={prefix: None}).readonly_session("main").store
+    with pytest.warns(DeprecationWarning, match="None as the credential") as caught:
+        repo = Repository.open(storage, authorize_virtual_chunk_access={prefix: None})
+    assert [(warning.filename, "LocalFileSystemAccess" in str(warning.message)) for warning in caught] == [
+        (__file__, True)
+    ]
+    store = repo.readonly_session("main").store
     found = store.get_sync("a/c/2")
     assert found is not None
     assert found.to_bytes() == bytes(range(20, 30))

@@ -43,6 +43,7 @@ from icechunk_engine.virtual.authorisation import authorize
 from icechunk_engine.virtual.containers import (
     accepted_locations,
     checked_refs,
+    expand_names,
     location_to_key,
     location_to_path,
     match_containers,
@@ -606,3 +607,64 @@ def test_containers_credentials_fit_their_containers():
     assert authorize(OURS["s3://bucket/"], granted).credential == Credentials.S3(s3_anonymous_credentials())
     with pytest.raises(InvalidInputError, match="is no credential"):
         authorize(OURS["s3://bucket/"], {"s3://bucket/": "key"})  # type: ignore[dict-item]
+
+
+# --- reading what official reads -------------------------------------------------------------------------------------
+
+LOCAL_LOCATIONS = [
+    "{prefix}a/b",
+    "{prefix}a//b",
+    "{prefix}a/./b",
+    "{prefix}a/../b",
+    "{prefix}/b",
+    "{prefix}./b",
+    "{prefix}%2e/b",
+    "{prefix}a%2Fb",
+    "{prefix}a%2F%2Fb",
+    "vcc://nm/b",
+    "vcc://nm/a//b",
+    "vcc://nm/a/./b",
+    "vcc://nm/./b",
+    "vcc://nm/a/../b",
+    "vcc://nm/a%2Fb",
+]
+
+
+def value_of(lib: Any, folder: Path, location: str) -> object:
+    """What is read at a location of a local container, or "refused" when it cannot be set."""
+    prefix = f"{folder.as_uri()}/"
+    config = lib.RepositoryConfig()
+    config.set_virtual_chunk_container(
+        lib.VirtualChunkContainer(prefix, lib.local_filesystem_store(str(folder)), "nm")
+    )
+    access = {prefix: lib.credentials.LocalFileSystemAccess}
+    repo = lib.Repository.create(lib.in_memory_storage(), config, authorize_virtual_chunk_access=access)
+    session = repo.writable_session("main")
+    array = zarr.create_array(session.store, name="x", shape=(1,), chunks=(1,), dtype="u1", compressors=None)
+    try:
+        session.store.set_virtual_ref("x/c/0", location.format(prefix=prefix), offset=0, length=1)
+    except lib.IcechunkError:
+        return "refused"
+    (found,) = session.all_virtual_chunk_locations()
+    assert found.startswith(prefix)
+    return int(array[0])
+
+
+@pytest.mark.parametrize("location", LOCAL_LOCATIONS)
+def test_locations_in_local_containers_are_read_as_with_official(tmp_path: Path, location: str):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "b").write_bytes(b"\7")
+    (tmp_path / "b").write_bytes(b"\10")
+    assert value_of(icechunk_engine, tmp_path, location) == value_of(official, tmp_path, location)
+
+
+def test_names_of_containers_become_urls():
+    containers = {prefix: OURS[prefix] for prefix in ("s3://bucket/", "file:///tmp/")}
+    locations = ["vcc://nm/a b?q", "s3://bucket/a", "vcc://unknown/x", "vcc://fl/a/../b", "vcc://nm//x"]
+    assert expand_names(locations, containers) == [
+        "s3://bucket/a b?q",
+        "s3://bucket/a",
+        "vcc://unknown/x",
+        "file:///tmp/b",
+        "s3://bucket//x",
+    ]
