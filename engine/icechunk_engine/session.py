@@ -534,8 +534,9 @@ class Session(Workspace):
             The solver could not settle every conflict; the session is unchanged.
         """
         _require_arguments("", solver)
-        branch = self._require_committable()
-        if (landed := self._landed(branch)) is not None:
+        landed = self._landed(self._require_quiet())
+        branch = self._require_quiet()  # once more: what landed may be a commit that another thread is about to end
+        if landed is not None:
             raise ConflictError(
                 message=f"these edits are committed: an earlier commit, whose answer was lost, did take place as "
                 f"snapshot {landed.info.id}. Call commit again, which says so and ends the session"
@@ -543,14 +544,12 @@ class Session(Workspace):
         assets = self._context.assets
         for _ in range(_REBASE_TRIES):
             with self._lock:
-                self._require_committable()
-                self._require_not_ending()
+                self._require_quiet()
                 token, state = self._edits_token(), self._state.copy()
             tip, changes = rebase_changes(assets, references(assets), branch, state.snapshot_id, state.changes, solver)
             rebased = ViewState(tip, changes, assets.snapshot(tip))
             with self._lock:
-                self._require_committable()
-                self._require_not_ending()
+                self._require_quiet()
                 if token == self._edits_token():
                     self._replace_state(rebased)
                     return
@@ -573,8 +572,7 @@ class Session(Workspace):
     def _ending(self, action: str, *, allow_empty: bool = False) -> Iterator[tuple[str, ViewState]]:
         """Around what ends the session: gives the branch, and the edits, which nobody changes meanwhile."""
         with self._lock:
-            branch = self._require_committable()
-            self._require_not_ending()
+            branch = self._require_quiet()
             self._require_changes(action, allow_empty=allow_empty)
             self._is_ending = True
             state = self._state.copy()
@@ -649,6 +647,12 @@ class Session(Workspace):
             )
         assert self._branch is not None
         return self._branch
+
+    def _require_quiet(self) -> str:
+        """The branch of a session that may be committed or rebased, and that no other thread is committing."""
+        branch = self._require_committable()
+        self._require_not_ending()
+        return branch
 
     def _require_changes(self, action: str, *, allow_empty: bool = False) -> None:
         if self._state.changes.is_empty and not allow_empty:

@@ -16,8 +16,9 @@ Break rule 1 and two threads can wait for each other through the pool: one holds
 tasks in the pool wait for the lock, and every repository of the process stands still, for good. Break rule 2 and a
 fork can inherit a lock that no thread of the child will ever release.
 
-Kernel locks on files (``storage``) are not covered: they exclude other processes while files are changed, in functions
-that call nothing else.
+Two queues are not locks in this sense, since they guard no memory and nothing is locked or awaited inside them: kernel
+locks on files, which exclude other processes while a file is replaced, and the turn of those who wait for a disk
+(``storage._durability``).
 
 Forks
 -----

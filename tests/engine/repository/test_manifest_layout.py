@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 
 import icechunk_engine as ic
 from icechunk_engine import Repository
-from icechunk_engine.storage import MemoryStorage
+from icechunk_engine.storage import MemoryStorage, Storage
+from icechunk_engine.storage.wrappers import ObservingStorage, StorageCall
 from icechunk_engine.transaction import splitting
 from tests.engine.store.support import array_document
 
@@ -72,6 +74,63 @@ def test_layout(commits: list[tuple[Any, list[tuple[str, Any]]]]) -> None:
             session.commit(str(number), allow_empty=True)
             model = {cell: value for cell, value in model.items() if cell[0] < shape[0]}
             check(repo, model)
+
+
+class Interrupting(ObservingStorage):
+    """Calls a function once, before the next snapshot file is written: when the manifests are on their way."""
+
+    def __init__(self, inner: Storage) -> None:
+        super().__init__(inner)
+        self.interrupt: Callable[[], None] | None = None
+
+    def around[R](self, call: StorageCall, function: Callable[[], R]) -> R:
+        interrupt = self.interrupt
+        if interrupt is not None and call.method == "put" and call.keys[0].startswith("snapshots/"):
+            self.interrupt = None
+            interrupt()
+        return function()
+
+
+@settings(max_examples=max(150, settings().max_examples))
+@given(
+    split=edges,
+    before=boxes,
+    ours=st.lists(cells, min_size=1, max_size=4),
+    theirs=st.lists(st.lists(cells, min_size=1, max_size=4), min_size=1, max_size=2),
+)
+def test_layout_when_another_commit_came_first(
+    split: tuple[int, int] | None, before: list[Any], ours: list[Any], theirs: list[list[Any]]
+) -> None:
+    """Manifests written for a commit that is lost serve the next try only where nobody has replaced what they hold."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(splitting, "AUTO_TARGET_REFS", 5)
+        storage = Interrupting(MemoryStorage())
+        repo = Repository.create(storage, configured(split))
+        session = repo.writable_session("main")
+        session.set_metadata("/a", array_document(GRID))
+        model: dict[tuple[int, ...], bytes] = {}
+
+        def write(session: ic.Session, cells: list[Any], who: str) -> None:
+            for cell in cells:
+                model[cell] = f"{who} {cell}".encode()
+                session.set_chunk("/a", cell, model[cell])
+
+        write(session, before, "before")
+        session.commit("start")
+        session = repo.writable_session("main")
+
+        def others() -> None:
+            for number, cells in enumerate(theirs):
+                theirs_session = repo.writable_session("main")
+                write(theirs_session, cells, f"theirs {number}")
+                theirs_session.commit("theirs")
+
+        storage.interrupt = others
+        for cell in ours:
+            session.set_chunk("/a", cell, f"ours {cell}".encode())
+        session.commit("ours", rebase_with=ic.BasicConflictSolver(on_chunk_conflict=ic.VersionSelection.UseOurs))
+        model.update({cell: f"ours {cell}".encode() for cell in ours})
+        check(repo, model)
 
 
 def check(repo: Repository, model: dict[tuple[int, ...], bytes]) -> None:

@@ -1,0 +1,33 @@
+"""Nothing hangs: scenarios that once did, and random programs of threads, each in a process with a watchdog."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.bounded import run_bounded
+from tests.engine.runtime import scenarios
+
+THREADS_MB = 8000
+"""Address space, not memory: each thread reserves 8 MB for its stack."""
+
+
+def test_writes_beside_whole_operations() -> None:
+    run_bounded(scenarios.writes_beside_whole_operations, 10, 600, seconds=120, megabytes=THREADS_MB)
+
+
+def test_reads_of_a_fresh_session() -> None:
+    run_bounded(scenarios.reads_of_a_fresh_session, 20, 400, seconds=120, megabytes=THREADS_MB)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_forks_at_random_moments(tmp_path: Path) -> None:
+    run_bounded(scenarios.forks_at_random_moments, str(tmp_path / "r"), 50, 1, seconds=240, megabytes=THREADS_MB)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_random_threads(tmp_path: Path) -> None:
+    done = run_bounded(scenarios.random_threads, str(tmp_path / "r"), 20.0, 1, seconds=240, megabytes=THREADS_MB)
+    assert done > 0
