@@ -246,9 +246,11 @@ class Workspace(SnapshotView):
         self, path: str, require: Callable[[chunk_io.ArrayReader], None], edit: Callable[[ChunkEdits], None]
     ) -> None:
         """Make an edit of chunks, under the lock; ``require`` raises where the array does not allow it."""
-        self._require_writable()
         while True:
-            reader = self._array_reader(path)
+            reader = self._state.readers.get(path)
+            if reader is None:
+                self._require_writable()  # before a request is made in vain
+                reader = self._array_reader(path)
             require(reader)
             with self._lock:
                 self._require_writable()
