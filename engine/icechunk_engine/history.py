@@ -53,9 +53,13 @@ def _utc_of_column(unix_us: U64, of: Sequence[str]) -> Iterable[datetime]:
 
 
 def us_of_datetime(moment: datetime) -> int:
-    """Unix microseconds of a datetime; a naive one is taken as UTC."""
-    aware = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
-    elapsed = aware - _EPOCH
+    """Unix microseconds of a datetime. Raises TypeError for a naive one, which could mean UTC or local time."""
+    if moment.utcoffset() is None:
+        raise TypeError(
+            f"{moment!r} has no time zone: pass an aware datetime, such as datetime.now(timezone.utc) or "
+            f"moment.replace(tzinfo=timezone.utc)"
+        )
+    elapsed = moment - _EPOCH
     return (elapsed.days * 86_400 + elapsed.seconds) * 1_000_000 + elapsed.microseconds
 
 

@@ -654,7 +654,9 @@ class Repository:
 
     def ops_log(self) -> Iterator[Update]:
         """Everything that was done to the repository, newest first; one request per page of the log."""
-        info = self._info("the ops log")
+        return self._updates(self._info("the ops log"))
+
+    def _updates(self, info: RepoInfo) -> Iterator[Update]:
         seen: set[str] = set()
         while True:
             info.updates.require_intact()
