@@ -22,6 +22,7 @@ _BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[\]{}]', re.DOTALL)
 MAX_ARRAY_LENGTH = 2**64 - 1
 MAX_NUM_CHUNKS = 2**32 - 1
 """Chunk indices and counts are 32-bit in the format."""
+_MAX_REASON_CHARS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +129,11 @@ def _explained(path: str | None) -> Iterator[None]:
         yield
     except _Refused as refused:
         whose = f"of {path} " if path is not None else ""
+        reason = str(refused)
+        if len(reason) > _MAX_REASON_CHARS:  # it quotes the document, which may hold anything
+            reason = f"{reason[: _MAX_REASON_CHARS // 2]} … {reason[-_MAX_REASON_CHARS // 2 :]}"
         raise InvalidInputError(
-            f"bad metadata: the zarr.json {whose}was refused: {refused}", ErrorKind.BAD_METADATA
+            f"bad metadata: the zarr.json {whose}was refused: {reason}", ErrorKind.BAD_METADATA
         ) from None
 
 

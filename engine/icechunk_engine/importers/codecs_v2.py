@@ -27,6 +27,8 @@ OBJECT_CODECS = frozenset({"vlen-utf8", "vlen-bytes"})
 
 _CHECKSUM_BYTES = 4
 _BLOSC_MAX_TYPESIZE = 255
+_ZSTD_LEVELS = -(2**17), 22
+_BLOSC_COMPRESSORS = ["lz4", "lz4hc", "blosclz", "snappy", "zlib", "zstd"]
 _NUMBER = re.compile(
     r"[<>|=]?[biufcmM][0-9]{1,2}(\[[0-9]{0,10}[a-zA-Z]{1,2}\])?|bool|(int|uint|float|complex)[0-9]{1,3}"
 )
@@ -253,7 +255,7 @@ def _gzip(configuration: Mapping[str, Any], item_size: int) -> Codec:
 
 def _zstd(configuration: Mapping[str, Any], item_size: int) -> Codec:
     level = configuration.get("level", 0)
-    if type(level) is not int:
+    if type(level) is not int or not _ZSTD_LEVELS[0] <= level <= _ZSTD_LEVELS[1]:
         raise Unsupported(f"codec 'zstd' with level {shown(level)}")
     return _codec("zstd", level=level, checksum=bool(configuration.get("checksum", False)))
 
@@ -264,13 +266,19 @@ def _blosc(configuration: Mapping[str, Any], item_size: int) -> Codec:
     shuffle = configuration.get("shuffle", 1)
     if type(shuffle) is not int or shuffle not in names:
         raise Unsupported(f"codec 'blosc' with shuffle {shown(shuffle)}")
+    cname, clevel = configuration.get("cname", "lz4"), configuration.get("clevel", 5)
+    blocksize = configuration.get("blocksize", 0)
+    if cname not in _BLOSC_COMPRESSORS or type(clevel) is not int or type(blocksize) is not int:
+        raise Unsupported(
+            f"codec 'blosc' with cname {shown(cname)}, clevel {shown(clevel)}, blocksize {shown(blocksize)}"
+        )
     return _codec(
         "blosc",
-        cname=configuration.get("cname", "lz4"),
-        clevel=configuration.get("clevel", 5),
+        cname=cname,
+        clevel=clevel,
         shuffle=names[shuffle],
         typesize=item_size if item_size <= _BLOSC_MAX_TYPESIZE else 1,
-        blocksize=configuration.get("blocksize", 0),
+        blocksize=blocksize,
     )
 
 

@@ -230,6 +230,8 @@ def _array(path: str, names: Mapping[str, Any], budget: Budget, *, fill_value_as
         )
     _, shape = parse_node_metadata(document.content, for_write=True, path=path)
     assert shape is not None
+    if any(count == 0 < length for count, length in zip(shape.num_chunks, shape.lengths, strict=True)):
+        raise _bad(path, f"a chunk edge is 0 where the array has elements: shape {shown(shape.lengths)}")
     return SetArray(
         path=path,
         content=document.content,

@@ -212,6 +212,9 @@ HOSTILE: dict[str, tuple[Callable[[], Any], str]] = {
         "array /a .*JSON",
     ),
     "a codec whose setting is a list": (lambda: with_array(compressor={"id": "blosc", "shuffle": [1]}), "shuffle"),
+    "blosc of no known kind": (lambda: with_array(compressor={"id": "blosc", "cname": 1}), "array /a .*cname"),
+    "blosc with a level of text": (lambda: with_array(compressor={"id": "blosc", "clevel": "9"}), "array /a .*clevel"),
+    "zstd with a level of 1e18": (lambda: with_array(compressor={"id": "zstd", "level": 10**18}), "array /a .*level"),
     "a codec of a strange type": (
         lambda: with_array(filters=[{"id": "delta", "dtype": {"names": 5}}]),
         "array /a .*delta",
@@ -222,6 +225,20 @@ HOSTILE: dict[str, tuple[Callable[[], Any], str]] = {
     "attributes of a v3 group that are a list": (
         lambda: {"zarr.json": {"zarr_format": 3, "node_type": "group", "attributes": [1]}},
         "attributes",
+    ),
+    "chunks of 0 in a v3 array": (
+        lambda: {
+            "a/zarr.json": {
+                "zarr_format": 3,
+                "node_type": "array",
+                "shape": [3],
+                "data_type": "int8",
+                "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [0]}},
+                "codecs": [{"name": "bytes"}],
+                "fill_value": 0,
+            }
+        },
+        "chunk edge is 0",
     ),
     "a v3 node of no type": (lambda: {"zarr.json": {"zarr_format": 3}}, "node_type"),
     "a .zarray of another format": (lambda: with_array(zarr_format=3), "array /a .*zarr_format"),
