@@ -101,6 +101,8 @@ def build_hierarchy(
     skipped = []
     for path in sorted(documents, key=paths.tree_order):
         names = documents[path]
+        if ".zarray" in names and names.get("zarr.json", {}).get("node_type", "array") != "array":
+            raise _bad(path, "it is an array by its .zarray, but not by its zarr.json; take one of them out")
         if not _is_array(names):
             groups[path] = _group_attributes(path, names)
         elif path in wanted or paths.name(path) in wanted:

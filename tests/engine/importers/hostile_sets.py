@@ -240,6 +240,10 @@ HOSTILE: dict[str, tuple[Callable[[], Any], str]] = {
         },
         "chunk edge is 0",
     ),
+    "an array and a group at once": (
+        lambda: with_array() | {"a/zarr.json": '{"zarr_format": 3, "node_type": "group"}'},
+        "take one of them out",
+    ),
     "a v3 node of no type": (lambda: {"zarr.json": {"zarr_format": 3}}, "node_type"),
     "a .zarray of another format": (lambda: with_array(zarr_format=3), "array /a .*zarr_format"),
     "refs twice": (lambda: '{"version": 1, "refs": {"a/0": "x"}, "refs": {"b/0": "y"}}', "twice"),
