@@ -190,7 +190,8 @@ def open_repository(
     config
         Merged over the configuration saved in the repository.
     authorize_virtual_chunk_access
-        URL prefixes of virtual chunks that may be read, each with its credentials or None.
+        URL prefixes of virtual chunks that may be read, each with its credentials. A place that the repository's
+        stored configuration leads to, such as another endpoint, must be named too (``credentials.access_at``).
 
     Raises
     ------

@@ -246,3 +246,49 @@ def test_neighbouring_chunks_are_read_together(
     np.testing.assert_array_equal(read(repo), DATA)
     if not on_server:  # there, chunks are located on threads, and so not all asked for in one turn
         assert requested == [(4, 84)]
+
+
+LITERAL_KEYS = ["d/a//b", "d/a/./b", "d/a/../b", "d//", "a/", "/lead", "..", "./x", "//", "é /+%;/../x", "d/a/b"]
+
+
+@pytest.mark.parametrize("server", ["s3", "ceph"])
+def test_keys_that_only_s3_takes_as_they_are(server: str, request: pytest.FixtureRequest, place: str):
+    """Each is an object of its own, and is read as official reads it."""
+    import boto3
+    from botocore.config import Config
+
+    running = request.getfixturevalue(f"{server}_server")
+    client = boto3.client(
+        "s3",
+        endpoint_url=running.url,
+        region_name="us-east-1",
+        aws_access_key_id=KEYS["access_key_id"],
+        aws_secret_access_key=KEYS["secret_access_key"],
+        config=Config(s3={"addressing_style": "path"}),
+    )
+    for number, key in enumerate(LITERAL_KEYS):
+        client.put_object(Bucket=BUCKET, Key=key, Body=bytes([number]) * 100)
+    for module in (ours, icechunk):
+        source = s3(running, client.put_object, module)
+        config = module.RepositoryConfig()
+        config.set_virtual_chunk_container(module.VirtualChunkContainer(source.url_prefix, source.store))
+        access = module.containers_credentials({source.url_prefix: source.credential})
+        repo = module.Repository.create(module.in_memory_storage(), config, access)
+        session = repo.writable_session("main")
+        array = zarr.create_array(
+            session.store, name="a", shape=(len(LITERAL_KEYS),), chunks=(1,), dtype="u1", compressors=None
+        )
+        for number, key in enumerate(LITERAL_KEYS):
+            url = source.url_prefix + key.replace("%", "%25")
+            session.store.set_virtual_ref(f"a/c/{number}", url, offset=50, length=1)
+        assert array[:].tolist() == list(range(len(LITERAL_KEYS)))
+
+
+def test_literal_keys_without_credentials_and_with_wrong_ones(s3_server: Running, place: str):
+    container = VirtualChunkContainer(f"s3://{BUCKET}/", s3(s3_server, print).store)
+    bucket = remote.bucket_of(f"s3://{BUCKET}/x", container, ours.Credentials.S3(ours.s3_anonymous_credentials()))
+    reader = remote.part_reader_of(bucket, f"{place}//nothing", "shown", (), container.url_prefix)
+    assert reader is not None
+    with pytest.raises(StorageError, match="there is no object shown"):
+        reader(0, 1)
+    assert remote.part_reader_of(bucket, f"{place}/usual", "shown", (), container.url_prefix) is None

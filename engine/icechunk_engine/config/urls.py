@@ -78,7 +78,11 @@ def origin_of(url: str) -> str:
     ValueError
         It is no address of a web server, or its host has characters that clients rewrite before they connect.
     """
-    scheme, authority = scheme_of(url), authority_of(url).rpartition("@")[2].lower()
+    scheme, whole = scheme_of(url), authority_of(url)
+    # What parsers disagree about, such as "https:/a/://b" and "https://a\@b", has no origin.
+    if not re.match("https?://", url, re.IGNORECASE) or not whole.isascii() or _NOT_IN_AUTHORITY.search(whole):
+        scheme = None
+    authority = whole.rpartition("@")[2].lower()
     host, _, port = authority.rpartition(":") if re.search(r":[0-9]*$", authority) else (authority, "", "")
     if scheme not in _DEFAULT_PORTS or not _HOST.fullmatch(host) or int(port or 0) > 65535:
         raise ValueError("it is no address of a web server; write https://host or https://host:port")

@@ -5,6 +5,7 @@ Refreshable credentials are asked for once a process and expiry, whatever number
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 from collections.abc import Callable
@@ -43,7 +44,7 @@ _EARLY = timedelta(minutes=1)
 
 # Without it the client asks the metadata server of a Google machine, for minutes where there is none.
 _NO_GCS_ACCOUNT = (
-    '{"disable_oauth": true, "client_email": "", "private_key": "", "private_key_id": "", "gcs_base_url": "%s"}'
+    '{"disable_oauth": true, "client_email": "", "private_key": "", "private_key_id": "", "gcs_base_url": %s}'
 )
 
 
@@ -62,7 +63,7 @@ def access(kind: StoreKind, credential: AnyStoreCredential | None, options: dict
             return Access({"skip_signature": True})
         case GcsAnonymous():
             base = options.get("base_url", "https://storage.googleapis.com")
-            return Access({"skip_signature": True, "service_account_key": _NO_GCS_ACCOUNT % base})
+            return Access({"skip_signature": True, "service_account_key": _NO_GCS_ACCOUNT % json.dumps(base)})
         case S3Static(keys):
             # By a function, because keys given as options are completed from the environment (a session token there).
             return Access({}, Constant(_s3(keys)))

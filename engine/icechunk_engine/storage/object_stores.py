@@ -402,7 +402,8 @@ def http_storage(base_url: str, opts: Mapping[str, str] | None = None, headers: 
     opts
         Transport options, by object_store's names.
     headers
-        Sent with every request.
+        Sent with every request; to other hosts too, when the server redirects there, but for ``Authorization`` and
+        ``Cookie``.
     """
     server = web_server(base_url, opts, headers)
     path = urllib.parse.unquote(urllib.parse.urlsplit(base_url).path)

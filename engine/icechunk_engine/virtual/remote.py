@@ -23,7 +23,7 @@ from icechunk_engine.storage._places import (
     web_server,
     with_settings,
 )
-from icechunk_engine.virtual.web import read_part
+from icechunk_engine.virtual import literal_keys, web
 
 _TIGRIS = "https://t3.storage.dev"
 
@@ -77,11 +77,13 @@ def _s3(name: str, options: S3Options, credential: AnyCredential | None) -> Buck
     return s3_bucket(options, name, credential.credentials if isinstance(credential, S3Access) else None)
 
 
-def web_part_reader(bucket: Bucket, key: str, url: str, places: Sequence[str], prefix: str) -> PartReader | None:
-    """How objects on web servers are read, None for those elsewhere; parameters as for :func:`.web.read_part`."""
-    if bucket.kind is not StoreKind.HTTP:
-        return None
-    return lambda start, stop: read_part(bucket, key, start, stop, url, places=places, prefix=prefix)
+def part_reader_of(bucket: Bucket, key: str, url: str, places: Sequence[str], prefix: str) -> PartReader | None:
+    """How an object is read otherwise than through obstore, if it is; parameters as for :func:`.web.read_part`."""
+    if bucket.kind is StoreKind.HTTP:
+        return lambda start, stop: web.read_part(bucket, key, start, stop, url, places=places, prefix=prefix)
+    if literal_keys.is_literal(bucket, key):
+        return lambda start, stop: literal_keys.read_part(bucket, key, start, stop, url)
+    return None
 
 
 def read_remote(

@@ -18,7 +18,7 @@ from icechunk_engine.storage import MemoryStorage
 from icechunk_engine.virtual import containers as rules
 from icechunk_engine.virtual.authorisation import Granted, authorize
 from icechunk_engine.virtual.local_files import read_file, require_length
-from icechunk_engine.virtual.remote import bucket_of, read_remote, web_part_reader
+from icechunk_engine.virtual.remote import bucket_of, part_reader_of, read_remote
 
 _LOCAL = ("file:", "memory:")
 LOCATION_CACHE_SIZE = 4096
@@ -98,7 +98,7 @@ def _reader_for(url: str, container: VirtualChunkContainer, granted: Granted) ->
         name, _, key = url.removeprefix("memory://").partition("/")
         return lambda ref, start, stop: _read_memory(name, key, ref, start, stop)
     bucket, key = bucket_of(url, container, granted.credential), rules.location_to_key(url)
-    part_reader = web_part_reader(bucket, key, url, granted.places, container.url_prefix)
+    part_reader = part_reader_of(bucket, key, url, granted.places, container.url_prefix)
     return lambda ref, start, stop: read_remote(bucket, key, url, ref, start, stop, part_reader)
 
 

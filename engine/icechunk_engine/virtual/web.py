@@ -12,7 +12,8 @@ import re
 import ssl
 import time
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
@@ -37,7 +38,7 @@ _LONGEST_PAUSE_S = 15.0
 _CONNECT_S = 5.0
 _SILENCE_S = 60.0
 
-_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _SAFE_IN_PATH = "/~!$&'()*+,;=:@-._"
 _CONTENT_RANGE = re.compile(r"bytes (?:([0-9]+)-[0-9]+|\*)/([0-9]+|\*)")
 _NO_DATE = datetime(1970, 1, 1, tzinfo=UTC)
@@ -97,14 +98,19 @@ def read_part(
     StorageError
         Whatever else goes wrong.
     """
-    server = _SERVERS.of(bucket)
+    server = server_of(bucket)
     url = f"{server.base}/{quote(path, _SAFE_IN_PATH)}"
     may_go = _Authorised(urls.origin_of(server.base), places, shown, prefix)
+    return with_patience(lambda: _range_of(server, url, start, stop, shown, may_go), shown)
+
+
+def with_patience(ask: Callable[[], Part], shown: str) -> Part:
+    """What a request gives, made again a few times when it fails in a way that may pass."""
     began, pause = time.monotonic(), 0.1
     for tries in range(1, _MOST_TRIES + 1):
         last = tries == _MOST_TRIES or time.monotonic() - began > _PATIENCE_S
         try:
-            return _range_of(server, url, start, stop, shown, may_go)
+            return ask()
         except _FailedError as error:
             if last:
                 raise StorageError(
@@ -156,23 +162,17 @@ class _Authorised(NamedTuple):
 
 def _range_of(server: _Server, url: str, start: int, stop: int, shown: str, may_go: _Authorised) -> Part:
     for _ in range(_MOST_REDIRECTS + 1):
-        answer = server.ask(url, start, stop)
-        try:
-            if answer.status in _REDIRECTS:
-                url = may_go.redirected(url, answer.headers.get("location"))
-                continue
-            return _part_of(answer, start, stop, shown)
-        except server.failures as error:
-            raise _FailedError(f"the connection failed ({type(error).__name__})") from None
-        finally:
-            answer.close()
-            answer.release_conn()
+        with server.answer_for(url, start, stop) as answer:
+            if answer.status not in REDIRECTS:
+                return part_of(answer, start, stop, shown)
+            url = may_go.redirected(url, answer.headers.get("location"))
     raise StorageError(
         f"{shown}: the server redirects more than {_MOST_REDIRECTS} times", ErrorKind.VIRTUAL_CHUNK_FETCH
     )
 
 
-def _part_of(answer: Any, start: int, stop: int, shown: str) -> Part:
+def part_of(answer: Any, start: int, stop: int, shown: str) -> Part:
+    """What an answer gives of an object; errors as for :func:`read_part`."""
     status = answer.status
     found = _CONTENT_RANGE.fullmatch(answer.headers.get("content-range", "").strip().lower())
     if status == HTTPStatus.PARTIAL_CONTENT and found is not None and found[1] == str(start):
@@ -200,7 +200,7 @@ def _part_of(answer: Any, start: int, stop: int, shown: str) -> Part:
         raise _FailedError(said)
     if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
         raise StorageError(
-            f"{shown}: access was denied ({said}). Check the headers of the container's http_store",
+            f"{shown}: access was denied ({said}). Check the credentials, or the headers of http_store",
             ErrorKind.VIRTUAL_CHUNK_FETCH,
         )
     raise StorageError(f"{shown}: {said}. Check the location", ErrorKind.VIRTUAL_CHUNK_FETCH)
@@ -227,7 +227,7 @@ class _Server:
         parts = urlsplit(bucket.name)
         self.base = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
         self._origin = urls.origin_of(self.base)
-        self.failures = (urllib3.exceptions.HTTPError, OSError)
+        self._failures = (urllib3.exceptions.HTTPError, OSError)
         self._headers = {"user-agent": "xarray-icechunk", "accept-encoding": "identity", **dict(bucket.read_headers)}
         if "user_agent" in options:
             self._headers["user-agent"] = options["user_agent"]
@@ -246,27 +246,47 @@ class _Server:
         self._proxied: dict[str, Any] = {}
         self._options = options
 
-    def ask(self, url: str, start: int, stop: int) -> Any:
-        """The answer to one request; its body is not read yet. No redirect is followed."""
-        parts = urlsplit(url)
-        headers = {**self._headers, "range": f"bytes={start}-{stop - 1}"}
+    def answer_for(self, url: str, start: int, stop: int) -> AbstractContextManager[Any]:
+        """The answer to one request, whose body is not read yet. No redirect is followed."""
+        headers = self._headers
         if urls.origin_of(url) != self._origin:  # headers of the user are for the server that was named with them
-            headers = {name: headers[name] for name in ("user-agent", "accept-encoding", "range")}
+            headers = {name: headers[name] for name in ("user-agent", "accept-encoding")}
+        return self._answer(self._manager(url), url, headers, start, stop)
+
+    def answer_for_path(
+        self, origin: str, path: str, headers: Mapping[str, str], start: int, stop: int
+    ) -> AbstractContextManager[Any]:
+        """:meth:`answer_for` a path of the server itself, sent as it is: not even ``..`` is resolved."""
+        pool = self._manager(origin).connection_from_url(origin)
+        return self._answer(pool, path, {**self._headers, **headers}, start, stop)
+
+    @contextmanager
+    def _answer(
+        self, connections: Any, target: str, headers: Mapping[str, str], start: int, stop: int
+    ) -> Iterator[Any]:
         try:
-            return self._manager(parts.scheme, parts.hostname or "").urlopen(
+            answer = connections.urlopen(
                 "GET",
-                url,
-                headers=headers,
+                target,
+                headers={**headers, "range": f"bytes={start}-{stop - 1}"},
                 timeout=self._timeout,
                 retries=False,
                 redirect=False,
                 preload_content=False,
                 decode_content=False,
             )
-        except self.failures as error:
+        except self._failures as error:
             raise _FailedError(f"no connection ({type(error).__name__})") from None
+        try:
+            yield answer
+        except self._failures as error:
+            raise _FailedError(f"the connection failed ({type(error).__name__})") from None
+        finally:
+            answer.close()
+            answer.release_conn()
 
-    def _manager(self, scheme: str, host: str) -> Any:
+    def _manager(self, url: str) -> Any:
+        scheme, host = urlsplit(url).scheme, urlsplit(url).hostname or ""
         proxy = self._proxies.get(scheme) or self._proxies.get("all")
         if not proxy or urllib.request.proxy_bypass_environment(host, self._proxies):  # type: ignore[attr-defined]
             return self._direct
@@ -402,3 +422,8 @@ class _Servers:
 
 
 _SERVERS = forget_in_child(_Servers())
+
+
+def server_of(bucket: Bucket) -> _Server:
+    """The connections of this process for a server."""
+    return _SERVERS.of(bucket)

@@ -230,6 +230,32 @@ def test_stored_markers_are_no_part_of_a_container():
     assert (container.is_stored, own.is_stored) == (True, False)
 
 
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "https:/stranger.example/://s3.amazonaws.com",
+        "https://stranger.example\\@s3.amazonaws.com",
+        "https://stranger.example\t@s3.amazonaws.com",
+        "https:stranger.example//s3.amazonaws.com",
+        "https:\\\\stranger.example://s3.amazonaws.com",
+        "https:///stranger.example://s3.amazonaws.com",
+        "https://s3.amazonaws.com:443:80",
+        "https://s3.amazon\u212aws.com",
+        "stranger://s3.amazonaws.com",
+        " https://s3.amazonaws.com",
+    ],
+)
+def test_addresses_that_parsers_read_in_two_ways_are_refused(endpoint: str):
+    for store, credential in (
+        (s3_at(endpoint), KEYS),
+        (s3_at(endpoint.replace("s3.amazonaws.com", "t3.storage.dev")), s3_anonymous_credentials()),
+        (gcs_store({"base_url": endpoint.replace("s3.amazonaws", "storage.googleapis")}), TOKEN),
+    ):
+        refusal(stored(store), credential)
+    with pytest.raises(InvalidInputError, match="no place"):
+        access_at(KEYS, endpoint)
+
+
 @pytest.mark.parametrize("places", [(), ("minio:9000",), ("s3://b/",), ("https://h x",), ("file://host/x",), ("",)])
 def test_places_that_are_none(places: tuple[str, ...]):
     with pytest.raises(InvalidInputError, match="access_at"):

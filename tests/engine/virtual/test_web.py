@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zarr
 
+import icechunk_engine as icechunk
 from icechunk_engine.chunk_refs import VIRTUAL, ChunkRef
 from icechunk_engine.config import VirtualChunkContainer, http_store
 from icechunk_engine.credentials import HttpAccess, access_at
@@ -48,7 +50,8 @@ class Handler(BaseHTTPRequestHandler):
         if start >= len(DATA):
             return 416, {"content-range": f"bytes */{len(DATA)}"}, b""
         body = DATA[start : stop + 1]
-        return 206, {"content-range": f"bytes {start}-{start + len(body) - 1}/{len(DATA)}", "etag": '"e"'}, body
+        headers = {"content-range": f"bytes {start}-{start + len(body) - 1}/{len(DATA)}", "etag": '"e"'}
+        return 206, {**headers, "last-modified": "Wed, 21 Oct 2015 07:28:00 GMT"}, body
 
 
 class Server(ThreadingHTTPServer):
@@ -254,6 +257,31 @@ def test_a_forked_child_has_connections_of_its_own(server: Server):
             os._exit(code)
     assert os.waitpid(pid, 0)[1] == 0
     assert fetch(f"{server.url}/") == DATA[10:20]
+
+
+def test_a_token_does_not_reach_the_address_that_a_repository_stores(stranger: Server):
+    prefix, storage = "gs://public-data/", icechunk.in_memory_storage()
+    config = icechunk.RepositoryConfig()
+    store = icechunk.gcs_store({"google_base_url": stranger.url})
+    config.set_virtual_chunk_container(VirtualChunkContainer(prefix, store))
+    session = icechunk.Repository.create(storage, config).writable_session("main")
+    zarr.create_array(session.store, name="a", shape=(1,), chunks=(1,), dtype="u1", compressors=None)
+    session.store.set_virtual_ref("a/c/0", f"{prefix}a", offset=7, length=1)
+    session.commit("hostile")
+
+    def read(access: Any, config: Any = None) -> Any:
+        repo = icechunk.Repository.open(storage, config, {prefix: access})
+        return zarr.open_array(repo.readonly_session("main").store, path="a", mode="r")[0]
+
+    token = icechunk.gcs_credentials(bearer_token="t0k3n")
+    for access in (token, icechunk.gcs_credentials(anonymous=True)):
+        with pytest.raises(InvalidInputError) as caught:
+            read(icechunk.containers_credentials({prefix: access})[prefix])
+        assert stranger.url in str(caught.value)
+    assert stranger.asked == []
+    assert read(access_at(token, stranger.url)) == DATA[7]
+    assert read(token, config) == DATA[7]
+    assert [headers["authorization"] for _, headers in stranger.asked] == ["Bearer t0k3n"] * 2
 
 
 # --- TLS ------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,137 @@
+"""Objects of S3 whose keys have empty, ``.`` or ``..`` parts, or begin or end with a slash.
+
+S3 takes keys literally. The client of object stores does not: it refuses such keys, or reads the object of another
+key, without the slashes at the ends. Requests for them are therefore signed and made here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+from urllib.parse import quote, urlsplit
+
+from icechunk_engine.errors import ErrorKind, StorageError
+from icechunk_engine.storage._obstore import Part
+from icechunk_engine.storage._places import Bucket, StoreKind, s3_endpoint_of_environment
+from icechunk_engine.storage._providers import access
+from icechunk_engine.virtual import web
+
+_NO_CONTENT = hashlib.sha256(b"").hexdigest()
+_UNRESERVED = "-_.~"
+
+
+class Keys(NamedTuple):
+    """What requests are signed with."""
+
+    access_key_id: str
+    secret_access_key: str
+    session_token: str | None
+
+
+def is_literal(bucket: Bucket, key: str) -> bool:
+    """True for an object whose key only S3 takes as it is."""
+    return bucket.kind is StoreKind.S3 and key != "" and not {"", ".", ".."}.isdisjoint(key.split("/"))
+
+
+def read_part(bucket: Bucket, key: str, start: int, stop: int, shown: str) -> Part:
+    """Bytes ``start:stop`` (at least one) of an object in S3; errors as for :func:`.web.read_part`."""
+    options = dict(bucket.options)
+    region = options.get("region") or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    region = region or "us-east-1"
+    endpoint = urlsplit(
+        options.get("endpoint") or s3_endpoint_of_environment() or f"https://s3.{region}.amazonaws.com"
+    )
+    origin = f"{endpoint.scheme}://{endpoint.netloc}"
+    server = web.server_of(replace(bucket, kind=StoreKind.HTTP, name=origin, options=(), credential=None))
+    path = f"{endpoint.path.rstrip('/')}/{bucket.name}/{key}"
+    extra = {"x-amz-request-payer": "requester"} if options.get("request_payer") else {}
+
+    def ask() -> Part:
+        keys = _keys(bucket, shown)
+        headers = {"host": endpoint.netloc.rpartition("@")[2], **extra}
+        if keys is not None:
+            headers = signed(keys, region, path, headers, datetime.now(UTC))
+        with server.answer_for_path(origin, quote(path, f"/{_UNRESERVED}"), headers, start, stop) as answer:
+            if answer.status in web.REDIRECTS or answer.status == 400:
+                raise StorageError(
+                    f"{shown}: the server answered {answer.status}. If the bucket is in another region, pass its "
+                    f"region in the container's s3_store",
+                    ErrorKind.STORAGE_CONFIG,
+                )
+            return web.part_of(answer, start, stop, shown)
+
+    return web.with_patience(ask, shown)
+
+
+def signed(keys: Keys, region: str, path: str, headers: Mapping[str, str], time: datetime) -> dict[str, str]:
+    """Headers with the signature of a ``GET`` (AWS Signature Version 4).
+
+    Parameters
+    ----------
+    path
+        Absolute, not encoded.
+    headers
+        Lower case, with ``host``; all of them are signed.
+    """
+    stamp = time.strftime("%Y%m%dT%H%M%SZ")
+    scope = f"{stamp[:8]}/{region}/s3/aws4_request"
+    all_headers = {**headers, "x-amz-content-sha256": _NO_CONTENT, "x-amz-date": stamp}
+    if keys.session_token:
+        all_headers["x-amz-security-token"] = keys.session_token
+    names = ";".join(sorted(all_headers))
+    lines = "".join(f"{name}:{all_headers[name].strip()}\n" for name in sorted(all_headers))
+    request = f"GET\n{quote(path, f'/{_UNRESERVED}')}\n\n{lines}\n{names}\n{_NO_CONTENT}"
+    text = f"AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{hashlib.sha256(request.encode()).hexdigest()}"
+    key = f"AWS4{keys.secret_access_key}".encode()
+    for part in (stamp[:8], region, "s3", "aws4_request"):
+        key = hmac.digest(key, part.encode(), "sha256")
+    signature = hmac.digest(key, text.encode(), "sha256").hex()
+    all_headers["authorization"] = (
+        f"AWS4-HMAC-SHA256 Credential={keys.access_key_id}/{scope}, SignedHeaders={names}, Signature={signature}"
+    )
+    return all_headers
+
+
+def _keys(bucket: Bucket, shown: str) -> Keys | None:
+    """The keys that the bucket's credential gives now, None to send nothing."""
+    given = access(StoreKind.S3, bucket.credential, {})
+    if given.options.get("skip_signature"):
+        return None
+    if given.provider is not None:
+        found = given.provider()
+        return Keys(found["access_key_id"], found["secret_access_key"], found["token"])
+    try:
+        return Keys(
+            os.environ["AWS_ACCESS_KEY_ID"],
+            os.environ["AWS_SECRET_ACCESS_KEY"],
+            os.environ.get("AWS_SESSION_TOKEN"),
+        )
+    except KeyError:
+        return _keys_of_machine(shown)
+
+
+def _keys_of_machine(shown: str) -> Keys:
+    credentials: Any = None
+    try:
+        from botocore.exceptions import BotoCoreError
+        from botocore.session import Session
+    except ImportError:
+        pass
+    else:
+        try:
+            credentials = Session().get_credentials()  # type: ignore[no-untyped-call]
+        except BotoCoreError:
+            credentials = None
+    if credentials is None:
+        raise StorageError(
+            f"{shown}: no credentials were found for it. Pass keys (s3_credentials), or install botocore, which finds "
+            f"those of machines in the cloud: pip install botocore",
+            ErrorKind.VIRTUAL_CHUNK_FETCH,
+        )
+    keys = credentials.get_frozen_credentials()
+    return Keys(keys.access_key, keys.secret_key, keys.token)
