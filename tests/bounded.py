@@ -8,6 +8,7 @@ import pickle
 import resource
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ def _main(task: str) -> None:
     module, name, arguments, megabytes = pickle.loads(base64.b64decode(task))
     work = getattr(importlib.import_module(module), name)
     statm = Path("/proc/self/statm")
+    threading.stack_size(2**19)  # the usual 8 MiB of each thread count, used or not
     if statm.exists():  # on Linux; elsewhere only the time is limited
         limit = int(statm.read_text().split()[0]) * resource.getpagesize() + megabytes * 2**20
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

@@ -61,8 +61,8 @@ class LoadedManifest:
         self.manifest = manifest
         self._finders: dict[NodeId, tuple[ChunkRefs, ChunkFinder]] = {}
 
-    def refs(self, node_id: NodeId) -> ChunkRefs:
-        """References of one array. Raises FormatError when the manifest does not hold the array."""
+    def refs(self, node_id: NodeId, ndim: int) -> ChunkRefs:
+        """References of one array. Raises FormatError when the manifest holds none, or some of another rank."""
         refs = self.manifest.get(node_id)
         if refs is None:
             raise FormatError(
@@ -70,13 +70,19 @@ class LoadedManifest:
                 f"says so; the repository is damaged, restore the file from a copy",
                 ErrorKind.INCONSISTENT_MANIFESTS,
             )
-        return refs
+        if refs.ndim != ndim and len(refs):
+            raise FormatError(
+                f"manifest {self.manifest.manifest_id} holds chunks of rank {refs.ndim} of node {node_id}, whose rank "
+                f"is {ndim}; the repository is damaged, restore the file from a copy",
+                ErrorKind.INCONSISTENT_MANIFESTS,
+            )
+        return refs if refs.ndim == ndim else ChunkRefs.empty(ndim)
 
-    def finder(self, node_id: NodeId) -> tuple[ChunkRefs, ChunkFinder]:
+    def finder(self, node_id: NodeId, ndim: int) -> tuple[ChunkRefs, ChunkFinder]:
         """:meth:`refs` and their finder."""
         found = self._finders.get(node_id)
-        if found is None:
-            refs = self.refs(node_id)
+        if found is None or found[0].ndim != ndim:
+            refs = self.refs(node_id, ndim)
             found = self._finders[node_id] = refs, ChunkFinder(refs)
         return found
 

@@ -301,16 +301,29 @@ class _Threads:
         self._executor: ThreadPoolExecutor | None = None
 
     def submit[**P](self, function: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> Future[None]:
-        """Run on a thread, or at once when the interpreter is about to end."""
+        """Run on a thread, or at once when the interpreter is about to end or no thread can be started."""
+        done: Future[None] = Future()
+        turns = deque([None])  # An executor that cannot start a thread has taken the task, and may run it later.
+
+        def once() -> None:
+            try:
+                turns.pop()
+            except IndexError:
+                return
+            try:
+                function(*args, **kwargs)
+            except BaseException as error:
+                done.set_exception(error)
+            else:
+                done.set_result(None)
+
         try:
             if self._executor is None:
                 self._executor = ThreadPoolExecutor(self._size, thread_name_prefix=self._name)
-            return self._executor.submit(function, *args, **kwargs)
+            self._executor.submit(once)
         except RuntimeError:
-            done: Future[None] = Future()
-            function(*args, **kwargs)
-            done.set_result(None)
-            return done
+            once()
+        return done
 
     def forget(self) -> None:
         """In a forked child: it has none of the threads."""

@@ -98,7 +98,7 @@ class ArrayReader:
         return self._manifest_of(index)
 
     def _stored(self, manifest: LoadedManifest, index: ChunkIndex) -> ChunkRef | None:
-        refs, finder = manifest.finder(self.node.node_id)
+        refs, finder = manifest.finder(self.node.node_id, self.ndim)
         row = finder.find(index)
         return refs.row(row) if row >= 0 else None
 
@@ -129,7 +129,7 @@ def stored_refs(node: Node, assets: AssetManager) -> ChunkRefs:
     if not node.manifests:
         return ChunkRefs.empty(ndim)
     loaded = assets.manifests([ref.manifest_id for ref in node.manifests])
-    refs = concat([manifest.refs(node.node_id) for manifest in loaded])
+    refs = concat([manifest.refs(node.node_id, ndim) for manifest in loaded])
     if any(
         stop > n for ref in node.manifests for (_, stop), n in zip(ref.extents, node.shape.num_chunks, strict=False)
     ):
@@ -169,6 +169,19 @@ def fetch(ref: ChunkRef, start: int, stop: int, assets: AssetManager, resolver: 
     if ref.kind == INLINE:
         assert ref.inline is not None
         return ref.inline if stop - start == ref.length else ref.inline[start:stop]
+    try:
+        return _read(ref, start, stop, assets, resolver)
+    except (MemoryError, OverflowError) as error:
+        # The file of the chunk may be short: what is stored here is only what somebody says of it.
+        raise StorageError(
+            f"{stop - start} bytes of a chunk from byte {ref.offset + start} on cannot be read ({error!r}): there is "
+            f"not so much memory, or the reference is damaged. Read fewer chunks at a time; if it stays so, write the "
+            f"chunk again",
+            ErrorKind.INVALID_OBJECT_SIZE,
+        ) from None
+
+
+def _read(ref: ChunkRef, start: int, stop: int, assets: AssetManager, resolver: VirtualResolver) -> bytes:
     if ref.kind == NATIVE:
         assert ref.chunk_id is not None
         try:

@@ -963,3 +963,22 @@ assert len(storage._unflushed._paths) == 1
 print("fine")
 """
     assert run(code) == "fine\n"
+
+
+def test_a_task_runs_once_where_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The executor keeps the task that it could not start a thread for; running it again closed files of others."""
+    threads, ran = _durability._Threads(2, "test"), []
+    gate = threading.Event()
+    first = threads.submit(gate.wait)
+    with monkeypatch.context() as patched:
+        patched.setattr(ThreadPoolExecutor, "_adjust_thread_count", _no_thread)
+        second = threads.submit(lambda: ran.append(threading.current_thread()))
+    gate.set()
+    first.result()
+    second.result()
+    threads.submit(lambda: None).result()
+    assert ran == [threading.current_thread()]
+
+
+def _no_thread(executor: ThreadPoolExecutor) -> None:
+    raise RuntimeError("can't start new thread")
