@@ -17,19 +17,31 @@ def normalize(path: str) -> str:
     Raises
     ------
     InvalidInputError
-        ``invalid-path`` for empty, ``.`` or ``..`` components and for NUL.
+        ``invalid-path`` for empty, ``.`` or ``..`` components, NUL, and lone surrogates, which no file can hold.
     """
     if path in ("", ROOT):
         return ROOT
     parts = (path[1:] if path[0] == "/" else path).split("/")
     if parts[-1] == "":
         parts.pop()
-    if not parts or "" in parts or "." in parts or ".." in parts or "\0" in path:
+    if not parts or "" in parts or "." in parts or ".." in parts or "\0" in path or not _is_text(path):
         raise InvalidInputError(
-            f"{path!r} is no node path: components must not be empty, '.' or '..'. Write it like '/group/array'",
+            f"{path!r} is no node path: components must be valid text and not empty, '.' or '..'. Write it like "
+            f"'/group/array'",
             ErrorKind.INVALID_PATH,
         )
     return "/" + "/".join(parts)
+
+
+def _is_text(path: str) -> bool:
+    """False for lone surrogates."""
+    if path.isascii():
+        return True
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def parent(path: str) -> str | None:

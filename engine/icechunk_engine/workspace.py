@@ -35,6 +35,8 @@ from icechunk_engine.zarr_metadata import parse_node_metadata, regular_chunk_len
 
 _LOG = logging.getLogger(__name__)
 
+_NO_CHUNK = ChunkRef(kind=DELETED)
+
 
 class Workspace(SnapshotView):
     """A view that takes edits or moves; which it may is for the session to say (the methods ``_require_…``).
@@ -325,7 +327,7 @@ class Workspace(SnapshotView):
             return
         if path in self._state.changes.new_nodes and reader.locate(index) is None:
             return  # an array that nobody else has: sparse ones are made without an edit for each empty chunk
-        self.put_chunk(path, index, ChunkRef(kind=DELETED))
+        self.put_chunk(path, index, _NO_CHUNK)
 
     def delete_chunks_under(self, path: str, index_prefix: ChunkIndex) -> None:
         """Remove all chunks whose index starts with a prefix (empty: all of the array)."""

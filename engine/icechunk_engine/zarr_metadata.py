@@ -230,6 +230,10 @@ def _dimension_names(names: Any, ndim: int) -> tuple[str | None, ...] | None:
         return None
     if not isinstance(names, list) or not all(name is None or isinstance(name, str) for name in names):
         raise _Refused("'dimension_names' must be a list of strings and nulls")
+    if any(0xD800 <= ord(letter) <= 0xDFFF for name in names if name is not None for letter in name):
+        raise _Refused(
+            f"'dimension_names' holds lone surrogates, which are no text: {names!r}", ErrorKind.BAD_METADATA
+        )
     _require_rank("dimension_names", len(names), ndim)
     return tuple([name or None for name in names])
 

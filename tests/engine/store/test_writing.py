@@ -203,3 +203,25 @@ async def test_chunks_outlive_a_shrinking_and_growing_array_as_in_other_stores(s
     session.set_metadata("/a", array_document((2, 6)))
     assert session.store.get_sync("a/c/3/5") is None
     assert [key async for key in session.store.list_prefix("a/c")] == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("g\ud800/zarr.json", GROUP),
+        ("\udfff/a/zarr.json", GROUP),
+        ("b/zarr.json", array_document((1,), dimension_names=["\ud800"])),
+        ("b/zarr.json", array_document((1, 1), dimension_names=["x", "a\udc00b"])),
+    ],
+)
+async def test_names_that_are_no_text_are_refused_at_once(repo: Repository, key: str, value: bytes) -> None:
+    """The commit would fail for them, and with it for all other edits of the session."""
+    session = repo.writable_session("main")
+    await session.store.set("zarr.json", buffer(GROUP))
+    for call in (
+        lambda: session.store.set(key, buffer(value)),
+        lambda: session.store.set_if_not_exists(key, buffer(value)),
+    ):
+        with pytest.raises(InvalidInputError):
+            await call()
+    session.commit("what can be stored")
