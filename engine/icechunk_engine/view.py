@@ -311,6 +311,7 @@ class SnapshotView:
 
     def all_virtual_chunk_locations(self) -> list[str]:
         """Distinct URLs of all virtual chunks, in order of array path and first chunk."""
+        containers = self._context.resolver.containers
         found: dict[str, None] = {}
         for batch in self.batches([node for node in self.list_nodes() if node.is_array]):
             self.load_manifests(batch)
@@ -318,8 +319,9 @@ class SnapshotView:
                 refs = self.chunk_refs(node.path)
                 codes = refs.location_codes[refs.kinds == VIRTUAL]
                 _, first = np.unique(codes, return_index=True)
-                found.update(dict.fromkeys(refs.locations.take(codes[np.sort(first)]).texts()))
-        return list(dict.fromkeys(container_rules.expand_names(list(found), self._context.resolver.containers)))
+                locations = refs.locations.take(codes[np.sort(first)])
+                found.update(dict.fromkeys(container_rules.expand_names(locations, containers)))
+        return list(found)
 
     all_virtual_chunk_locations_async = async_twin(all_virtual_chunk_locations)
     get_node_id_async = async_twin(get_node_id)

@@ -216,7 +216,9 @@ def test_ranges_of_one_chunk_are_read_together(
     requested: list[tuple[int, int]] = []
     read_range = remote.read_range
     monkeypatch.setattr(
-        remote, "read_range", lambda *given: requested.append((given[2], given[3])) or read_range(*given)
+        remote,
+        "read_range",
+        lambda *given, **how: requested.append((given[2], given[3])) or read_range(*given, **how),
     )
     store = repo.readonly_session("main").store
     ranges = [RangeByteRequest(0, 2), RangeByteRequest(4, 8)]
@@ -239,7 +241,9 @@ def test_neighbouring_chunks_are_read_together(
     requested: list[tuple[int, int]] = []
     read_range = remote.read_range
     monkeypatch.setattr(
-        remote, "read_range", lambda *given: requested.append((given[2], given[3])) or read_range(*given)
+        remote,
+        "read_range",
+        lambda *given, **how: requested.append((given[2], given[3])) or read_range(*given, **how),
     )
     storage = MAKERS["s3"](s3_server, f"{place}/repo") if on_server else in_memory_storage()
     repo = virtual_repository(source, f"{source.url_prefix}{place}/x", storage=storage)

@@ -88,8 +88,10 @@ def warn_of_missing_credentials(authorized: Mapping[str, AnyCredential | None] |
             scheme = urls.scheme_of(prefix)
             known = f"pass {grant([prefix])}" if is_known_scheme(scheme) else "pass a credential"
             warnings.warn(
-                f"None as the credential for {redacted(prefix)!r} in authorize_virtual_chunk_access is deprecated and "
-                f"will be refused: it does not say whether your own credentials are meant. Instead, {known}",
+                redacted(
+                    f"None as the credential for {prefix!r} in authorize_virtual_chunk_access is deprecated and will "
+                    f"be refused: it does not say whether your own credentials are meant. Instead, {known}"
+                ),
                 DeprecationWarning,
                 skip_file_prefixes=_PACKAGES,
             )

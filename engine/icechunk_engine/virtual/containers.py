@@ -258,16 +258,16 @@ def resolve_location(location: str, containers: Containers) -> tuple[str, Virtua
     return url, container
 
 
-def expand_names(locations: Sequence[str], containers: Containers) -> list[str]:
+def expand_names(locations: BytesTable, containers: Containers) -> list[str]:
     """Locations with the URL prefix of the container in place of ``vcc://name/``; unknown names stay."""
+    texts = locations.texts()
     prefixes = {container.name: container.url_prefix for container in containers.values() if container.name}
-    expanded = []
-    for location in locations:
-        prefix = prefixes.get(urls.authority_of(location)) if location.startswith(_VCC) else None
+    named = [block.starts_with(_VCC.encode()) for block in text_blocks(locations)]
+    for row in np.flatnonzero(np.concatenate(named)).tolist() if named else []:
+        prefix = prefixes.get(urls.authority_of(texts[row]))
         if prefix is not None:
-            location = normalize_location(prefix + urls.after_authority(location))
-        expanded.append(location)
-    return expanded
+            texts[row] = normalize_location(prefix + urls.after_authority(texts[row]))
+    return texts
 
 
 def location_to_key(url: str) -> str:

@@ -22,12 +22,13 @@ for _name in ("O_CLOEXEC", "O_BINARY", "O_NOCTTY", "O_NONBLOCK"):  # the last: a
 
 _OPEN_FILES = "/proc/self/fd"
 _SYSTEM: str = sys.platform
+_HAS_PREAD = hasattr(os, "pread")
 _F_GETPATH = 50
 """Of macOS: the path of an open file."""
 
 
-def read_file(path: str, ref: ChunkRef, start: int, stop: int, folders: Sequence[str], prefix: str) -> bytes:
-    """Bytes ``start:stop`` of a local file.
+class LocalFile:
+    """Reads ranges of one local file.
 
     Parameters
     ----------
@@ -37,39 +38,57 @@ def read_file(path: str, ref: ChunkRef, start: int, stop: int, folders: Sequence
         Absolute paths that symbolic links may lead to.
     prefix
         URL prefix of the container, for errors.
-
-    Raises
-    ------
-    StorageError
-        ``virtual-chunk-fetch``, ``invalid-object-size``, ``virtual-chunk-modified``.
-    InvalidInputError
-        ``unauthorized-virtual-chunk-container``: a link leads out of the folders.
     """
-    try:
-        fd = os.open(path, _FLAGS)
-    except OSError as error:
-        if error.errno == errno.ENXIO:  # a socket
-            raise _no_file(path) from None
-        raise StorageError(
-            f"error fetching virtual reference: cannot open {path}, which a virtual chunk refers to: "
-            f"{error.strerror}. Put the file back, or correct the references",
-            ErrorKind.VIRTUAL_CHUNK_FETCH,
-        ) from error
-    try:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise _no_file(path)
-        _require_inside(fd, status, path, folders, prefix)
-        if ref.etag is not None or ref.last_modified:
-            _require_unchanged(path, status, ref)
-        data = _read_exactly(fd, start, stop)
-    except OSError as error:
-        raise StorageError(
-            f"error fetching virtual reference: cannot read {path}: {error.strerror}", ErrorKind.VIRTUAL_CHUNK_FETCH
-        ) from error
-    finally:
-        os.close(fd)
-    return require_length(path, data, start, stop)
+
+    __slots__ = ("_folders", "_inside", "_path", "_prefix")
+
+    def __init__(self, path: str, folders: Sequence[str], prefix: str) -> None:
+        self._path = path
+        self._folders = folders
+        self._prefix = prefix
+        self._inside: tuple[int, int, int] | None = None
+
+    def __call__(self, ref: ChunkRef, start: int, stop: int) -> bytes:
+        """Bytes ``start:stop``.
+
+        Raises
+        ------
+        StorageError
+            ``virtual-chunk-fetch``, ``invalid-object-size``, ``virtual-chunk-modified``.
+        InvalidInputError
+            ``unauthorized-virtual-chunk-container``: a link leads out of the folders.
+        """
+        path = self._path
+        try:
+            fd = os.open(path, _FLAGS)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # a socket
+                raise _no_file(path) from None
+            raise StorageError(
+                f"error fetching virtual reference: cannot open {path}, which a virtual chunk refers to: "
+                f"{error.strerror}. Put the file back, or correct the references",
+                ErrorKind.VIRTUAL_CHUNK_FETCH,
+            ) from error
+        try:
+            status = os.fstat(fd)
+            # A file that nothing has happened to since, not even a new name, need not be judged again.
+            state = status.st_dev, status.st_ino, status.st_ctime_ns
+            if state != self._inside:
+                if not stat.S_ISREG(status.st_mode):
+                    raise _no_file(path)
+                _require_inside(fd, status, path, self._folders, self._prefix)
+                self._inside = state
+            if ref.etag is not None or ref.last_modified:
+                _require_unchanged(path, status, ref)
+            data = _read_exactly(fd, start, stop)
+        except OSError as error:
+            raise StorageError(
+                f"error fetching virtual reference: cannot read {path}: {error.strerror}",
+                ErrorKind.VIRTUAL_CHUNK_FETCH,
+            ) from error
+        finally:
+            os.close(fd)
+        return require_length(path, data, start, stop)
 
 
 def require_length(where: str, data: bytes, start: int, stop: int) -> bytes:
@@ -139,14 +158,20 @@ def _real_folder(folder: str) -> str:
 
 
 def _read_exactly(fd: int, start: int, stop: int) -> bytes:
-    os.lseek(fd, start, os.SEEK_SET)
-    data = os.read(fd, stop - start)
+    data = _read_at(fd, stop - start, start)
     if len(data) == stop - start or not data:
         return data
     parts = [data]  # one read returns 2 GiB at most
-    while (have := sum(map(len, parts))) < stop - start and (more := os.read(fd, stop - start - have)):
+    while (have := sum(map(len, parts))) < stop - start and (more := _read_at(fd, stop - start - have, start + have)):
         parts.append(more)
     return b"".join(parts)
+
+
+def _read_at(fd: int, size: int, offset: int) -> bytes:
+    if _HAS_PREAD:
+        return os.pread(fd, size, offset)
+    os.lseek(fd, offset, os.SEEK_SET)
+    return os.read(fd, size)
 
 
 def _require_unchanged(path: str, status: os.stat_result, ref: ChunkRef) -> None:

@@ -17,7 +17,7 @@ from icechunk_engine.errors import ErrorKind, ObjectNotFoundError, StorageError
 from icechunk_engine.storage import MemoryStorage
 from icechunk_engine.virtual import containers as rules
 from icechunk_engine.virtual.authorisation import Granted, authorize
-from icechunk_engine.virtual.local_files import read_file, require_length
+from icechunk_engine.virtual.local_files import LocalFile, require_length
 from icechunk_engine.virtual.remote import bucket_of, part_reader_of, read_remote
 
 _LOCAL = ("file:", "memory:")
@@ -93,7 +93,7 @@ def _reader_for(url: str, container: VirtualChunkContainer, granted: Granted) ->
         path, prefix = rules.location_to_path(url), container.url_prefix
         places = (rules.normalize_location(prefix), *granted.places)
         folders = [rules.location_to_path(place) for place in places if place.startswith("file:")]
-        return lambda ref, start, stop: read_file(path, ref, start, stop, folders, prefix)
+        return LocalFile(path, folders, prefix)
     if scheme == "memory":
         name, _, key = url.removeprefix("memory://").partition("/")
         return lambda ref, start, stop: _read_memory(name, key, ref, start, stop)

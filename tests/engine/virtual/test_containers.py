@@ -661,7 +661,7 @@ def test_locations_in_local_containers_are_read_as_with_official(tmp_path: Path,
 def test_names_of_containers_become_urls():
     containers = {prefix: OURS[prefix] for prefix in ("s3://bucket/", "file:///tmp/")}
     locations = ["vcc://nm/a b?q", "s3://bucket/a", "vcc://unknown/x", "vcc://fl/a/../b", "vcc://nm//x"]
-    assert expand_names(locations, containers) == [
+    assert expand_names(BytesTable.of(locations), containers) == [
         "s3://bucket/a b?q",
         "s3://bucket/a",
         "vcc://unknown/x",
