@@ -23,9 +23,9 @@ from icechunk_engine.format.snapshot import encode_snapshot, initial_snapshot
 from icechunk_engine.format.transaction_log import TransactionLog, encode_transaction_log
 from icechunk_engine.ids import INITIAL_SNAPSHOT_ID
 from icechunk_engine.storage.base import PROBES, Storage
+from icechunk_engine.transaction.clocks import now_us, require_right_clock
 from icechunk_engine.transaction.references import References
 from icechunk_engine.transaction.repo_file import RepoFileReferences
-from icechunk_engine.transaction.swapping import now_us
 from icechunk_engine.transaction.updates import MAIN
 from icechunk_engine.types import SpecVersion
 
@@ -148,6 +148,7 @@ def make_repository(assets: AssetManager, config: dict[str, Any] | None) -> None
         files[layout.transaction_log_key(INITIAL_SNAPSHOT_ID)] = encode_transaction_log(log, level=level)
         last, data = layout.REPO, encode_repo_info(initial_repo_info(created_us, config), level=level)
     assets.write(files)
+    require_right_clock(storage, layout.snapshot_key(INITIAL_SNAPSHOT_ID), created_us, now_us())
     storage.flush()
     try:
         storage.create(last, data)

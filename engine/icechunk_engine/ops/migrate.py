@@ -35,9 +35,9 @@ from icechunk_engine.history import require_date
 from icechunk_engine.ids import SnapshotId
 from icechunk_engine.repository import Repository
 from icechunk_engine.storage.base import Storage
+from icechunk_engine.transaction.clocks import now_us
 from icechunk_engine.transaction.durability import settle
 from icechunk_engine.transaction.ref_files import RefFileReferences, list_refs, parents_form_circle
-from icechunk_engine.transaction.swapping import now_us
 from icechunk_engine.transaction.updates import MAIN, unknown_branch
 from icechunk_engine.types import SpecVersion
 

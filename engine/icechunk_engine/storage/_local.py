@@ -34,6 +34,7 @@ from icechunk_engine.errors import (
     VersionMismatchError,
 )
 from icechunk_engine.storage import _durability
+from icechunk_engine.storage._clock import StoreClock
 from icechunk_engine.storage._file_lock import LOCK_NAME, TURN_NAME, locked, turn
 from icechunk_engine.storage._ranges import check_range, too_short
 from icechunk_engine.storage.base import ObjectInfo, Storage, Version
@@ -73,6 +74,7 @@ class LocalStorage(Storage):
         self._prefix = self._root if self._root.endswith(os.sep) else self._root + os.sep
         self._unflushed = _durability.unflushed(self._root)
         self._swept = False
+        self._clock = StoreClock()
         self._versioned: tuple[bytes, Version] | None = None
 
     @property
@@ -269,6 +271,9 @@ class LocalStorage(Storage):
         theirs = "written by the process that this one was forked from"
         return dict.fromkeys(map(self._key_of, record.inherited), theirs) | lost
 
+    def heard_us(self) -> int | None:
+        return self._clock.now_us()
+
     def turn(self) -> AbstractContextManager[None]:
         return turn(self._root)
 
@@ -296,6 +301,8 @@ class LocalStorage(Storage):
     def _write_temporary(self, path: str, data: bytes | memoryview, *, sync: bool) -> str:
         temporary = _temporary_for(path)
         self._write_file(temporary, data, sync=sync)
+        with suppress(OSError):
+            self._clock.hear(os.stat(temporary).st_mtime_ns // 1000)  # on a file server by its clock
         return temporary
 
     def _write_file(self, path: str, data: bytes | memoryview, *, sync: bool) -> None:

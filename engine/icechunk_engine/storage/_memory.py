@@ -102,6 +102,9 @@ class MemoryStorage(Storage):
             if key.startswith(prefix):
                 yield ObjectInfo(key, len(data), modified_us)
 
+    def heard_us(self) -> int:
+        return time.time_ns() // 1000
+
     def info(self, key: str) -> ObjectInfo | None:
         found = self._objects.get(key)
         return None if found is None else ObjectInfo(key, len(found[0]), found[2])

@@ -28,6 +28,7 @@ from icechunk_engine.errors import (
     StorageError,
     VersionMismatchError,
 )
+from icechunk_engine.storage._clock import StoreClock
 from icechunk_engine.storage._conditions import Proofs, no_conditional_writes
 from icechunk_engine.storage._places import Bucket, StoreKind, with_settings
 from icechunk_engine.storage._providers import access
@@ -94,6 +95,7 @@ class ObjectStorage(Storage):
         self._start = f"{self.prefix}/" if self.prefix else ""
         self._place = with_settings(bucket, settings)
         self._sizes = PartSizes.of(settings)
+        self._clock = StoreClock()
 
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.bucket, self.prefix, self.settings)
@@ -149,9 +151,14 @@ class ObjectStorage(Storage):
         call = self._call(key)
         try:
             with call:
-                return _info(key, call.obstore.head(call.reader, call.path))
+                found = _info(key, call.obstore.head(call.reader, call.path))
         except ObjectNotFoundError:
             return None
+        self._clock.hear(found.last_modified_us)
+        return found
+
+    def heard_us(self) -> int | None:
+        return self._clock.now_us()
 
     # --- writing -----------------------------------------------------------------------------------------------
 
@@ -220,6 +227,7 @@ class ObjectStorage(Storage):
             attributes, meta = result.attributes, result.meta
             write_id = next((attributes[name] for name in WRITE_ID_SPELLINGS if name in attributes), None)
             found = Found(_version(self.bucket.kind, meta), write_id)
+            self._clock.hear(_modified_us(meta))
             first, *others = self._sizes.cut(0, meta["size"])
             if not others or not in_parts or not _tells_version(meta["e_tag"]):
                 return result.bytes().to_bytes(), found
@@ -609,4 +617,8 @@ def bare_etag(etag: str) -> str:
 
 def _info(key: str, meta: Any) -> ObjectInfo:
     # Whole seconds, which is what every request of every store can tell.
-    return ObjectInfo(key, meta["size"], int(meta["last_modified"].timestamp()) * 1_000_000)
+    return ObjectInfo(key, meta["size"], _modified_us(meta))
+
+
+def _modified_us(meta: Any) -> int:
+    return int(meta["last_modified"].timestamp()) * 1_000_000

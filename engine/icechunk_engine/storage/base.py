@@ -139,6 +139,13 @@ class Storage(ABC):
         """
         return {}
 
+    def heard_us(self) -> int | None:
+        """The store's clock shows this time or a later one, as the answers so far tell; None where they do not.
+
+        In Unix microseconds. Free: no request is made for it.
+        """
+        return None
+
     def turn(self) -> AbstractContextManager[None]:
         """Held while a commit is prepared and swapped in, so that others need not prepare what will lose.
 

@@ -88,6 +88,9 @@ class WrapperStorage(Storage):
     def not_durable(self) -> Mapping[str, str]:
         return self.inner.not_durable()
 
+    def heard_us(self) -> int | None:
+        return self.inner.heard_us()
+
     def turn(self) -> AbstractContextManager[None]:
         return self.inner.turn()
 

@@ -35,10 +35,10 @@ from icechunk_engine.history import require_date
 from icechunk_engine.ids import ManifestId, NodeId, SnapshotId
 from icechunk_engine.transaction.change_set import ChangeSet
 from icechunk_engine.transaction.chunks import extents_array, stored_refs
+from icechunk_engine.transaction.clocks import now_us, require_right_clock
 from icechunk_engine.transaction.durability import make_durable
 from icechunk_engine.transaction.logs import amended_log, log_of_changes
 from icechunk_engine.transaction.splitting import SplitRule, covered, cut, overlapping, split_rule, stale_manifests
-from icechunk_engine.transaction.swapping import now_us
 
 _HEAVY_NUM_REFS = 4096
 """References from which a manifest is encoded on another thread (some milliseconds of work)."""
@@ -157,10 +157,13 @@ def write_snapshot(
     ------
     StorageError
         ``not-durable``: the disk refused one of these files, now or before.
+    FormatError
+        ``snapshot-timestamp``: the clock of this machine is not that of the storage.
     """
     snapshot_id, level, spec_version = SnapshotId.random(), assets.config.compression_level, assets.spec_version
     require_date(base.flushed_at_us, f"snapshot {base.snapshot_id}")
-    flushed_at_us = max(now_us(), base.flushed_at_us + 1)  # strictly later than the parent, whatever the clock says
+    began_us = now_us()
+    flushed_at_us = max(began_us, base.flushed_at_us + 1)  # strictly later than the parent, whatever the clock says
     log = log_of_changes(snapshot_id, changes)
     if amended is not None:
         log = amended_log(amended, log)
@@ -183,6 +186,7 @@ def write_snapshot(
     files[layout.transaction_log_key(snapshot_id)] = log_file.result()
     assets.write(files)
     if is_final:
+        require_right_clock(assets.storage, layout.snapshot_key(snapshot_id), began_us, now_us())
         make_durable(assets.storage, changes, lambda: base.nodes, files.keys())
     assets.remember_snapshot(snapshot)
     info = SnapshotInfo(

@@ -31,9 +31,10 @@ from icechunk_engine.format.repo_info import SnapshotInfo
 from icechunk_engine.ids import ObjectId, SnapshotId
 from icechunk_engine.storage.base import Storage, Version
 from icechunk_engine.transaction import updates
+from icechunk_engine.transaction.clocks import now_us
 from icechunk_engine.transaction.durability import settle
 from icechunk_engine.transaction.references import References, needs_spec_2
-from icechunk_engine.transaction.swapping import now_us, swap
+from icechunk_engine.transaction.swapping import swap
 
 _LOG = logging.getLogger(__name__)
 

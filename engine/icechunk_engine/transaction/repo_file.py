@@ -21,9 +21,10 @@ from icechunk_engine.history import snapshot_infos
 from icechunk_engine.ids import ObjectId, SnapshotId
 from icechunk_engine.storage.base import Version
 from icechunk_engine.transaction import updates
+from icechunk_engine.transaction.clocks import now_us, require_right_clock, warn_of_future
 from icechunk_engine.transaction.durability import require_durable
 from icechunk_engine.transaction.references import References
-from icechunk_engine.transaction.swapping import now_us, swap
+from icechunk_engine.transaction.swapping import swap
 
 _LOG = logging.getLogger(__name__)
 
@@ -87,6 +88,8 @@ def update_repo_file(
         The update's own precondition failed; nothing was changed.
     ConflictError
         ``update-attempts-exhausted``.
+    FormatError
+        ``snapshot-timestamp``: the clock of this machine is not that of the storage.
     StorageError
         ``not-durable``: the update took place, but a crash of the machine may undo it.
     """
@@ -96,6 +99,8 @@ def update_repo_file(
     def attempt() -> RepoInfo:
         info, version = known.pop() if known else assets.repo_info()
         time_us = now_us()
+        if len(info.updates):
+            warn_of_future(info.updates.record(0).updated_at_us, time_us)
         backup = layout.backup_name(time_us // 1000, str(ObjectId.random()))
         changed = updates.advance(
             info,
@@ -106,6 +111,8 @@ def update_repo_file(
         )
         data = encode_repo_info(changed, level=config.compression_level)
         storage.copy(layout.REPO, layout.overwritten_key(backup))
+        if storage.waits:  # elsewhere a copy is as old as what was copied
+            require_right_clock(storage, layout.overwritten_key(backup), time_us, now_us())
         try:
             with request(_LOG, "replace", layout.REPO):
                 version = storage.replace(layout.REPO, data, version)

@@ -12,11 +12,6 @@ from icechunk_engine.errors import ConflictError, ErrorKind, VersionMismatchErro
 IMMEDIATE_RETRIES = 5
 
 
-def now_us() -> int:
-    """Wall clock in Unix microseconds."""
-    return time.time_ns() // 1000
-
-
 def swap[R](config: ResolvedConfig, attempt: Callable[[], R]) -> R:
     """What the first attempt returns that wins; attempts that lose raise VersionMismatchError.
 
