@@ -1,12 +1,12 @@
 """This machine's clock against that of the storage and of other writers.
 
-Snapshots and updates are ordered by time, and the official library refuses to write anything that is not later than
-what is there. One commit from a machine whose clock runs an hour ahead keeps all its users from writing for an hour. So
-a clock that differs from the storage's by more than ten minutes is refused, as the official library does.
+Snapshots and updates are ordered by time, and the official library refuses to write what is not later than what is
+there. One commit from a machine whose clock runs an hour ahead keeps its users from writing for an hour. So a clock
+that differs from the storage's by more than ten minutes is refused, as the official library does.
 
-The storage's time is that of an object which was just written. To ask for it is a request more, so that is done only if
-nothing heard before shows that the clocks agree: over a network about once in a process, and only where the repository
-was not updated in the last ten minutes; on a disk, where each write tells the time, only before an error.
+The storage's time is that of an object which was just written. To ask for it is a request more. So that is done only
+if nothing heard before shows that the clocks agree: over a network about once in a process, and only where the
+repository was not updated in the last ten minutes; on a disk, where each write tells the time, only before an error.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def require_right_clock(storage: Storage, key: str, began_us: int, now: int) -> 
     if found is not None and not began_us - TOLERANCE_US <= found.last_modified_us <= now + TOLERANCE_US:
         apart_us = began_us - found.last_modified_us
         raise FormatError(
-            f"this machine's clock has drifted: it shows {_shown(began_us)}, and the clock of {storage.identity} shows "
+            f"this machine's clock has drifted: it shows {_shown(began_us)}, the clock of {storage.identity} shows "
             f"{_shown(found.last_modified_us)}. They are {_span(abs(apart_us))} apart, and ten minutes are allowed, "
             f"because snapshots are ordered by time. Nothing was committed. Set this machine's clock, then try again",
             ErrorKind.SNAPSHOT_TIMESTAMP,
@@ -64,7 +64,7 @@ def warn_of_future(latest_us: int, now: int) -> None:
     if latest_us > now + TOLERANCE_US:
         warnings.warn(
             f"the latest update of this repository is dated {_shown(latest_us)}, which is in the future: the clock of "
-            f"this machine is late, or another writer's was ahead. What you write now is dated just after it. Programs "
+            f"this machine is late, or another writer's was ahead. Your update is dated just after it. Programs "
             f"that use the official library cannot write before that time. Check the clocks of all writers",
             stacklevel=2,
         )
