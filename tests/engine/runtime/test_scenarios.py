@@ -29,5 +29,5 @@ def test_forks_at_random_moments(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 def test_random_threads(tmp_path: Path) -> None:
-    done = run_bounded(scenarios.random_threads, str(tmp_path / "r"), 20.0, 1, seconds=240, megabytes=THREADS_MB)
+    done = run_bounded(scenarios.random_threads, str(tmp_path / "r"), 60.0, 1, seconds=300, megabytes=THREADS_MB)
     assert done > 0
