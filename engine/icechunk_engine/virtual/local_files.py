@@ -80,6 +80,9 @@ class LocalFile:
                 self._inside = state
             if ref.etag is not None or ref.last_modified:
                 _require_unchanged(path, status, ref)
+            # Before reading, which sets as much memory aside as it is asked for.
+            if stop > status.st_size:
+                raise _too_short(path, stop, has_some=start < status.st_size)
             data = _read_exactly(fd, start, stop)
         except OSError as error:
             raise StorageError(
@@ -94,12 +97,16 @@ class LocalFile:
 def require_length(where: str, data: bytes, start: int, stop: int) -> bytes:
     """The data, if it is all that was asked for."""
     if len(data) != stop - start:
-        raise StorageError(
-            f"error fetching virtual reference: {where} ends before byte {stop}, which a virtual chunk refers to: "
-            f"it was truncated or replaced. Put the old file back, or import it again",
-            ErrorKind.INVALID_OBJECT_SIZE if data else ErrorKind.VIRTUAL_CHUNK_FETCH,
-        )
+        raise _too_short(where, stop, has_some=bool(data))
     return data
+
+
+def _too_short(where: str, stop: int, *, has_some: bool) -> StorageError:
+    return StorageError(
+        f"error fetching virtual reference: {where} ends before byte {stop}, which a virtual chunk refers to: "
+        f"it was truncated or replaced. Put the old file back, or import it again",
+        ErrorKind.INVALID_OBJECT_SIZE if has_some else ErrorKind.VIRTUAL_CHUNK_FETCH,
+    )
 
 
 def _no_file(path: str) -> StorageError:

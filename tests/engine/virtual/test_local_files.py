@@ -13,7 +13,7 @@ import pytest
 from icechunk_engine.chunk_refs import VIRTUAL, ChunkRef
 from icechunk_engine.config import VirtualChunkContainer, local_filesystem_store
 from icechunk_engine.credentials import LocalFileSystemAccess, access_at
-from icechunk_engine.errors import ErrorKind, IcechunkError, InvalidInputError
+from icechunk_engine.errors import ErrorKind, IcechunkError, InvalidInputError, StorageError
 from icechunk_engine.virtual import local_files
 from icechunk_engine.virtual.containers import location_to_path
 from icechunk_engine.virtual.resolver import VirtualResolver
@@ -77,6 +77,17 @@ def test_only_files_are_read(tmp_path: Path):
         command = [sys.executable, "-c", READ, tmp_path.as_uri() + "/", *names]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.split("\n") == [f"{ErrorKind.VIRTUAL_CHUNK_FETCH} True"] * len(names) + [""]
+
+
+@pytest.mark.parametrize(
+    ("start", "stop"), [(0, 7), (0, 10**18), (2, 2**63 - 1), (10**18, 10**18 + 5), (6, 2**64 - 1)]
+)
+def test_ranges_beyond_the_end(folder: Path, start: int, stop: int):
+    """However far beyond: no memory is set aside for what cannot be there."""
+    ref = ChunkRef(kind=VIRTUAL, location=(folder / "sub" / "file").as_uri(), offset=start, length=stop - start)
+    with pytest.raises(StorageError, match="ends before byte") as caught:
+        resolver(folder).fetch(ref, start, stop)
+    assert caught.value.kind is (ErrorKind.INVALID_OBJECT_SIZE if start < 6 else ErrorKind.VIRTUAL_CHUNK_FETCH)
 
 
 def test_devices_are_refused():
