@@ -62,7 +62,7 @@ class IcechunkBackendEntrypoint(BackendEntrypoint):
         Options of the storage that the URL names.
     config : RepositoryConfig, optional
         Merged over the configuration saved in the repository.
-    authorize_virtual_chunk_access : mapping of str to credentials or None, optional
+    authorize_virtual_chunk_access : mapping of str to credentials, optional
         URL prefixes of virtual chunks that may be read. None are, by default.
     use_zarr_fill_value_as_mask : bool, optional
         Read the Zarr fill value as missing data, as for Zarr format 2. False by default.

@@ -464,3 +464,62 @@ def test_feature_flags():
 
 def test_attribution_is_hashable_and_empty_by_default():
     assert hash(Attribution()) == hash(Attribution(client=None))
+
+
+PRINTED = [
+    creds.s3_credentials(anonymous=True),
+    creds.s3_credentials(from_env=True),
+    creds.gcs_credentials(service_account_file="/key.json"),
+    creds.azure_credentials(from_env=True),
+    creds.HttpAccess,
+    creds.LocalFileSystemAccess,
+    creds.access_at(creds.HttpAccess, "https://cdn.example"),
+    creds.containers_credentials({"gs://b/": creds.gcs_credentials(anonymous=True)}),
+    S3Options(region="x", checksum_algorithm=cfg.ChecksumAlgorithm.Sha256),
+    cfg.s3_store(region="x", s3_compatible=True),
+    ObjectStoreConfig.Tigris(S3Options()),
+    cfg.gcs_store({"timeout": "1s"}),
+    cfg.azure_store(account="a"),
+    cfg.http_store({"timeout": "1s"}),
+    cfg.local_filesystem_store("/x"),
+    ObjectStoreConfig.InMemory(),
+    VirtualChunkContainer("s3://b/", cfg.s3_store(), "name"),
+    cfg.VirtualChunkSpec([0, 1], "s3://b/x", 2, 3, "etag"),
+    RepositoryConfig(
+        compression=CompressionConfig(level=3),
+        manifest=ManifestConfig(
+            preload=ManifestPreloadConfig(1, ManifestPreloadCondition.num_refs(1, 2)),
+            splitting=ManifestSplittingConfig.from_dict(
+                {ManifestSplitCondition.AnyArray(): {ManifestSplitDimCondition.Axis(0): 3}}
+            ),
+        ),
+        storage=StorageSettings(retries=StorageRetriesSettings(1, 2, 3)),
+        virtual_chunk_containers={"s3://b/": VirtualChunkContainer("s3://b/", cfg.s3_store())},
+    ),
+]
+
+
+@pytest.mark.parametrize("value", PRINTED)
+def test_reprs_can_be_evaluated(value: Any):
+    names: dict[str, Any] = {}
+    exec("from icechunk_engine import *", names)
+    assert eval(repr(value), names) == value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        creds.s3_credentials(access_key_id="a" * 20, secret_access_key="b", session_token="c"),
+        creds.s3_refreshable_credentials(print),
+        creds.gcs_credentials(bearer_token="a"),
+        creds.azure_credentials(sas_token="a"),
+        creds.GcsBearerCredential("a"),
+        cfg.http_store({"proxy_url": "http://me:secret@proxy"}, {"authorization": "secret"}),
+    ],
+)
+def test_reprs_with_secrets_can_be_evaluated_to_something_alike(value: Any):
+    names: dict[str, Any] = {}
+    exec("from icechunk_engine import *", names)
+    shown = eval(repr(value), names)
+    assert type(shown) is type(value)
+    assert repr(shown) == repr(value).replace("aaaa****", "****")

@@ -16,6 +16,9 @@ from typing import Any
 
 import pytest
 import zarr
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 import icechunk_engine as icechunk
 from icechunk_engine.chunk_refs import VIRTUAL, ChunkRef
@@ -287,40 +290,48 @@ def test_a_token_does_not_reach_the_address_that_a_repository_stores(stranger: S
 # --- TLS ------------------------------------------------------------------------------------------------------------
 
 
+Signed = tuple[x509.Certificate, ec.EllipticCurvePrivateKey]
+
+
+def signed_certificate(name: str, signer: Signed | None) -> Signed:
+    """Of this machine, by another one; of an authority by itself."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    now = dt.datetime.now(dt.UTC)
+    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+    signing_key = key if signer is None else signer[1]
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject if signer is None else signer[0].subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(x509.BasicConstraints(signer is None, None), critical=True)
+        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signing_key.public_key()), critical=False)
+        .sign(signing_key, hashes.SHA256())
+    )
+    return certificate, key
+
+
 @pytest.fixture
 def encrypted(server: Server, tmp_path: Path) -> Callable[[], str]:
-    """Makes the server speak TLS and returns its certificate, which nobody knows."""
+    """Makes the server speak TLS; returns the certificate of its authority, which nobody knows."""
 
     def encrypt() -> str:
-        from cryptography import x509
-        from cryptography.hazmat.primitives import hashes, serialization
-        from cryptography.hazmat.primitives.asymmetric import ec
-
-        key = ec.generate_private_key(ec.SECP256R1())
-        name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
-        now = dt.datetime.now(dt.UTC)
-        certificate = (
-            x509.CertificateBuilder()
-            .subject_name(name)
-            .issuer_name(name)
-            .public_key(key.public_key())
-            .serial_number(1)
-            .not_valid_before(now - dt.timedelta(days=1))
-            .not_valid_after(now + dt.timedelta(days=1))
-            .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False)
-            .add_extension(x509.BasicConstraints(True, None), True)
-            .sign(key, hashes.SHA256())
-        )
-        pem = certificate.public_bytes(serialization.Encoding.PEM)
-        private = key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        (tmp_path / "pem").write_bytes(pem + private)
+        authority = signed_certificate("authority", None)
+        certificate, key = signed_certificate("server", authority)
+        encoding = serialization.Encoding.PEM
+        private = key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        (tmp_path / "pem").write_bytes(certificate.public_bytes(encoding) + private)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(tmp_path / "pem")
         server.socket = context.wrap_socket(server.socket, server_side=True)
         server.scheme = "https"
-        return pem.decode()
+        return authority[0].public_bytes(encoding).decode()
 
     return encrypt
 
@@ -339,3 +350,21 @@ def test_encryption_is_not_given_up(server: Server, stranger: Server, encrypted:
     store = http_store({"root_certificate": encrypted()})
     server.redirects_to(server.url.replace("https", "http"))
     assert failure(f"{server.url}/", store=store).kind is ErrorKind.UNAUTHORIZED_VIRTUAL_CHUNK_CONTAINER
+
+
+def test_encrypted_endpoints_of_object_stores_lead_nowhere_unencrypted(
+    server: Server, stranger: Server, encrypted: Callable[[], str]
+):
+    """Their client follows redirects, but only to servers that prove their names, as no service inside can."""
+    prefix, certificate = "gs://b/", encrypted()
+    options = {"base_url": server.url, "root_certificate": certificate, "allow_http": "true"}
+    container = VirtualChunkContainer(prefix, icechunk.gcs_store(options))
+    access = icechunk.containers_credentials({prefix: icechunk.gcs_credentials(anonymous=True)})
+    reader = VirtualResolver({prefix: container}, access)
+    ref = ChunkRef(kind=VIRTUAL, location=f"{prefix}a", length=10)
+    assert reader.fetch(ref, 0, 10) == DATA[:10]
+    server.answers += [(302, {"location": f"{stranger.url}/internal"}, b"")] * 20
+    with pytest.raises(IcechunkError):
+        reader.fetch(ref, 0, 10)
+    assert len(server.asked) > 1
+    assert stranger.asked == []
