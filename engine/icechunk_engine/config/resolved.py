@@ -21,6 +21,12 @@ from icechunk_engine.config.repository import (
 )
 from icechunk_engine.config.storage import StorageSettings
 
+# A configuration may have been stored by anybody: what would fail, or cost time or memory without bound, is limited.
+_MIN_LEVEL, _MAX_LEVEL = -(2**17), 22
+"""Of zstd."""
+_MAX_DICTIONARY = 2**20
+_MAX_BACKOFF_MS = 60_000
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResolvedCaching:
@@ -93,7 +99,7 @@ def resolve(config: RepositoryConfig | None = None) -> ResolvedConfig:
 
     return ResolvedConfig(
         inline_chunk_threshold_bytes=general("inline_chunk_threshold_bytes"),
-        compression_level=effective(config.compression, CompressionConfig, "level"),
+        compression_level=min(effective(config.compression, CompressionConfig, "level"), _MAX_LEVEL),
         max_concurrent_requests=general("max_concurrent_requests"),
         max_concurrent_decodes=general("max_concurrent_decodes"),
         get_partial_values_concurrency=general("get_partial_values_concurrency"),
@@ -102,8 +108,8 @@ def resolve(config: RepositoryConfig | None = None) -> ResolvedConfig:
         ),
         num_updates_per_repo_info_file=max(1, general("num_updates_per_repo_info_file")),
         repo_update_max_tries=max(1, retries.max_tries),
-        repo_update_initial_backoff_ms=retries.initial_backoff_ms,
-        repo_update_max_backoff_ms=retries.max_backoff_ms,
+        repo_update_initial_backoff_ms=min(retries.initial_backoff_ms, _MAX_BACKOFF_MS),
+        repo_update_max_backoff_ms=min(retries.max_backoff_ms, _MAX_BACKOFF_MS),
         splitting=splitting if splitting is not None and splitting.split_sizes is not None else None,
         preload=ResolvedPreload(
             max_total_refs=effective(manifest.preload, ManifestPreloadConfig, "max_total_refs"),
@@ -130,6 +136,6 @@ def _location_compression(compression: ManifestVirtualChunkLocationCompressionCo
     return ResolvedLocationCompression(
         min_num_chunks=value("min_num_chunks"),
         max_training_samples=value("dictionary_max_training_samples"),
-        dictionary_max_size_bytes=value("dictionary_max_size_bytes"),
-        level=value("compression_level"),
+        dictionary_max_size_bytes=min(value("dictionary_max_size_bytes"), _MAX_DICTIONARY),
+        level=min(max(value("compression_level"), _MIN_LEVEL), _MAX_LEVEL),
     )

@@ -41,7 +41,7 @@ class PartSizes(NamedTuple):
             cls().ideal_bytes if given.ideal_concurrent_request_size is None else given.ideal_concurrent_request_size,
             cls().most
             if given.max_concurrent_requests_for_object is None
-            else given.max_concurrent_requests_for_object,
+            else min(given.max_concurrent_requests_for_object, _MOST_READ),
         )
 
     def cut(self, start: int, stop: int) -> list[tuple[int, int]]:
@@ -60,5 +60,7 @@ class PartSizes(NamedTuple):
         return max(self.ideal_bytes, _LEAST_UPLOADED, -(-size // _MOST_UPLOADED))
 
 
+_MOST_READ = 256
+"""A stored configuration does not make a reader cut a chunk into thousands of requests."""
 _LEAST_UPLOADED = 5 * 2**20
 _MOST_UPLOADED = 10_000

@@ -11,6 +11,7 @@ Manifests of one array never overlap: readers take the first whose extents conta
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -25,6 +26,8 @@ from icechunk_engine.zarr_metadata import ArrayShape
 
 AUTO_TARGET_REFS = 1 << 17
 """References in one manifest when nothing is configured: about 1.5 MB on disk, some 20 ms to read."""
+
+_MAX_NUMBERED = 2**63 - 1
 
 MAX_MANIFEST_REFS = 4_000_000
 """Cut even inside configured boxes: official refuses manifests above 2 GiB or 4 GiB of apparent size."""
@@ -50,11 +53,17 @@ def split_rule(path: str, shape: ArrayShape, splitting: ManifestSplittingConfig 
 
 
 def box_numbers(indices: U32, edges: Sequence[int], grid: Sequence[int]) -> NDArray[np.int64]:
-    """Number of the split box that each chunk lies in, C order over the boxes."""
+    """Number of the split box that each chunk lies in, C order over the boxes.
+
+    Where there are more boxes than 64 bits can number, only those that hold a chunk are numbered.
+    """
+    counts = [max(1, -(-n_chunks // edge)) for edge, n_chunks in zip(edges, grid, strict=True)]
+    if math.prod(counts) > _MAX_NUMBERED:
+        boxes = indices // np.minimum(np.asarray(edges, np.uint64), 2**32 - 1).astype(np.uint32)
+        return np.unique(boxes, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64, copy=False)
     numbers = np.zeros(len(indices), np.int64)
     for axis, (edge, n_chunks) in enumerate(zip(edges, grid, strict=True)):
-        n_boxes = max(1, -(-n_chunks // edge))
-        numbers *= n_boxes
+        numbers *= counts[axis]
         if edge < n_chunks:
             numbers += indices[:, axis].astype(np.int64) // edge
     return numbers
