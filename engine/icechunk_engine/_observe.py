@@ -21,6 +21,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from typing import Any, Protocol
 
 from icechunk_engine.errors import IcechunkError
+from icechunk_engine.redaction import redacted
 
 _trace: Any = None
 with suppress(Exception):  # an optional dependency, which reads variables of its own from the environment
@@ -81,14 +82,14 @@ def operation(describe: Callable[..., str]) -> _Decorator:
 
 def add_step(error: IcechunkError, text: str) -> None:
     """Note on an error during which operation it happened, once."""
-    note = f"while {text}"
+    note = f"while {redacted(text)}"
     if note not in getattr(error, "__notes__", ()):
         error.add_note(note)
 
 
 @contextmanager
 def _told(log: logging.Logger, name: str, text: str) -> Iterator[None]:
-    started = time.perf_counter()
+    started, text = time.perf_counter(), redacted(text)
     with _span(name, text):
         try:
             yield

@@ -23,12 +23,13 @@ from icechunk_engine import (
     VirtualChunkSpec,
 )
 from icechunk_engine import credentials as creds
+from icechunk_engine._observe import operation
 from icechunk_engine.credential_types import Credential
 from icechunk_engine.errors import IcechunkError, StorageError
 from icechunk_engine.redaction import masked, redacted, without_values
 from icechunk_engine.storage import FsspecStorage, Storage, storage_from_url
 from xarray_icechunk import open_or_create_repository
-from xarray_icechunk.locate import split_pipeline
+from xarray_icechunk.locate import _normal_location, split_pipeline
 
 SECRET = "c4n4ry"
 KEY_ID = f"AKIA{SECRET}EXAMPLE"
@@ -281,6 +282,18 @@ def test_errors_are_redacted_when_they_are_made():
     error = StorageError(f"cannot open {WEB}")
     assert error.args == (error.message,)
     assert error.message == "cannot open https://****@host.invalid/x"
+
+
+def test_trails_of_errors_and_places_of_datasets_are_redacted(caplog: pytest.LogCaptureFixture):
+    @operation(lambda place: f"opening {place}")
+    def fail(place: str) -> None:
+        raise StorageError("no")
+
+    with caplog.at_level(logging.DEBUG), pytest.raises(StorageError) as caught:
+        fail(WEB)
+    assert caught.value.__notes__ == ["while opening https://****@host.invalid/x"]
+    assert SECRET not in caplog.text
+    assert _normal_location(WEB) == "https://****@host.invalid/x"
 
 
 def test_places_that_differ_in_their_login_are_not_shared():
