@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,6 @@ from icechunk_engine.importers.wording import shown
 BLOCK_ROWS = 4096
 MAX_DIMENSIONS = 32
 
-_INTEGER = re.compile(r"\s*[+-]?[0-9]{1,40}\s*")
 _TEXTS = ("key", "url")
 
 
@@ -116,8 +114,17 @@ def _blocks(item: _Item, templates: Mapping[str, str], budget: Budget) -> Iterat
 def _integers(template: str | int, scope: rendering.Scope) -> list[int]:
     if isinstance(template, int):
         return [template] * scope.n
+    if not rendering.is_template(template):
+        return [_integer(template, template)] * scope.n
     texts = rendering.render(template, scope)
-    if not all(map(_INTEGER.fullmatch, texts)):
-        bad = next(text for text in texts if _INTEGER.fullmatch(text) is None)
-        raise rendering.bad_template(template, f"{shown(bad)} is no integer")
-    return list(map(int, texts))
+    try:
+        return list(map(int, texts))
+    except ValueError:
+        return [_integer(template, text) for text in texts]  # which says what is wrong with one of them
+
+
+def _integer(template: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise rendering.bad_template(template, f"{shown(text)} is no integer") from None

@@ -89,8 +89,9 @@ def render(source: str, scope: Scope) -> list[str]:
         if position > 2 * MAX_EXPRESSIONS:
             raise bad_template(source, f"it holds more than {MAX_EXPRESSIONS} expressions")
         part = _texts(source, piece, scope) if is_expression else [piece] * scope.n
+        num_chars = sum(map(len, part)) if is_expression else len(piece) * scope.n
         # A reference to each text takes eight bytes, also to an empty one.
-        scope.budget.charge_bytes(sum(map(len, part)) + 8 * scope.n, f"the template {shown(source)} is rendered")
+        scope.budget.charge_bytes(num_chars + 8 * scope.n, f"the template {shown(source)} is rendered")
         parts.append(part)
     if len(parts) == 1:
         return parts[0]
