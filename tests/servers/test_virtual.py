@@ -272,6 +272,12 @@ def test_keys_that_only_s3_takes_as_they_are(server: str, request: pytest.Fixtur
     )
     for number, key in enumerate(LITERAL_KEYS):
         client.put_object(Bucket=BUCKET, Key=key, Body=bytes([number]) * 100)
+
+    def remove() -> None:
+        for key in LITERAL_KEYS:  # no listing of the whole bucket could be read by others
+            client.delete_object(Bucket=BUCKET, Key=key)
+
+    request.addfinalizer(remove)
     for module in (ours, icechunk):
         source = s3(running, client.put_object, module)
         config = module.RepositoryConfig()

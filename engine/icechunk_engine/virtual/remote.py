@@ -63,8 +63,15 @@ def _bucket(name: str, url: str, container: VirtualChunkContainer, credential: A
                     f"azure_store(account='…')",
                     ErrorKind.INVALID_CONFIG,
                 )
+            blob_container, at, host = name.partition("@")
+            if at and host.partition(".")[0] != account:
+                raise InvalidInputError(
+                    f"the virtual chunk container at {container.url_prefix!r} names another account than its options, "
+                    f"{account!r}: make them agree",
+                    ErrorKind.INVALID_CONFIG,
+                )
             given = credential.credentials if isinstance(credential, AzureAccess) else None
-            return azure_bucket(account, name.partition("@")[0], given, config)
+            return azure_bucket(account, blob_container, given, config)
         case ObjectStoreConfig.Http(opts, headers):
             return web_server(f"{urls.scheme_of(url)}://{name}", opts, headers)
     raise InvalidInputError(

@@ -282,3 +282,13 @@ def test_regions_and_accounts_cannot_hide_a_host():
         granted = authorize(container, {container.url_prefix: credential})
         with pytest.raises(InvalidInputError, match="is no name"):
             bucket_of(f"{container.url_prefix}x", container, granted.credential)
+
+
+def test_options_do_not_contradict_the_account_in_the_prefix():
+    from icechunk_engine.virtual.remote import bucket_of
+
+    prefix = "abfs://data@mine.dfs.core.windows.net/"
+    access = icechunk.Credentials.Azure(SAS)
+    assert bucket_of(f"{prefix}x", VirtualChunkContainer(prefix, azure_store(account="mine")), access).name == "data"
+    with pytest.raises(InvalidInputError, match="another account"):
+        bucket_of(f"{prefix}x", VirtualChunkContainer(prefix, azure_store(account="theirs")), access)
