@@ -152,5 +152,8 @@ def diff_of_logs(logs: Sequence[TransactionLog], before: NodeTable, after: NodeT
 
 
 def _distinct(parts: Sequence[U32]) -> U32:
+    """Chunks of one path, oldest first; where an array took the place of one of another rank, those of the new one."""
     listed = [part for part in parts if len(part)]  # an empty list does not tell the rank
-    return distinct_rows(np.concatenate(listed)) if listed else parts[0]
+    if not listed:
+        return parts[0]
+    return distinct_rows(np.concatenate([part for part in listed if part.shape[1] == listed[-1].shape[1]]))

@@ -8,6 +8,7 @@ from functools import reduce
 import numpy as np
 
 from icechunk_engine.columns import U8, U32, distinct_rows, row_keys
+from icechunk_engine.errors import FormatError
 from icechunk_engine.format.transaction_log import Move, TransactionLog
 from icechunk_engine.ids import NodeId, SnapshotId
 from icechunk_engine.transaction.change_set import ChangeSet
@@ -86,6 +87,11 @@ def _union_of_chunks(one: dict[NodeId, U32], other: dict[NodeId, U32]) -> dict[N
     for node_id in one.keys() & other.keys():
         # A log that official wrote may list an array without chunks, whose rank is then unknown.
         parts = [indices for indices in (one[node_id], other[node_id]) if len(indices)]
+        if len(parts) == 2 and parts[0].shape[1] != parts[1].shape[1]:
+            raise FormatError(
+                f"the transaction log of the commit to be amended lists chunks of another rank than the array has: it "
+                f"is damaged. Make a new commit instead of amending"
+            )
         if len(parts) == 2:
             union[node_id] = distinct_rows(np.concatenate(parts))
         elif parts:

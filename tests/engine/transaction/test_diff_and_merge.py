@@ -8,6 +8,7 @@ from itertools import permutations
 
 import numpy as np
 import pytest
+import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -112,3 +113,21 @@ def test_common_rows(ndim: int) -> None:
         one, other = (rng.integers(0, 3, (rng.integers(0, 12), ndim)).astype(np.uint32) for _ in range(2))
         expected = sorted(set(map(tuple, one.tolist())) & set(map(tuple, other.tolist())))
         assert list(map(tuple, common_rows(one, other).tolist())) == expected
+
+
+def test_an_array_took_the_place_of_one_of_another_rank() -> None:
+    """Both changed chunks at one path in the commits that a diff is of; a table has one rank."""
+    repo = ic.Repository.create(ic.in_memory_storage())
+    tips = []
+    for shape in ((4,), (4,), (2, 2)):
+        session = repo.writable_session("main")
+        array = zarr.create_array(
+            session.store, name="a", shape=shape, chunks=(1,) * len(shape), overwrite=True, dtype="i1"
+        )
+        array[:] = 1
+        tips.append(session.commit("one"))
+        session = repo.writable_session("main")
+        zarr.open_array(session.store, path="a")[:] = 2
+        tips.append(session.commit("two"))
+    diff = repo.diff(from_snapshot_id=tips[2], to_snapshot_id=tips[-1])
+    assert sorted(map(tuple, diff.chunk_columns["/a"].tolist())) == [(0, 0), (0, 1), (1, 0), (1, 1)]
