@@ -89,8 +89,8 @@ def _union_of_chunks(one: dict[NodeId, U32], other: dict[NodeId, U32]) -> dict[N
         parts = [indices for indices in (one[node_id], other[node_id]) if len(indices)]
         if len(parts) == 2 and parts[0].shape[1] != parts[1].shape[1]:
             raise FormatError(
-                f"the transaction log of the commit to be amended lists chunks of another rank than the array has: it "
-                f"is damaged. Make a new commit instead of amending"
+                "the transaction log of the commit to be amended lists chunks of another rank than the array has: it "
+                "is damaged. Make a new commit instead of amending"
             )
         if len(parts) == 2:
             union[node_id] = distinct_rows(np.concatenate(parts))
