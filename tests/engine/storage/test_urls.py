@@ -100,7 +100,7 @@ def test_places_without_options(tmp_path: Path) -> None:
         ("s3://b/p", {"config_kwargs": {}}, "config_kwargs"),
         ("s3://b/p", {"use_ssl": False}, "use_ssl"),
         ("s3://b/p", {"key": "AK"}, "access_key_id"),
-        ("s3://b/p", {**S3_KEYS, "anon": True}, "conflicting"),
+        ("s3://b/p", {**S3_KEYS, "anon": True}, "Conflicting"),
         ("s3:///p", {}, "no bucket"),
         ("gs://b/p", {"token": object()}, "token"),
         ("gs://b/p", {"consistency": "none"}, "consistency"),
