@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import html
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -275,7 +274,8 @@ class Session(Workspace):
         arriving = [(other, other._copied_state()) for other in others if other is not self]  # its edits are here
         if others and not arriving:
             return
-        with self._editing() as state:
+
+        def bring_home(state: ViewState) -> None:
             origin = self._origin
             merged = state.copy()
             for other, theirs in arriving:
@@ -289,6 +289,8 @@ class Session(Workspace):
                 if not theirs.changes.is_empty:
                     merge_fork(state.nodes, merged.changes, theirs.nodes, theirs.changes, point.revisions)
             self._replace_state(merged)
+
+        self._edit(bring_home)
 
     def _copied_state(self) -> ViewState:
         """The present state, loaded if there are edits; what is edited later is not in it."""
@@ -342,10 +344,12 @@ class Session(Workspace):
             ``no-changes-to-commit``, ``commit-not-allowed``.
         """
         _require_arguments(message, rebase_with)
-        with self._ending("commit", allow_empty=allow_empty) as (branch, state):
+
+        def commit(branch: str, state: ViewState) -> NewSnapshot:
             with self._context.assets.storage.turn():
-                new = self._commit_with_retries(state, branch, message, metadata, rebase_with, rebase_tries)
-            return self._end(new)
+                return self._commit_with_retries(state, branch, message, metadata, rebase_with, rebase_tries)
+
+        return self._end("commit", commit, allow_empty=allow_empty)
 
     def _commit_with_retries(
         self,
@@ -463,10 +467,12 @@ class Session(Workspace):
             ``no-changes-to-commit``, ``commit-not-allowed``, ``no-amend-for-initial-commit``.
         """
         _require_arguments(message)
-        with self._ending("amend", allow_empty=allow_empty) as (branch, state):
+
+        def amend(branch: str, state: ViewState) -> NewSnapshot:
             with self._context.assets.storage.turn():
-                new = self._amend(state, branch, message, metadata)
-            return self._end(new)
+                return self._amend(state, branch, message, metadata)
+
+        return self._end("amend", amend, allow_empty=allow_empty)
 
     def _amend(self, state: ViewState, branch: str, message: str, metadata: dict[str, Any] | None) -> NewSnapshot:
         assets, base_id, changes = self._context.assets, state.snapshot_id, state.changes
@@ -511,7 +517,8 @@ class Session(Workspace):
         Id of the snapshot, to read, tag or reset a branch to it.
         """
         _require_arguments(message)
-        with self._ending("flush") as (_, state):
+
+        def flush(_: str, state: ViewState) -> NewSnapshot:
             new = write_snapshot(
                 self._context.assets,
                 self._context.assets.snapshot(state.snapshot_id),
@@ -520,7 +527,9 @@ class Session(Workspace):
                 metadata=self._full_metadata(metadata, None),
             )
             publish(self._context.assets, AddDetachedSnapshot(new.info, bool(state.changes.moved_nodes)))
-            return self._end(new)
+            return new
+
+        return self._end("flush", flush)
 
     flush_async = async_twin(flush)
 
@@ -568,27 +577,29 @@ class Session(Workspace):
             full["__icechunk"] = {**(own if isinstance(own, dict) else {}), "rebase_attempts": rebase_attempts}
         return full
 
-    @contextmanager
-    def _ending(self, action: str, *, allow_empty: bool = False) -> Iterator[tuple[str, ViewState]]:
-        """Around what ends the session: gives the branch, and the edits, which nobody changes meanwhile."""
-        with self._lock:
-            branch = self._require_quiet()
-            self._require_changes(action, allow_empty=allow_empty)
-            self._is_ending = True
-            state = self._state.copy()
-        try:
-            yield branch, state
-        finally:
-            self._is_ending = False
+    def _end(self, action: str, store: Callable[[str, ViewState], NewSnapshot], *, allow_empty: bool = False) -> str:
+        """Become read-only at the snapshot that ``store`` makes of branch and edits, and returns; gives its id.
 
-    def _end(self, new: NewSnapshot) -> str:
-        """Become read-only at a snapshot that was published; returns its id."""
-        with self._lock:
-            self._unsettled = []
-            self._mode = SessionMode.readonly
-            self._branch = None
-            self._replace_state(ViewState(new.info.id, ChangeSet(), new.snapshot))
-            return self.snapshot_id
+        Nobody changes the edits meanwhile. When ``store`` raises, they are as before.
+        """
+        is_mine = False
+        try:
+            with self._lock:
+                branch = self._require_quiet()
+                self._require_changes(action, allow_empty=allow_empty)
+                self._is_ending = is_mine = True
+                state = self._state.copy()
+            new = store(branch, state)
+            with self._lock:
+                # In this order, so that an interrupt leaves a session that can go on or has ended, and nothing else.
+                self._replace_state(ViewState(new.info.id, ChangeSet(), new.snapshot))
+                self._unsettled = []
+                self._mode = SessionMode.readonly
+                self._branch = None
+            return str(new.info.id)
+        finally:
+            if is_mine:
+                self._is_ending = False
 
     # --- preconditions -----------------------------------------------------------------------------------------
 

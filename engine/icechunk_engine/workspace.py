@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 import numpy as np
@@ -59,9 +59,16 @@ class Workspace(SnapshotView):
         """Raise unless moves are allowed."""
         raise NotImplementedError
 
-    @contextmanager
-    def _editing(self, require: Callable[[], None] | None = None) -> Iterator[ViewState]:
-        """The present state with its base there, under the lock; nothing in the block may wait."""
+    @property
+    def read_only(self) -> bool:
+        """True when nothing can be written, or not any more."""
+        raise NotImplementedError
+
+    def _edit(self, edit: Callable[[ViewState], None], require: Callable[[], None] | None = None) -> None:
+        """Call ``edit`` with the present state, its base there, under the lock; it may not wait.
+
+        Not a context manager made of a generator: an interrupt as that is entered or left keeps the lock taken.
+        """
         require = require or self._require_writable
         require()
         while True:
@@ -69,20 +76,20 @@ class Workspace(SnapshotView):
             with self._lock:
                 require()
                 if state is self._state:
-                    yield state
+                    edit(state)
                     return
 
-    @contextmanager
-    def all_or_nothing(self) -> Iterator[None]:
-        """Take the edits back to where they were if the block raises."""
+    def all_or_nothing(self) -> AbstractContextManager[None]:
+        """Take the edits back to where they were if the block raises, unless the session has ended meanwhile.
+
+        What other threads edited since the block began is taken back, too.
+        """
+        return _AllOrNothing(self)
+
+    def _take_back(self, before: ViewState) -> None:
         with self._lock:
-            before = self._state.copy()
-        try:
-            yield
-        except BaseException:
-            with self._lock:
+            if not self.read_only:
                 self._replace_state(before)
-            raise
 
     def _edits_token(self) -> tuple[str, int]:
         return self._lineage, self._revision
@@ -99,6 +106,7 @@ class Workspace(SnapshotView):
         self._revision += 1
 
     def _touch_structure(self) -> None:
+        """Before an edit of nodes rather than after it: an interrupt between the two must not leave stale readers."""
         self._state.readers.clear()
         self._count_edit()
 
@@ -121,13 +129,15 @@ class Workspace(SnapshotView):
                 f"a regular grid, or upgrade with icechunk.upgrade_icechunk_repository(repo, dry_run=False)",
                 ErrorKind.BAD_METADATA,
             )
-        with self._editing() as state:
+
+        def set_node(state: ViewState) -> None:
             base, changes = state.nodes, state.changes
             node = find_node(base, changes, path)
             if node is None:
                 refusal = misplaced(base, changes, path, is_array=shape is not None)
                 if refusal is not None:
                     raise InvalidInputError(f"cannot create {path!r}: {refusal}", ErrorKind.NOT_A_GROUP)
+                self._touch_structure()
                 changes.add_node(Node(node_id=NodeId.random(), path=path, user_data=data, shape=shape))
             elif node.is_array != (shape is not None):
                 kind = "array" if node.is_array else "group"
@@ -137,33 +147,37 @@ class Workspace(SnapshotView):
                 )
             elif node.user_data == data:
                 self._set_again[path] = None
-                return
             elif shape is not None and node.shape is not None and shape.ndim != node.shape.ndim:
                 # Chunks of another rank mean nothing to the new array, so it is another array.
+                self._touch_structure()
                 changes.delete_node(node)
                 changes.add_node(Node(node_id=NodeId.random(), path=path, user_data=data, shape=shape))
             else:
+                self._touch_structure()
                 changes.update_node(replace(node, user_data=data, shape=shape))
-            self._touch_structure()
+
+        self._edit(set_node)
 
     def delete_node(self, path: str) -> None:
         """Remove a node, if it is there: a group with all its members, an array with its chunks."""
-        with self._editing() as state:
+
+        def delete(state: ViewState) -> None:
             node = find_node(state.nodes, state.changes, path)
             if node is not None:
                 self._delete(state, [node] if node.is_array else subtree(state.nodes, state.changes, path))
 
+        self._edit(delete)
+
     def delete_directory(self, path: str) -> None:
         """Remove the node at a path and everything below it, whether or not there is a node at the path itself."""
-        with self._editing() as state:
-            self._delete(state, subtree(state.nodes, state.changes, path))
+        self._edit(lambda state: self._delete(state, subtree(state.nodes, state.changes, path)))
 
     def _delete(self, state: ViewState, nodes: Iterable[Node]) -> None:
         doomed = list(nodes)
-        for node in doomed:
-            state.changes.delete_node(node)
         if doomed:
             self._touch_structure()
+        for node in doomed:
+            state.changes.delete_node(node)
 
     def delete_all(self) -> None:
         """Remove every node."""
@@ -192,9 +206,12 @@ class Workspace(SnapshotView):
             ``move-wont-overwrite``.
         """
         source, target = moves.require_absolute(from_path), moves.require_absolute(to_path)
-        with self._editing(self._require_rearranging) as state:
+
+        def move(state: ViewState) -> None:
             moves.move(state.nodes, state.changes, source, target)
             self._touch_structure()
+
+        self._edit(move, self._require_rearranging)
 
     move_async = async_twin(move)
 
@@ -411,6 +428,21 @@ class Workspace(SnapshotView):
             f"them end first",
             ErrorKind.CONCURRENCY,
         )
+
+
+class _AllOrNothing:
+    """A class, since a generator that an interrupt left behind would take edits back whenever it is collected."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+
+    def __enter__(self) -> None:
+        with self._workspace._lock:
+            self._before = self._workspace._state.copy()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self._workspace._take_back(self._before)
 
 
 _PATIENT_TRIES = 100

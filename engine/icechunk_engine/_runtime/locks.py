@@ -36,6 +36,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Protocol
 
@@ -63,7 +64,16 @@ _locks: _Registry[MemoryLock] = {}
 _forgetful: _Registry[Forgetful] = {}
 _functions: list[Callable[[], None]] = []
 _number = itertools.count()
-_taken: list[MemoryLock] = []
+
+
+class _Taken(threading.local):
+    """The locks that the calling thread has taken for its fork; other threads may fork at the same time."""
+
+    def __init__(self) -> None:
+        self.locks: list[MemoryLock] = []
+
+
+_taken = _Taken()
 
 
 def memory_lock() -> MemoryLock:
@@ -105,20 +115,27 @@ def memory_locks() -> list[MemoryLock]:
 
 
 def _before_fork() -> None:
-    # Rule 2 makes this safe: whoever holds one of these locks can go on without any other.
-    _taken.extend(lock for lock in memory_locks() if lock.acquire(timeout=_FORK_PATIENCE_S))
+    # Rule 2 makes this safe: whoever holds one of these locks can go on without any other. Threads that fork at the
+    # same time take them in the same order.
+    for lock in memory_locks():
+        _taken.locks.append(lock)  # before it is taken, so that an interrupt does not lose it
+        if not lock.acquire(timeout=_FORK_PATIENCE_S):
+            _taken.locks.pop()
 
 
-def _in_parent() -> None:
-    while _taken:
-        _taken.pop().release()
+def _release_taken() -> None:
+    while _taken.locks:
+        with suppress(RuntimeError):  # after an interrupt: it was not taken yet, or has just been released
+            _taken.locks[-1].release()
+        _taken.locks.pop()
 
 
 def _in_child() -> None:
-    ours = set(map(id, _taken))
-    _in_parent()
+    _release_taken()
     for lock in memory_locks():
-        if id(lock) not in ours:  # made by another thread in the meantime
+        if lock.acquire(blocking=False):
+            lock.release()
+        else:  # another thread made it in the meantime, or held it for too long
             lock._at_fork_reinit()  # type: ignore[attr-defined]
     for owner in _alive(_forgetful):
         owner.forget()
@@ -127,4 +144,6 @@ def _in_child() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_in_parent, after_in_child=_in_child)
+    os.register_at_fork(before=_before_fork, after_in_parent=_release_taken, after_in_child=_in_child)
+    # Once more: Ctrl-C during a fork is raised where the first function after it begins, which then does nothing.
+    os.register_at_fork(after_in_parent=_release_taken)

@@ -7,6 +7,10 @@ ended, so operations cannot wait for each other in a circle.
 
 A load that fails for its leader says nothing about the others, who may have other credentials or more patience. Each
 of them then loads on its own, and gets its own error.
+
+An interrupt (``KeyboardInterrupt``) may come between any two steps of a leader. So a load begins inside the ``try``
+that ends it, and may be ended twice. Waiters are told through queues, which are single steps. Futures, events and
+conditions are not: an interrupt inside one would leave everybody waiting.
 """
 
 from __future__ import annotations
@@ -14,9 +18,9 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from functools import partial
+from queue import Empty, SimpleQueue
 
 from icechunk_engine._runtime.locks import forget_in_child, memory_lock
 from icechunk_engine._runtime.pools import request, start_request
@@ -44,7 +48,7 @@ class SharedLoads[K, V]:
         self._lock = memory_lock()
         self._values: OrderedDict[K, tuple[V, int]] = OrderedDict()
         self._weight = 0
-        self._under_way: dict[K, Future[V]] = {}
+        self._under_way: dict[K, _Load[V]] = {}
         forget_in_child(self)
 
     def forget(self) -> None:
@@ -93,17 +97,8 @@ class SharedLoads[K, V]:
             How long to wait for another thread's load before loading as well. Tasks of a pool that call this set it,
             so that their wait ends whatever the other thread does.
         """
-        found = self._join(key)
-        if not isinstance(found, _Load):
-            return found
-        if found.is_mine:
-            return self._lead(key, found.result, load)
-        try:
-            if found.result.exception(patience_s) is None:
-                return found.result.result()
-        except TimeoutError:
-            pass
-        return self._load(key, load)
+        value = self.get(key)
+        return value if value is not None else self._load_missing([key], load, _in_turn, patience_s)[key]
 
     def load_many(self, keys: Iterable[K], load: Callable[[K], Weighed[V]], run_all: RunAll[K, V]) -> list[V]:
         """The values of several keys, in their order; ``run_all`` loads those that nobody else does. For operations.
@@ -114,42 +109,70 @@ class SharedLoads[K, V]:
             The first error of ``load``, after all loads of this call have ended.
         """
         keys = list(keys)
-        found = {key: self._join(key) for key in dict.fromkeys(keys)}
-        values = {key: value for key, value in found.items() if not isinstance(value, _Load)}
-        mine = {key: one.result for key, one in found.items() if isinstance(one, _Load) and one.is_mine}
-        try:
-            loaded = run_all(lambda key: self._lead(key, mine[key], load), mine)
-        finally:
-            for key, result in mine.items():  # of an interrupt: what was not begun is waited for by nobody
-                self._end(key, result)
-        values.update(zip(mine, loaded, strict=True))
-        failed: list[K] = []
-        for key, one in found.items():
-            if isinstance(one, _Load) and not one.is_mine:
-                if one.result.exception() is None:
-                    values[key] = one.result.result()
-                else:
-                    failed.append(key)
-        values.update(zip(failed, run_all(lambda key: self._load(key, load), failed), strict=True))
+        values = {key: value for key in dict.fromkeys(keys) if (value := self.get(key)) is not None}
+        missing = [key for key in dict.fromkeys(keys) if key not in values]
+        if missing:
+            values |= self._load_missing(missing, load, run_all)
         return [values[key] for key in keys]
 
     async def load_soon(self, key: K, load: Callable[[K], Weighed[V]]) -> V:
         """The value, loaded by one task of the request pool unless it is there or being loaded. For event loops."""
-        found = self._join(key)
-        if not isinstance(found, _Load):
-            return found
-        if found.is_mine:
+        value = self.get(key)
+        if value is not None:
+            return value
+        mine, errors = _Load[V](), list[BaseException]()
+
+        def load_here(key: K) -> Weighed[V]:
             try:
-                start_request(partial(self._lead, key, found.result, load))
-            except BaseException:  # no thread can be started any more
-                self._end(key, found.result)
+                return load(key)
+            except BaseException as error:
+                errors.append(error)
                 raise
+
         try:
-            return await asyncio.wrap_future(found.result)
-        except Exception:
-            if found.is_mine:
-                raise
+            found = self._join(key, mine)
+            if not isinstance(found, _Load):
+                return found
+            if found is mine:
+                start_request(partial(self._lead, key, mine, load_here))
+        except BaseException:  # no thread can be started any more
+            self._end({key: mine})
+            raise
+        await self._ended(key, found)
+        if found.values:
+            return found.values[0]
+        if errors:
+            raise errors.pop()
         return await request(self._load, key, load)
+
+    def _load_missing(
+        self, keys: list[K], load: Callable[[K], Weighed[V]], run_all: RunAll[K, V], patience_s: float | None = None
+    ) -> dict[K, V]:
+        """The values of keys, none twice, that were looked for in vain."""
+        mine = {key: _Load[V]() for key in keys}
+        try:
+            found = {key: self._join(key, one) for key, one in mine.items()}
+            run_all(lambda key: self._lead(key, mine[key], load), [key for key in keys if found[key] is mine[key]])
+        finally:
+            try:
+                self._end(mine)
+            except BaseException:  # an interrupt in the middle of it
+                self._end(mine)
+                raise
+        values: dict[K, V] = {}
+        failed: list[K] = []
+        for key, one in found.items():
+            if not isinstance(one, _Load):
+                values[key] = one
+                continue
+            if one is not mine[key]:
+                self._wait(key, one, patience_s)
+            if one.values:
+                values[key] = one.values[0]
+            else:
+                failed.append(key)
+        values.update(zip(failed, run_all(lambda key: self._load(key, load), failed), strict=True))
+        return values
 
     def _find(self, key: K) -> V | None:
         entry = self._values.get(key)
@@ -158,39 +181,50 @@ class SharedLoads[K, V]:
         self._values.move_to_end(key)
         return entry[0]
 
-    def _join(self, key: K) -> V | _Load[V]:
-        """The value, or the load to lead or to wait for."""
+    def _join(self, key: K, mine: _Load[V]) -> V | _Load[V]:
+        """The value, or the load to wait for, or ``mine``, which the caller leads and ends."""
         with self._lock:
             # In one step: between a look for the value and one for its load, the load could end, and be made twice.
             value = self._find(key)
-            if value is not None:
-                return value
-            result = self._under_way.get(key)
-            if result is not None:
-                return _Load(result, is_mine=False)
-            result = self._under_way[key] = Future()
-            result.set_running_or_notify_cancel()  # so that no one waiter can cancel it for all
-            return _Load(result, is_mine=True)
+            return value if value is not None else self._under_way.setdefault(key, mine)
 
-    def _lead(self, key: K, result: Future[V], load: Callable[[K], Weighed[V]]) -> V:
+    def _lead(self, key: K, mine: _Load[V], load: Callable[[K], Weighed[V]]) -> V:
         try:
             value = self._load(key, load)
-            result.set_result(value)
+            mine.values.append(value)
             return value
-        except BaseException as error:
-            with suppress(InvalidStateError):
-                result.set_exception(error)
-            raise
         finally:
-            self._end(key, result)
+            self._end({key: mine})
 
-    def _end(self, key: K, result: Future[V]) -> None:
-        """Whatever came of it: the load is not under way any more."""
+    def _end(self, loads: dict[K, _Load[V]]) -> None:
+        """Whatever came of them: the loads are not under way any more. Those of others are left alone."""
+        for key, load in loads.items():
+            with self._lock:
+                if self._under_way.get(key) is load:
+                    del self._under_way[key]
+            for wake in load.wakers:
+                with suppress(RuntimeError):  # that event loop is closed
+                    wake()
+
+    def _wait(self, key: K, load: _Load[V], patience_s: float | None) -> None:
+        bell: SimpleQueue[None] = SimpleQueue()
+        if self._is_to_be_told(key, load, partial(bell.put, None)):
+            with suppress(Empty):
+                bell.get(timeout=patience_s)
+
+    async def _ended(self, key: K, load: _Load[V]) -> None:
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[None] = loop.create_future()
+        if self._is_to_be_told(key, load, partial(loop.call_soon_threadsafe, _settle, ended)):
+            await ended
+
+    def _is_to_be_told(self, key: K, load: _Load[V], wake: Callable[[], object]) -> bool:
+        """False when the load has ended; else ``wake`` will be called, from another thread, at least once."""
         with self._lock:
-            if self._under_way.get(key) is result:
-                del self._under_way[key]
-        with suppress(InvalidStateError):
-            result.set_exception(_AbandonedError())
+            if self._under_way.get(key) is not load:
+                return False
+            load.wakers.append(wake)
+            return True
 
     def _load(self, key: K, load: Callable[[K], Weighed[V]]) -> V:
         value, weight = load(key)
@@ -200,14 +234,27 @@ class SharedLoads[K, V]:
 
 
 class _Load[V]:
-    """A load under way, and whether the caller is the one to do it."""
+    """A load under way.
 
-    __slots__ = ("is_mine", "result")
+    Attributes
+    ----------
+    values
+        The value, once it is there; none after a load that failed or was interrupted.
+    wakers
+        Called when the load has ended.
+    """
 
-    def __init__(self, result: Future[V], *, is_mine: bool) -> None:
-        self.result = result
-        self.is_mine = is_mine
+    __slots__ = ("values", "wakers")
+
+    def __init__(self) -> None:
+        self.values: list[V] = []
+        self.wakers: list[Callable[[], object]] = []
 
 
-class _AbandonedError(Exception):
-    """The leader was interrupted before it began; those who wait load for themselves."""
+def _settle(ended: asyncio.Future[None]) -> None:
+    if not ended.done():
+        ended.set_result(None)
+
+
+def _in_turn[K, V](function: Callable[[K], V], keys: Iterable[K]) -> list[V]:
+    return [function(key) for key in keys]

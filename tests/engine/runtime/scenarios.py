@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
@@ -23,6 +24,7 @@ from zarr.core.buffer import cpu, default_buffer_prototype
 from zarr.core.sync import sync
 
 import icechunk_engine as ic
+from icechunk_engine._runtime import locks
 from icechunk_engine.storage import Storage
 from icechunk_engine.storage.wrappers import LatencyStorage
 
@@ -155,6 +157,42 @@ def forks_at_random_moments(path: str, n_rounds: int, seed: int) -> None:
         stop.set()
         for thread in threads:
             thread.join()
+
+
+def forks_of_several_threads(n_forks: int) -> None:
+    """Threads that fork at the same time, beside one that makes locks and drops them."""
+    kept = [locks.memory_lock() for _ in range(100)]
+    failures: list[object] = []
+    sys.unraisablehook = failures.append
+    sys.setswitchinterval(1e-5)
+    stop = threading.Event()
+
+    def make() -> None:
+        while not stop.is_set():
+            with locks.memory_lock():
+                pass
+
+    def fork() -> None:
+        for _ in range(n_forks):
+            _require_child_ends(lambda: _require_free(locks.memory_locks()))
+
+    maker = threading.Thread(target=make)
+    maker.start()
+    with ThreadPoolExecutor(4) as pool:
+        forking = [pool.submit(fork) for _ in range(4)]
+    stop.set()
+    maker.join()
+    for done in forking:
+        done.result()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(_require_free, kept).result()
+    assert not failures, failures
+
+
+def _require_free(found: list[locks.MemoryLock]) -> None:
+    for lock in found:
+        assert lock.acquire(timeout=5), "a lock is held that nobody will release"
+        lock.release()
 
 
 def _read_in_child(shared: ic.Session, repo: ic.Repository, path: str, tip: str) -> None:

@@ -28,6 +28,11 @@ def test_forks_at_random_moments(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_forks_of_several_threads() -> None:
+    run_bounded(scenarios.forks_of_several_threads, 8, seconds=60, megabytes=THREADS_MB)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 def test_random_threads(tmp_path: Path) -> None:
     done = run_bounded(scenarios.random_threads, str(tmp_path / "r"), 60.0, 1, seconds=300, megabytes=THREADS_MB)
     assert done > 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import pytest
 
@@ -63,12 +64,12 @@ def test_what_several_ask_for_is_loaded_once() -> None:
     joined = threading.Semaphore(0)
     find = loads._join
 
-    def join(key: str) -> object:
-        found = find(key)
+    def join(*arguments: Any) -> Any:
+        found = find(*arguments)
         joined.release()
         return found
 
-    loads._join = join  # type: ignore[method-assign,assignment]
+    loads._join = join  # type: ignore[method-assign]
 
     def let_go() -> None:
         for _ in range(5):
@@ -94,22 +95,21 @@ def test_the_value_and_its_load_are_looked_for_in_one_step() -> None:
     """Between two steps a load could end, and be made again."""
     loads, loader = SharedLoads[str, str](100), Loader()
     loader.go.set()
-    # Whenever somebody has looked in vain, another one's load ends at once, if the lock lets it.
-    find, nested = loads._find, threading.local()
+    find, looks, others = loads._find, list[int](), list[threading.Thread]()
 
     def look(key: str) -> str | None:
         found = find(key)
-        if found is None and not getattr(nested, "on", False) and not loader.calls:
-            other = threading.Thread(target=lambda: (setattr(nested, "on", True), loads.load(key, loader)))
-            other.start()
-            other.join(0.2)  # it cannot end before this look does
+        looks.append(threading.get_ident())
+        if looks == [threading.get_ident()] * 2:  # the look that goes with the one for a load
+            # Another one's load ends at once, if the lock lets it.
+            others.append(threading.Thread(target=lambda: loads.load(key, loader)))
+            others[0].start()
+            others[0].join(0.2)
         return found
 
     loads._find = look  # type: ignore[method-assign]
     assert loads.load("k", loader) == "k1"
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread() and not thread.daemon:
-            thread.join(1)
+    others[0].join(30)
     assert loader.calls == ["k"]
 
 
@@ -133,6 +133,43 @@ def test_one_load_that_fails_leaves_the_others_to_load_for_themselves(error: Bas
     assert in_threads(lead, follow) == [None, "k2"]
     assert first == [error]
     assert not loads._under_way
+
+
+@pytest.mark.parametrize("error", [ValueError("of the first"), KeyboardInterrupt()])
+def test_an_interrupt_of_the_one_who_loads_is_not_raised_on_an_event_loop(error: BaseException) -> None:
+    """It would end the loop, and all who wait for what runs there would wait for ever."""
+    loads, loader = SharedLoads[str, str](100), Loader()
+    loader.errors[1] = error
+
+    def lead() -> None:
+        with pytest.raises(type(error)):
+            loads.load("k", loader)
+
+    async def follow() -> str:
+        assert loader.begun.wait(30)
+        waiting = asyncio.ensure_future(loads.load_soon("k", loader))
+        await asyncio.sleep(0.05)
+        loader.go.set()
+        return await waiting
+
+    assert in_threads(lead, lambda: asyncio.run(follow())) == [None, "k2"]
+
+
+def test_a_closed_loop_keeps_nobody_from_being_told() -> None:
+    loads, loader = SharedLoads[str, str](100), Loader()
+
+    async def leave() -> None:
+        waiting = asyncio.ensure_future(loads.load_soon("k", loader))
+        await asyncio.sleep(0.01)
+        waiting.cancel()
+
+    leader = threading.Thread(target=loads.load, args=("k", loader))
+    leader.start()
+    assert loader.begun.wait(30)
+    asyncio.run(leave())  # waits first, on a loop that is closed when the load ends
+    threading.Timer(0.05, loader.go.set).start()
+    assert loads.load("k", loader) == "k1"
+    leader.join()
 
 
 def test_an_interrupt_abandons_what_was_not_begun() -> None:
