@@ -75,6 +75,7 @@ class Unflushed:
 
     __slots__ = (
         "__weakref__",
+        "_has_heard",
         "_is_flushing_soon",
         "_lost_names",
         "_paths",
@@ -94,6 +95,7 @@ class Unflushed:
         # This lock guards no memory; nothing else is locked and no task is awaited by who holds it.
         self._turn = threading.Lock()
         self._is_flushing_soon = False
+        self._has_heard = False
         self._watch = -1
         self.lost: Losses = {}
         self._lost_names: Losses = {}
@@ -133,6 +135,8 @@ class Unflushed:
             # Where an interrupt came after an error was told, a second sync would hide it.
             losses = self._sync([path for path in dict.fromkeys(self._taken) if path not in self.lost])
             self._taken.clear()
+            if losses:
+                self._hear_the_rest()
             if not self._paths:
                 _close(self._watch_with(-1))
             return losses
@@ -163,7 +167,6 @@ class Unflushed:
         try:
             is_certain = _sync_file_systems(set(map(os.path.dirname, paths)), watch)
         except OSError as error:
-            _close(self._watch_with(-1))  # it would tell the same error again
             losses = self._sync_files(paths)
             if not losses:  # the system has forgotten whose error it was; directories have just been synced
                 losses = {path: error for path in paths if not os.path.isdir(path)}
@@ -171,6 +174,7 @@ class Unflushed:
             return losses
         finally:
             _close(watch)
+        is_certain, self._has_heard = is_certain and not self._has_heard, False
         return {} if is_certain else _look_for_errors(paths, self.lost)
 
     def _sync_files(self, paths: Sequence[str]) -> Losses:
@@ -186,6 +190,21 @@ class Unflushed:
             self.lost |= losses
             self._lost_names.clear()
         return losses
+
+    def _hear_the_rest(self) -> None:
+        """Syncing file by file, the file system noted errors that it would tell again, of files that are lost already.
+
+        Whoever writes meanwhile may have caused some of them, so the next files are asked one by one.
+        """
+        _close(self._watch_with(-1))
+        self._has_heard = True
+        if _HAS_SYNCFS:
+            with suppress(OSError):
+                fd = os.open(self._root, os.O_RDONLY)
+                try:
+                    _syncfs(fd)
+                finally:
+                    os.close(fd)
 
     def _flush_in_background(self) -> None:
         """What fails is on the list of losses, and told to who waits for it."""

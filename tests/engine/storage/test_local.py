@@ -852,6 +852,37 @@ def test_the_descriptor_that_hears_of_errors_is_older_than_the_files(
     assert storage._unflushed._watch == -1
 
 
+def test_an_error_of_the_file_system_does_not_count_twice(
+    storage: LocalStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an error it is asked until it has nothing to tell, and the next files are asked one by one."""
+    storage.put("repo", b"1")
+    storage.flush()
+    told: list[int] = []
+    asked: list[int] = []
+
+    def syncfs(fd: int) -> bool:
+        told.append(fd)
+        if len(told) in (1, 2):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return True
+
+    monkeypatch.setattr(_durability, "_syncfs", syncfs)
+    monkeypatch.setattr(_durability, "_wait_for_writing", asked.append)
+    for n_asked in (0, 50, 0):
+        for n in range(50):
+            storage.put(f"chunks/{n}", b"1")
+        if len(told) == 0:
+            with pytest.raises(StorageError, match="disk refused"):
+                storage.flush()
+            assert len(told) == 2
+        else:
+            storage.flush()
+        assert len(asked) == n_asked
+        asked.clear()
+    assert len(told) == 4
+
+
 def test_few_places_are_watched_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no descriptor was kept, each file is asked for its error."""
     monkeypatch.setattr(_durability, "_watched", {})
