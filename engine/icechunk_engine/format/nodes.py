@@ -220,7 +220,14 @@ class NodeTable:
     @cached_property
     def _rows_by_id(self) -> dict[int, int]:
         keys = np.ascontiguousarray(self.node_ids).view(">u8").reshape(-1).tolist()
-        return dict(zip(keys, range(len(self)), strict=True))
+        rows = dict(zip(keys, range(len(self)), strict=True))
+        if len(rows) != len(self):
+            raise FormatError(
+                "the snapshot gives two nodes the same id, so edits of one cannot be told from edits of the other: it is "
+                "damaged. Both can be read. To write, reset the branch to an earlier snapshot",
+                ErrorKind.DESERIALIZATION,
+            )
+        return rows
 
     @cached_property
     def _depths(self) -> I64:
@@ -235,7 +242,7 @@ class NodeTable:
         return self._path_index.find(path.encode(errors="surrogatepass"))
 
     def row_of_id(self, node_id: NodeId) -> int:
-        """Row of a node, -1 if it is not here."""
+        """Row of a node, -1 if it is not here. Raises FormatError when two nodes have one id."""
         return self._rows_by_id.get(int.from_bytes(node_id.raw), -1)
 
     def path(self, row: int) -> str:
