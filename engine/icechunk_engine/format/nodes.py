@@ -223,8 +223,8 @@ class NodeTable:
         rows = dict(zip(keys, range(len(self)), strict=True))
         if len(rows) != len(self):
             raise FormatError(
-                "the snapshot gives two nodes the same id, so edits of one cannot be told from edits of the other: it is "
-                "damaged. Both can be read. To write, reset the branch to an earlier snapshot",
+                "the snapshot gives two nodes the same id, so edits of one cannot be told from edits of the other: it "
+                "is damaged. Both can be read. To write, reset the branch to an earlier snapshot",
                 ErrorKind.DESERIALIZATION,
             )
         return rows
