@@ -227,3 +227,26 @@ print("fine")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.returncode) == ("fine\n", 0), done.stderr
+
+
+class Lossy(MemoryStorage):
+    """Says what it lost, and what time it is."""
+
+    def not_durable(self) -> dict[str, str]:
+        return {"a/b/chunks/A": "bad", "a/b/manifests/": "bad", "a/c/chunks/B": "bad", "repo": "bad"} | self.more
+
+    def heard_us(self) -> int:
+        return 5
+
+    more: dict[str, str] = {}  # noqa: RUF012
+
+
+def test_losses_and_time_come_through() -> None:
+    inner = Lossy()
+    assert ReadOnlyStorage(inner).not_durable() == inner.not_durable()
+    part = PrefixStorage(inner, "a/b")
+    assert part.not_durable() == {"chunks/A": "bad", "manifests/": "bad"}
+    for above in ("", "a/", "a/b/"):
+        inner.more = {above: "worse"}
+        assert part.not_durable()[""] == "worse"
+    assert part.heard_us() == 5
