@@ -24,7 +24,7 @@ from icechunk_engine.session import ForkSession, Session
 
 from ._xarray_compat import fuse_codec_pipeline
 
-__all__ = ["merge_forks", "reopened", "store_dask"]
+__all__ = ["merge_forks", "reopened", "session_merge_reduction", "store_dask"]
 
 _OURS = ("compute", "return_stored", "load_stored", "lock", "flush")
 
@@ -90,6 +90,26 @@ def store_dask(
     return first
 
 
+def session_merge_reduction(arrays: Any, *, split_every: int | None, **store_kwargs: Any) -> ForkSession:
+    """Compute dask arrays of written Zarr arrays, and merge the forks that these are of.
+
+    Parameters
+    ----------
+    arrays : dask array, or sequence of them
+        As ``dask.array.store`` returns them with ``return_stored=True``, ``load_stored=False`` and ``compute=False``.
+        The targets are arrays of forks of one session, which must not have edits that are not in all of them.
+    split_every : int, optional
+        How many forks one task merges.
+    **store_kwargs
+        Passed to :func:`dask.compute`.
+    """
+    written = list(arrays) if isinstance(arrays, list | tuple) else [arrays]
+    if not written:
+        raise InvalidInputError("no arrays to merge the forks of: pass at least one", ErrorKind.NOT_ALLOWED)
+    merged = [_reduced(blocks, split_every) for blocks in written]
+    return merge_forks(list(compute(*merged, **store_kwargs)))  # type: ignore[no-untyped-call]
+
+
 def reopened(array: zarr.Array[Any], session: Session) -> zarr.Array[Any]:
     """The same array through another session, with the settings that are not in its metadata."""
     config = array.async_array.config
@@ -151,7 +171,12 @@ def _written(source: Any, target: _Target, region: tuple[slice, ...] | None, spl
     blocks = library.store(
         source, target, regions=region, lock=False, compute=False, return_stored=True, load_stored=False
     )
-    return library.reduction(
+    return _reduced(blocks, split_every)
+
+
+def _reduced(blocks: Any, split_every: int | None) -> Any:
+    """A dask array of one element: the merged forks of those that the blocks are arrays of."""
+    return _array_library(blocks).reduction(
         blocks,
         chunk=_fork_of_target,
         aggregate=_merge,
@@ -182,7 +207,9 @@ def _array_library(array: Any) -> Any:
 
 
 def _fork_of_target(target: Any, axis: Any = None, keepdims: Any = None, computing_meta: bool = False) -> Any:
-    return np.array([object()], dtype=object) if computing_meta else _fork_of_array(target.array)
+    if computing_meta:
+        return np.array([object()], dtype=object)
+    return _fork_of_array(target.array if isinstance(target, _Target) else target)
 
 
 def _merge(forks: Any, axis: Any = None, keepdims: Any = None, computing_meta: bool = False) -> Any:

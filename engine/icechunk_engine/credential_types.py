@@ -234,7 +234,7 @@ class AzureRefreshableAccessKey(AzureRefreshableCredential):
     """An account key."""
 
     key: str = _secret()
-    expires_after: datetime | None = field(default=None, kw_only=True)
+    expires_after: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -242,7 +242,7 @@ class AzureRefreshableSasToken(AzureRefreshableCredential):
     """A shared access signature."""
 
     token: str = _secret()
-    expires_after: datetime | None = field(default=None, kw_only=True)
+    expires_after: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -250,7 +250,7 @@ class AzureRefreshableBearerToken(AzureRefreshableCredential):
     """A bearer token."""
 
     bearer: str = _secret()
-    expires_after: datetime | None = field(default=None, kw_only=True)
+    expires_after: datetime | None = None
 
 
 AzureRefreshableCredential.AccessKey = AzureRefreshableAccessKey

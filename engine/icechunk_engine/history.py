@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -217,15 +217,8 @@ _KINDS: dict[UpdateKind, tuple[str, dict[str, str]]] = {
 
 _CLASSES: dict[str, type[UpdateType]] = {}
 for _name, _fields in _KINDS.values():
-    _class = type(
-        _name,
-        (UpdateType,),
-        {
-            "__qualname__": f"UpdateType.{_name}",
-            "__module__": __name__,
-            "__annotations__": dict.fromkeys(_fields, Any),
-        },
-    )
+    _class = make_dataclass(_name, dict.fromkeys(_fields, Any).items(), bases=(UpdateType,), eq=False, repr=False)
+    _class.__module__, _class.__qualname__ = __name__, f"UpdateType.{_name}"
     setattr(UpdateType, _name, _class)
     _CLASSES[_name] = _class
 
@@ -252,15 +245,17 @@ class Update:
     def of(cls, record: UpdateRecord) -> Update:
         """View of a row of the update table."""
         name, fields = _KINDS[record.kind]
-        kind = _CLASSES[name]()
+        values = {}
         for public, private in fields.items():
             value = getattr(record, private)
             if public.endswith("snap_id"):
                 value = str(value)
             elif public == "status" and value is not None:
                 value = public_status(value)
-            setattr(kind, public, value)
-        return cls(kind, utc_of_us(record.updated_at_us, "an entry of the ops log"), record.backup_path)
+            values[public] = value
+        return cls(
+            _CLASSES[name](**values), utc_of_us(record.updated_at_us, "an entry of the ops log"), record.backup_path
+        )
 
     def _repr_html_(self) -> str:
         return html_table(

@@ -11,6 +11,7 @@
 ======================  ========================================================================
 """
 
+from icechunk_engine._observe import initialize_logs, set_logs_filter, shutdown_telemetry
 from icechunk_engine.config.conditions import (
     NEVER_SPLIT,
     ManifestPreloadCondition,
@@ -36,7 +37,9 @@ from icechunk_engine.config.manifest import (
     ManifestConfig,
     ManifestPreloadConfig,
     ManifestSplittingConfig,
+    ManifestSplitValues,
     ManifestVirtualChunkLocationCompressionConfig,
+    SplitSizesDict,
     default_preload_condition,
 )
 from icechunk_engine.config.repository import (
@@ -60,19 +63,23 @@ from icechunk_engine.config.storage import (
     StorageTimeoutSettings,
     default_storage_settings,
 )
+from icechunk_engine.types import Attribution, FeatureFlag
 
 __all__ = [
     "NEVER_SPLIT",
     "AnyObjectStoreConfig",
+    "Attribution",
     "CachingConfig",
     "ChecksumAlgorithm",
     "CompressionAlgorithm",
     "CompressionConfig",
+    "FeatureFlag",
     "ManifestConfig",
     "ManifestPreloadCondition",
     "ManifestPreloadConfig",
     "ManifestSplitCondition",
     "ManifestSplitDimCondition",
+    "ManifestSplitValues",
     "ManifestSplittingConfig",
     "ManifestVirtualChunkLocationCompressionConfig",
     "ObjectStoreConfig",
@@ -83,6 +90,7 @@ __all__ = [
     "ResolvedLocationCompression",
     "ResolvedPreload",
     "S3Options",
+    "SplitSizesDict",
     "StorageConcurrencySettings",
     "StorageRetriesSettings",
     "StorageSettings",
@@ -94,9 +102,12 @@ __all__ = [
     "default_storage_settings",
     "gcs_store",
     "http_store",
+    "initialize_logs",
     "is_valid_container",
     "local_filesystem_store",
     "resolve",
     "s3_store",
+    "set_logs_filter",
+    "shutdown_telemetry",
     "validate_container",
 ]

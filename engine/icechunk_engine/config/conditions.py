@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any as AnyValue
 from typing import ClassVar, Literal, Self
 
@@ -53,6 +54,16 @@ class _Condition:
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"{type(self).__name__} is immutable")
+
+    def __getattr__(self, name: str) -> AnyValue:
+        """The arguments by official's names: ``regex``, ``from``, ``to``, and ``_0`` of those that are combined."""
+        if name == "_0" and self._operator in ("or", "and"):
+            return list(self._arguments)
+        if name == "regex" and self._operator in ("path_matches", "name_matches"):
+            return self._arguments[0]
+        if name in ("from", "to") and self._operator == "num_refs":
+            return _python_bounds(*self._arguments)[name == "to"]
+        raise AttributeError(f"{type(self).__name__} {self._operator} has no attribute {name!r}")
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, _Condition) or type(self) is not type(other):
@@ -150,8 +161,15 @@ class ManifestSplitCondition(_Condition):
         """The last component of the array's path matches; never for an array at the root."""
         return ManifestSplitCondition._matching("name_matches", regex)
 
+    # Official's classes for each kind of condition, below.
+    AnyArray: ClassVar[AnyValue]
+    And: ClassVar[AnyValue]
+    Or: ClassVar[AnyValue]
+    NameMatches: ClassVar[AnyValue]
+    PathMatches: ClassVar[AnyValue]
+
     @staticmethod
-    def AnyArray() -> ManifestSplitCondition:
+    def any_array() -> ManifestSplitCondition:
         """Every array."""
         return ManifestSplitCondition._of("any_array")
 
@@ -168,6 +186,13 @@ class ManifestPreloadCondition(_Condition):
 
     __slots__ = ()
     _constants: ClassVar[dict[str, bool]] = {"true": True, "false": False}
+
+    # Official's classes for each kind of condition, below; ``True`` and ``False`` are among them.
+    And: ClassVar[AnyValue]
+    Or: ClassVar[AnyValue]
+    NameMatches: ClassVar[AnyValue]
+    PathMatches: ClassVar[AnyValue]
+    NumRefs: ClassVar[AnyValue]
 
     @staticmethod
     def or_conditions(conditions: list[ManifestPreloadCondition]) -> ManifestPreloadCondition:
@@ -213,10 +238,73 @@ class ManifestPreloadCondition(_Condition):
     def __repr__(self) -> str:
         if self._operator != "num_refs":
             return super().__repr__()
-        lower, upper = self._arguments
-        start = lower[1] + (lower[0] == "Excluded") if lower != "Unbounded" else None
-        stop = upper[1] + (upper[0] == "Included") if upper != "Unbounded" else None
+        start, stop = _python_bounds(*self._arguments)
         return f"ManifestPreloadCondition.num_refs({start}, {stop})"
+
+
+def _python_bounds(lower: Bound, upper: Bound) -> tuple[int | None, int | None]:
+    """Bounds as a range has them: the first number that belongs to it, and the first that does not."""
+    start = None if lower == "Unbounded" else lower[1] + (lower[0] == "Excluded")
+    stop = None if upper == "Unbounded" else upper[1] + (upper[0] == "Included")
+    return start, stop
+
+
+class _Kind(type):
+    """Class of the classes that conditions seem to be instances of: calling one makes a condition of its kind.
+
+    Official's conditions are instances of classes such as ``ManifestSplitCondition.Or``; here all are of one class.
+    """
+
+    _condition: type[_Condition]
+    _operator: str
+    _make: Callable[..., _Condition]
+
+    def __call__(cls, *args: AnyValue, **kwargs: AnyValue) -> AnyValue:
+        return cls._make(*args, **kwargs)
+
+    def __instancecheck__(cls, instance: object) -> bool:
+        return isinstance(instance, cls._condition) and instance._operator == cls._operator
+
+
+def _make_kinds(condition: type[_Condition], kinds: dict[str, tuple[str, Callable[..., _Condition]]]) -> None:
+    for name, (operator, make) in kinds.items():
+        names = {"regex": ("regex",), "conditions": ("_0",), "from_refs": ("from", "to")}
+        first = next(iter(signature(make).parameters), None)
+        members = {
+            "_condition": condition,
+            "_operator": operator,
+            "_make": staticmethod(make),
+            "__doc__": make.__doc__,
+            "__module__": __name__,
+            "__qualname__": f"{condition.__name__}.{name}",
+            "__signature__": signature(make),
+            "__match_args__": names.get(first or "", ()),
+        }
+        setattr(condition, name, _Kind(name, (), members))
+
+
+_make_kinds(
+    ManifestSplitCondition,
+    {
+        "AnyArray": ("any_array", ManifestSplitCondition.any_array),
+        "And": ("and", ManifestSplitCondition.and_conditions),
+        "Or": ("or", ManifestSplitCondition.or_conditions),
+        "NameMatches": ("name_matches", ManifestSplitCondition.name_matches),
+        "PathMatches": ("path_matches", ManifestSplitCondition.path_matches),
+    },
+)
+_make_kinds(
+    ManifestPreloadCondition,
+    {
+        "True": ("true", ManifestPreloadCondition.true),
+        "False": ("false", ManifestPreloadCondition.false),
+        "And": ("and", ManifestPreloadCondition.and_conditions),
+        "Or": ("or", ManifestPreloadCondition.or_conditions),
+        "NameMatches": ("name_matches", ManifestPreloadCondition.name_matches),
+        "PathMatches": ("path_matches", ManifestPreloadCondition.path_matches),
+        "NumRefs": ("num_refs", ManifestPreloadCondition.num_refs),
+    },
+)
 
 
 def _evaluable(regex: AnyValue) -> str:

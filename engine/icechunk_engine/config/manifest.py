@@ -78,6 +78,13 @@ class _SplitSizesKind(Kind):
             raise ValueError("must be a list of [condition, [{'condition': …, 'num_chunks': …}, …]]") from None
 
 
+type ManifestSplitValues = dict[ManifestSplitDimCondition, int]
+"""Split sizes, in chunks, by the axes that they are for; the first that matches an axis counts."""
+
+type SplitSizesDict = dict[ManifestSplitCondition, ManifestSplitValues]
+"""Split sizes by the arrays that they are for; see :meth:`ManifestSplittingConfig.from_dict`."""
+
+
 def _check_size(size: Any) -> int:
     number = U32.check(size)
     if number == 0:

@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
+from icechunk_engine.chunk_refs import ChunkType
+from icechunk_engine.config import (
+    AnyObjectStoreConfig,
+    ChecksumAlgorithm,
+    ObjectStoreConfig,
+    S3Options,
+    StorageConcurrencySettings,
+    StorageRetriesSettings,
+    StorageSettings,
+    StorageTimeoutSettings,
+    azure_store,
+    gcs_store,
+    http_store,
+    local_filesystem_store,
+    s3_store,
+)
 from icechunk_engine.errors import ErrorKind, InvalidInputError
+from icechunk_engine.storage import constructors
 from icechunk_engine.storage._fsspec import FsspecStorage
 from icechunk_engine.storage._local import LocalStorage
 from icechunk_engine.storage._memory import MemoryStorage
-from icechunk_engine.storage.base import ObjectInfo, Storage, Version
+from icechunk_engine.storage.base import ObjectInfo, Storage, StorageObjectInfo, Version
 from icechunk_engine.storage.object_stores import (
     azure_storage,
     gcs_storage,
@@ -24,24 +42,39 @@ from icechunk_engine.storage.urls import storage_from_url
 from icechunk_engine.storage.wrappers import PrefixStorage, ReadOnlyStorage
 
 __all__ = [
+    "AnyObjectStoreConfig",
+    "ChecksumAlgorithm",
+    "ChunkType",
     "FsspecStorage",
     "LocalStorage",
     "MemoryStorage",
     "ObjectInfo",
+    "ObjectStoreConfig",
     "PrefixStorage",
     "ReadOnlyStorage",
+    "S3Options",
     "Storage",
+    "StorageConcurrencySettings",
+    "StorageObjectInfo",
+    "StorageRetriesSettings",
+    "StorageSettings",
+    "StorageTimeoutSettings",
     "Version",
     "azure_storage",
+    "azure_store",
     "gcs_storage",
+    "gcs_store",
     "hf_storage",
     "http_storage",
+    "http_store",
     "in_memory_storage",
     "local_filesystem_storage",
+    "local_filesystem_store",
     "r2_storage",
     "redirect_storage",
     "s3_object_store_storage",
     "s3_storage",
+    "s3_store",
     "storage_from_url",
     "tigris_storage",
 ]
@@ -70,3 +103,20 @@ def local_filesystem_storage(path: str | os.PathLike[str]) -> Storage:
             ErrorKind.CANNOT_PARSE_URL,
         )
     return LocalStorage(text)
+
+
+_CONSTRUCTORS: dict[str, Callable[..., Storage]] = {
+    "new_azure_blob": constructors.new_azure_blob,
+    "new_gcs": constructors.new_gcs,
+    "new_hf": constructors.new_hf,
+    "new_http": constructors.new_http,
+    "new_in_memory": in_memory_storage,
+    "new_local_filesystem": local_filesystem_storage,
+    "new_r2": constructors.new_r2,
+    "new_redirect": redirect_storage,
+    "new_s3": constructors.new_s3,
+    "new_s3_object_store": constructors.new_s3_object_store,
+    "new_tigris": constructors.new_tigris,
+}
+for _name, _make in _CONSTRUCTORS.items():
+    setattr(Storage, _name, staticmethod(_make))

@@ -25,6 +25,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cached_property
 
 from icechunk_engine._runtime.locks import run_in_child
+from icechunk_engine.config import StorageSettings, default_storage_settings
 from icechunk_engine.errors import (
     ErrorKind,
     IcechunkError,
@@ -90,6 +91,9 @@ class LocalStorage(Storage):
         return _restore, (type(self), self._root, self._durable)
 
     # --- reading -----------------------------------------------------------------------------------------------
+
+    def default_settings(self) -> StorageSettings:
+        return default_storage_settings("local")
 
     def get(self, key: str) -> bytes:
         path = self._prefix + key if ".." not in key else self._checked(key)

@@ -10,6 +10,7 @@ from typing import ClassVar, Self
 from weakref import WeakValueDictionary
 
 from icechunk_engine._runtime.locks import MemoryLock, memory_lock, run_in_child
+from icechunk_engine.config import StorageSettings, default_storage_settings
 from icechunk_engine.errors import ErrorKind, ObjectNotFoundError, StorageError, VersionMismatchError
 from icechunk_engine.storage._ranges import check_range, too_short
 from icechunk_engine.storage.base import ObjectInfo, Storage, Version
@@ -54,6 +55,9 @@ class MemoryStorage(Storage):
     @property
     def identity(self) -> str:
         return f"memory://{self._name}"
+
+    def default_settings(self) -> StorageSettings:
+        return default_storage_settings("memory")
 
     def get(self, key: str) -> bytes:
         return self._object(key)[0]

@@ -24,12 +24,13 @@ from __future__ import annotations
 
 import html
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, NamedTuple, NewType
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import ClassVar, NamedTuple, NewType
 
-if TYPE_CHECKING:
-    from icechunk_engine.config import StorageSettings
+from icechunk_engine.config import StorageSettings, default_storage_settings
 
 Version = NewType("Version", str)
 """Opaque name of one version of one object (an etag, a generation, a content hash)."""
@@ -39,6 +40,9 @@ PROBES = "doctor/"
 never part of a repository."""
 
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
 class ObjectInfo(NamedTuple):
     """One row of a listing."""
 
@@ -46,6 +50,15 @@ class ObjectInfo(NamedTuple):
     size_bytes: int
     last_modified_us: int
     """Unix microseconds by the storage's clock."""
+
+
+@dataclass(frozen=True, slots=True)
+class StorageObjectInfo:
+    """One object, as :meth:`Storage.list_objects_metadata` shows it."""
+
+    key: str
+    size_bytes: int
+    created_at: datetime
 
 
 class Storage(ABC):
@@ -59,6 +72,19 @@ class Storage(ABC):
 
     read_only: bool = False
     """True when every write raises ReadOnlyError (``read-only-storage``)."""
+
+    # By official's names, from :mod:`.constructors` and the functions of the package, which makes them known here.
+    new_azure_blob: ClassVar[Callable[..., Storage]]
+    new_gcs: ClassVar[Callable[..., Storage]]
+    new_hf: ClassVar[Callable[..., Storage]]
+    new_http: ClassVar[Callable[..., Storage]]
+    new_in_memory: ClassVar[Callable[..., Storage]]
+    new_local_filesystem: ClassVar[Callable[..., Storage]]
+    new_r2: ClassVar[Callable[..., Storage]]
+    new_redirect: ClassVar[Callable[..., Storage]]
+    new_s3: ClassVar[Callable[..., Storage]]
+    new_s3_object_store: ClassVar[Callable[..., Storage]]
+    new_tigris: ClassVar[Callable[..., Storage]]
 
     @property
     @abstractmethod
@@ -157,6 +183,38 @@ class Storage(ABC):
     def with_settings(self, settings: StorageSettings) -> Storage:
         """The same place, used with other retries, timeouts and storage classes, where these mean something."""
         return self
+
+    def default_settings(self) -> StorageSettings:
+        """What holds for this storage where nothing is configured."""
+        return default_storage_settings("object_store")
+
+    def list_objects(
+        self, settings: StorageSettings | None = None, prefix: str | None = None
+    ) -> Sequence[tuple[str, int]]:
+        """Keys and sizes in bytes of all objects, or of those below a directory; see :meth:`list_objects_metadata`."""
+        return [(found.key, found.size_bytes) for found in self.list_objects_metadata(settings, prefix)]
+
+    def list_objects_metadata(
+        self, settings: StorageSettings | None = None, prefix: str | None = None
+    ) -> Sequence[StorageObjectInfo]:
+        """All objects, sorted by key.
+
+        Parameters
+        ----------
+        settings
+            For the requests; by default the storage's own.
+        prefix
+            Only those below this directory, such as ``snapshots``, with keys relative to it.
+        """
+        storage = self if settings is None else self.with_settings(settings)
+        start = f"{prefix.strip('/')}/" if prefix and prefix.strip("/") else ""
+        found = [info for info in storage.list(start) if not info.key.startswith(PROBES)]
+        return [
+            StorageObjectInfo(
+                info.key[len(start) :], info.size_bytes, _EPOCH + timedelta(microseconds=info.last_modified_us)
+            )
+            for info in sorted(found)
+        ]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Storage) and self.identity == other.identity

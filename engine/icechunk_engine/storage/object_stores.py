@@ -18,21 +18,19 @@ from typing import Any
 from icechunk_engine.config import ChecksumAlgorithm, S3Options
 from icechunk_engine.credential_types import GcsBearerCredential, S3StaticCredentials
 from icechunk_engine.credentials import azure_credentials, gcs_credentials, s3_credentials
-from icechunk_engine.errors import ErrorKind, InvalidInputError, StorageError
-from icechunk_engine.storage._aws_profiles import endpoint_of_profile, region_of_profile
-from icechunk_engine.storage._obstore import ObjectStorage
-from icechunk_engine.storage._places import (
-    azure_bucket,
-    gcs_bucket,
-    require_text,
-    s3_bucket,
-    s3_endpoint_of_environment,
-    web_server,
-)
+from icechunk_engine.errors import ErrorKind, StorageError
 from icechunk_engine.storage.base import Storage
+from icechunk_engine.storage.constructors import (
+    Headers,
+    new_azure_blob,
+    new_gcs,
+    new_hf,
+    new_http,
+    new_r2,
+    new_s3,
+    new_tigris,
+)
 from icechunk_engine.storage.wrappers import ReadOnlyStorage
-
-Headers = Mapping[str, str]
 
 _MAX_REDIRECTS = 10
 
@@ -93,7 +91,6 @@ def s3_storage(
     InvalidInputError
         ``storage-config``, ``invalid-credentials``.
     """
-    _refuse_rooted_keys(legacy_rooted_keys)
     credential = s3_credentials(
         access_key_id=access_key_id,
         secret_access_key=secret_access_key,
@@ -104,11 +101,8 @@ def s3_storage(
         get_credentials=get_credentials,
         scatter_initial_credentials=scatter_initial_credentials,
     )
-    if endpoint_url is None:
-        endpoint_url = s3_endpoint_of_environment() or endpoint_of_profile()
-        allow_http = allow_http or endpoint_url is not None
     options = S3Options(
-        region=region if region is not None else region_of_profile(),
+        region=region,
         endpoint_url=endpoint_url,
         allow_http=allow_http,
         anonymous=bool(anonymous),
@@ -117,14 +111,16 @@ def s3_storage(
         requester_pays=requester_pays,
         checksum_algorithm=checksum_algorithm,
     )
-    place = s3_bucket(
+    return new_s3(
         options,
         bucket,
+        prefix,
         credential,
-        read_headers={**(headers or {}), **(read_headers or {})},
-        write_headers={**(headers or {}), **(write_headers or {})},
+        legacy_rooted_keys,
+        read_headers=read_headers,
+        write_headers=write_headers,
+        headers=headers,
     )
-    return ObjectStorage(place, _prefix(prefix))
 
 
 def s3_object_store_storage(
@@ -189,20 +185,7 @@ def r2_storage(
     headers: Headers | None = None,
 ) -> Storage:
     """A storage in Cloudflare R2: ``account_id`` or ``endpoint_url``, the rest as for :func:`s3_storage`."""
-    if endpoint_url is None:
-        if account_id is None:
-            raise StorageError(
-                "Either endpoint_url or account_id must be provided to r2_storage", ErrorKind.STORAGE_CONFIG
-            )
-        endpoint_url = f"https://{account_id}.r2.cloudflarestorage.com"
-    if bucket is None:  # the first part of the prefix, as in R2's own URLs
-        bucket, _, prefix = (prefix or "").strip("/").partition("/")
-    return s3_storage(
-        bucket=bucket,
-        prefix=prefix,
-        endpoint_url=endpoint_url,
-        region=region or "auto",
-        allow_http=allow_http,
+    credential = s3_credentials(
         access_key_id=access_key_id,
         secret_access_key=secret_access_key,
         session_token=session_token,
@@ -211,9 +194,22 @@ def r2_storage(
         from_env=from_env,
         get_credentials=get_credentials,
         scatter_initial_credentials=scatter_initial_credentials,
+    )
+    options = S3Options(
+        region=region,
+        endpoint_url=endpoint_url,
+        allow_http=allow_http,
+        anonymous=bool(anonymous),
         network_stream_timeout_seconds=network_stream_timeout_seconds,
         checksum_algorithm=checksum_algorithm,
-        legacy_rooted_keys=legacy_rooted_keys,
+    )
+    return new_r2(
+        options,
+        bucket,
+        prefix,
+        account_id,
+        credential,
+        legacy_rooted_keys,
         read_headers=read_headers,
         write_headers=write_headers,
         headers=headers,
@@ -250,23 +246,7 @@ def tigris_storage(
     use_weak_consistency
         Read from the nearest region, which may not have the newest objects; the storage is then read-only.
     """
-    reading: dict[str, str] = {}
-    writing: dict[str, str] = {}
-    if not use_weak_consistency:
-        if region is None:
-            raise InvalidInputError(
-                "Tigris is consistent within one region only: pass the region of the bucket, or "
-                "use_weak_consistency=True for a storage that only reads and may read old objects",
-                ErrorKind.STORAGE_CONFIG,
-            )
-        writing = {"x-tigris-regions": region}
-        reading = {"x-tigris-regions": region, "x-tigris-consistent": "true"}
-    storage = s3_storage(
-        bucket=bucket,
-        prefix=prefix,
-        region=region or "auto",
-        endpoint_url=endpoint_url or "https://t3.storage.dev",
-        allow_http=allow_http,
+    credential = s3_credentials(
         access_key_id=access_key_id,
         secret_access_key=secret_access_key,
         session_token=session_token,
@@ -275,14 +255,26 @@ def tigris_storage(
         from_env=from_env,
         get_credentials=get_credentials,
         scatter_initial_credentials=scatter_initial_credentials,
+    )
+    options = S3Options(
+        region=region,
+        endpoint_url=endpoint_url,
+        allow_http=allow_http,
+        anonymous=bool(anonymous),
         network_stream_timeout_seconds=network_stream_timeout_seconds,
         checksum_algorithm=checksum_algorithm,
-        legacy_rooted_keys=legacy_rooted_keys,
-        read_headers={**reading, **(read_headers or {})},
-        write_headers={**writing, **(write_headers or {})},
+    )
+    return new_tigris(
+        options,
+        bucket,
+        prefix,
+        use_weak_consistency,
+        credential,
+        legacy_rooted_keys,
+        read_headers=read_headers,
+        write_headers=write_headers,
         headers=headers,
     )
-    return ReadOnlyStorage(storage) if use_weak_consistency else storage
 
 
 def hf_storage(
@@ -304,11 +296,7 @@ def hf_storage(
     headers: Headers | None = None,
 ) -> Storage:
     """Hugging Face buckets are not supported; raises InvalidInputError with what to do instead."""
-    raise InvalidInputError(
-        f"hf_storage is not supported: the gateway's rules for {namespace}/{bucket} are not known well enough to "
-        f"promise safe commits. Use s3_storage with the gateway's endpoint_url at your own risk",
-        ErrorKind.STORAGE_CONFIG,
-    )
+    return new_hf(S3Options(), bucket, prefix, namespace)
 
 
 def gcs_storage(
@@ -353,14 +341,15 @@ def gcs_storage(
         get_credentials=get_credentials,
         scatter_initial_credentials=scatter_initial_credentials,
     )
-    place = gcs_bucket(
+    return new_gcs(
         bucket,
+        prefix,
         credential,
-        config,
-        read_headers={**(headers or {}), **(read_headers or {})},
-        write_headers={**(headers or {}), **(write_headers or {})},
+        config=config,
+        read_headers=read_headers,
+        write_headers=write_headers,
+        headers=headers,
     )
-    return ObjectStorage(place, _prefix(prefix))
 
 
 def azure_storage(
@@ -389,7 +378,7 @@ def azure_storage(
     credential = azure_credentials(
         access_key=access_key, sas_token=sas_token, bearer_token=bearer_token, from_env=from_env, anonymous=anonymous
     )
-    return ObjectStorage(azure_bucket(account, container, credential, config), _prefix(prefix))
+    return new_azure_blob(account, container, prefix, credential, config=config)
 
 
 def http_storage(base_url: str, opts: Mapping[str, str] | None = None, headers: Headers | None = None) -> Storage:
@@ -405,9 +394,7 @@ def http_storage(base_url: str, opts: Mapping[str, str] | None = None, headers: 
         Sent with every request; to other hosts too, when the server redirects there, but for ``Authorization`` and
         ``Cookie``.
     """
-    server = web_server(base_url, opts, headers)
-    path = urllib.parse.unquote(urllib.parse.urlsplit(base_url).path)
-    return ReadOnlyStorage(ObjectStorage(server, _prefix(path)))
+    return new_http(base_url, opts, headers)
 
 
 def redirect_storage(base_url: str) -> Storage:
@@ -499,22 +486,3 @@ def _bad_redirect(url: str, why: str) -> StorageError:
         f"open the repository at its own place",
         ErrorKind.BAD_REDIRECT,
     )
-
-
-def _refuse_rooted_keys(legacy_rooted_keys: bool | None) -> None:
-    if legacy_rooted_keys:
-        raise InvalidInputError(
-            "legacy_rooted_keys=True: keys that begin with '/' are not supported. Copy the repository below a prefix "
-            "first",
-            ErrorKind.STORAGE_CONFIG,
-        )
-
-
-def _prefix(prefix: str | None) -> str:
-    require_text(prefix or "", "the prefix")
-    text = (prefix or "").strip("/")
-    if text and not {"", ".", ".."}.isdisjoint(text.split("/")):
-        raise InvalidInputError(
-            f"the prefix {prefix!r} has empty, '.' or '..' parts; write it without", ErrorKind.STORAGE_CONFIG
-        )
-    return text

@@ -82,6 +82,9 @@ class WrapperStorage(Storage):
     def info(self, key: str) -> ObjectInfo | None:
         return self.inner.info(key)
 
+    def default_settings(self) -> StorageSettings:
+        return self.inner.default_settings()
+
     def flush(self) -> None:
         self.inner.flush()
 
@@ -342,9 +345,32 @@ class LatencyStorage(ObservingStorage):
 
     def __init__(self, inner: Storage, *, write_latency_ms: int = 0, read_latency_ms: int = 0) -> None:
         super().__init__(inner)
+        self._write_latency_ms = self._read_latency_ms = 0
         self.write_latency_ms = write_latency_ms
         self.read_latency_ms = read_latency_ms
-        self.waits = inner.waits or write_latency_ms > 0 or read_latency_ms > 0
+
+    @property
+    def write_latency_ms(self) -> int:
+        """Pause before each request that writes; may be set anew at any time."""
+        return self._write_latency_ms
+
+    @write_latency_ms.setter
+    def write_latency_ms(self, value: int) -> None:
+        self._write_latency_ms = _latency(value)
+        self._set_waits()
+
+    @property
+    def read_latency_ms(self) -> int:
+        """Pause before each request that reads; may be set anew at any time."""
+        return self._read_latency_ms
+
+    @read_latency_ms.setter
+    def read_latency_ms(self, value: int) -> None:
+        self._read_latency_ms = _latency(value)
+        self._set_waits()
+
+    def _set_waits(self) -> None:
+        self.waits = self.inner.waits or self._write_latency_ms > 0 or self._read_latency_ms > 0
 
     def around[R](self, call: StorageCall, function: Callable[[], R]) -> R:
         latency_ms = self.write_latency_ms if call.writes else self.read_latency_ms
@@ -357,6 +383,14 @@ class LatencyStorage(ObservingStorage):
             f"LatencyStorage({self.inner!r}, write_latency_ms={self.write_latency_ms}, "
             f"read_latency_ms={self.read_latency_ms})"
         )
+
+
+def _latency(value: object) -> int:
+    if not isinstance(value, int):
+        raise TypeError(f"a latency is a number of milliseconds as an integer, not {value!r}")
+    if value < 0:
+        raise OverflowError(f"a latency must not be negative, not {value} ms")
+    return value
 
 
 type Moment = Literal["before", "after"]

@@ -156,6 +156,13 @@ class IcechunkStore(VirtualReferences, Store):
                 ErrorKind.READ_ONLY_STORE,
             )
 
+    async def set_partial_values(self, key_start_values: Iterable[tuple[str, int, bytes]]) -> None:
+        """Not implemented, here as in official's package: write whole chunks. Raises SessionStateError."""
+        raise SessionStateError(
+            "store method `set_partial_values` is not implemented by Icechunk; set the whole chunk",
+            ErrorKind.UNIMPLEMENTED,
+        )
+
     # --- keys --------------------------------------------------------------------------------------------------
 
     def _target(self, key: str) -> Target | None:

@@ -1,0 +1,21 @@
+"""``to_icechunk``, where official's package has it; it is :func:`xarray_icechunk.to_icechunk`.
+
+Nothing of xarray is loaded before the name is used, so that the engine works without it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__all__ = ["to_icechunk"]  # noqa: F822 - made by __getattr__
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module("xarray_icechunk"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
