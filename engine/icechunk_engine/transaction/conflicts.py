@@ -69,6 +69,12 @@ class Conflict:
     path: str
     conflicted_chunks: Sequence[Sequence[int]] | None = None
 
+    def __repr__(self) -> str:
+        return (
+            f"Conflict(ConflictType.{self.conflict_type.name}, {self.path!r}, "
+            f"conflicted_chunks={self.conflicted_chunks!r})"
+        )
+
     def __str__(self) -> str:
         text = f"{self.conflict_type.name} at {self.path}"
         if self.conflicted_chunks:
