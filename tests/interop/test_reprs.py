@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 from typing import Any
 
 import pytest
@@ -53,4 +53,4 @@ THINGS: list[Any] = [
 
 @pytest.mark.parametrize("thing", THINGS, ids=lambda thing: type(thing).__name__)
 def test_reprs_evaluate(thing: Any) -> None:
-    assert eval(repr(thing), {**vars(ic), "datetime": datetime}) == thing
+    assert eval(repr(thing), {**vars(ic), "datetime": dt}) == thing
