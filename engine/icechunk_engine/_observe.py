@@ -69,11 +69,17 @@ def operation(describe: Callable[..., str]) -> _Decorator:
             try:
                 if not log.isEnabledFor(logging.DEBUG) and _trace is None:
                     return function(*args, **kwargs)
-                with _told(log, name, describe(*args, **kwargs)):
+                with _told(log, name, told(*args, **kwargs)):
                     return function(*args, **kwargs)
             except IcechunkError as error:
-                add_step(error, describe(*args, **kwargs))
+                add_step(error, told(*args, **kwargs))
                 raise
+
+        def told(*args: P.args, **kwargs: P.kwargs) -> str:
+            try:
+                return describe(*args, **kwargs)
+            except Exception:  # of wrong arguments: the function itself says what is wrong with them
+                return function.__name__
 
         return observed
 

@@ -55,6 +55,7 @@ from icechunk_engine.credential_types import (
     S3StaticCredentials,
 )
 from icechunk_engine.errors import ErrorKind, InvalidInputError
+from icechunk_engine.foreign import describe, official_class
 
 __all__ = [
     "AccessAt",
@@ -126,6 +127,11 @@ def _conflicting(function: str, advice: str) -> InvalidInputError:
     return InvalidInputError(f"Conflicting arguments to {function} function: {advice}", ErrorKind.INVALID_CREDENTIALS)
 
 
+def _told(credential: object) -> str:
+    # Not its repr, which might hold a secret.
+    return describe(credential) if official_class(credential) else f"a {type(credential).__name__}"
+
+
 def as_container_credential(credential: Any) -> AnyCredential | None:
     """Any credential as one for a container; None stays None.
 
@@ -143,8 +149,8 @@ def as_container_credential(credential: Any) -> AnyCredential | None:
     if isinstance(credential, AnyAzureCredential):
         return AzureAccess(credential)
     raise InvalidInputError(
-        f"a {type(credential).__name__} is no credential; use s3_credentials(), gcs_credentials(), "
-        f"azure_credentials(), LocalFileSystemAccess or HttpAccess",
+        f"{_told(credential)} is no credential; use s3_credentials(), gcs_credentials(), azure_credentials(), "
+        f"LocalFileSystemAccess or HttpAccess",
         ErrorKind.INVALID_CREDENTIALS,
     )
 

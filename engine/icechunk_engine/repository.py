@@ -81,7 +81,7 @@ class Repository:
         self._config = config
         self._authorized = dict(authorize_virtual_chunk_access or {})
         self._default_commit_metadata = dict(default_commit_metadata or {})
-        self._attribution = attribution or Attribution()
+        self._attribution = _require(attribution, Attribution, "attribution") or Attribution()
         resolved = resolve(config)
         self._storage = storage.with_settings(resolved.storage)
         used, most = self._storage, resolved.max_concurrent_requests
@@ -129,7 +129,12 @@ class Repository:
         """
         place = as_storage(storage, storage_options)
         return cls._create(
-            place, _checked(config), authorize_virtual_chunk_access, spec_version, check_clean_root, attribution
+            place,
+            _require(config, RepositoryConfig, "config"),
+            authorize_virtual_chunk_access,
+            spec_version,
+            check_clean_root,
+            attribution,
         )
 
     @classmethod
@@ -184,7 +189,9 @@ class Repository:
             There is something, but not a repository that can be read.
         """
         place = as_storage(storage, storage_options)
-        return cls._open(place, _checked(config), authorize_virtual_chunk_access, attribution)[0]
+        return cls._open(
+            place, _require(config, RepositoryConfig, "config"), authorize_virtual_chunk_access, attribution
+        )[0]
 
     @classmethod
     @operation(lambda cls, storage, *_: f"opening the repository at {storage.identity}")
@@ -264,8 +271,9 @@ class Repository:
     ) -> SpecVersion | None:
         """Format version of the repository, None if there is none; settings as in :meth:`exists`."""
         place = as_storage(storage, storage_options)
-        if storage_settings is not None:
-            place = place.with_settings(storage_settings)
+        settings = _require(storage_settings, StorageSettings, "storage_settings")
+        if settings is not None:
+            place = place.with_settings(settings)
         return presence.spec_version_of(place)
 
     fetch_spec_version_async = staticmethod(async_twin(fetch_spec_version))
@@ -283,7 +291,7 @@ class Repository:
         authorize_virtual_chunk_access: Authorizations | None = None,
     ) -> Self:
         """The same repository with settings of ``config`` on top of the present ones."""
-        config = _checked(config)
+        config = _require(config, RepositoryConfig, "config")
         warn_of_missing_credentials(authorize_virtual_chunk_access)
         return type(self)(
             self._storage,
@@ -901,10 +909,11 @@ def _names_by_target(refs: Mapping[str, SnapshotId]) -> dict[SnapshotId, tuple[s
     return names
 
 
-def _checked(config: RepositoryConfig | None) -> RepositoryConfig | None:
-    if config is not None and not isinstance(config, RepositoryConfig):
-        raise TypeError(f"config must be a RepositoryConfig, not {describe(config)}")
-    return config
+def _require[T](value: T | None, kind: type[T], name: str) -> T | None:
+    """The value, if it is None or of the type that an argument must have."""
+    if value is not None and not isinstance(value, kind):
+        raise TypeError(f"{name} must be a {kind.__name__}, not {describe(value)}")
+    return value
 
 
 def _known_version(spec_version: SpecVersion | int) -> SpecVersion:

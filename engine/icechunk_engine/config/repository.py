@@ -15,6 +15,7 @@ from icechunk_engine.config.containers import VirtualChunkContainer, validate_co
 from icechunk_engine.config.manifest import ManifestConfig
 from icechunk_engine.config.storage import StorageRetriesSettings, StorageSettings
 from icechunk_engine.enums import IntegerEnum
+from icechunk_engine.foreign import describe
 
 
 class _WithDefault(EnumType):
@@ -133,6 +134,8 @@ class RepositoryConfig(Settings):
         InvalidInputError
             ``invalid-config``: no chunk could be read through that container.
         """
+        if not isinstance(cont, VirtualChunkContainer):
+            raise TypeError(f"cont must be a VirtualChunkContainer, not {describe(cont)}")
         validate_container(cont)
         others = {
             prefix: other

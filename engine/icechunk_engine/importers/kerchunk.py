@@ -12,6 +12,7 @@ from icechunk_engine._observe import operation
 from icechunk_engine.chunk_refs import INLINE
 from icechunk_engine.config import resolve
 from icechunk_engine.errors import AlreadyExistsError, ErrorKind, InternalError
+from icechunk_engine.foreign import describe
 from icechunk_engine.importers.limits import ReferenceLimits
 from icechunk_engine.importers.metadata_v2 import group_document
 from icechunk_engine.importers.plan import (
@@ -105,6 +106,8 @@ def import_kerchunk(
     AlreadyExistsError
         A node is in the way.
     """
+    if not isinstance(session, Session):
+        raise TypeError(f"session must be the Session itself, repo.writable_session(branch), not {describe(session)}")
     reference_set = read_reference_set(
         refs, storage_options=storage_options, template_overrides=template_overrides, limits=limits
     )

@@ -125,6 +125,33 @@ MISTAKES: dict[str, tuple[Callable[[Any], object], str, str]] = {
         "S3Options",
         "Write icechunk_engine.S3Options;",
     ),
+    "import references into a session": (
+        lambda repo: xi.import_kerchunk({"version": 1, "refs": {}}, repo.writable_session("main")),
+        "Session",
+        ".writable_session('main')",
+    ),
+    "a credential": (
+        lambda repo: ic.containers_credentials({"s3://b/": official.s3_anonymous_credentials()}),
+        "S3Credentials",
+        "Write icechunk_engine.S3Credentials;",
+    ),
+    "an attribution": (
+        lambda repo: ic.Repository.create(ic.in_memory_storage(), attribution=official.Attribution(client="x")),
+        "Attribution",
+        "Write icechunk_engine.Attribution;",
+    ),
+    "settings of a storage": (
+        lambda repo: ic.Repository.exists(ic.in_memory_storage(), official.StorageSettings()),
+        "StorageSettings",
+        "Write icechunk_engine.StorageSettings;",
+    ),
+    "a container": (
+        lambda repo: ic.RepositoryConfig().set_virtual_chunk_container(
+            official.VirtualChunkContainer("s3://b/", official.s3_store(region="x"))
+        ),
+        "VirtualChunkContainer",
+        "Write icechunk_engine.VirtualChunkContainer;",
+    ),
     "a status": (
         lambda repo: ours().set_status(official.RepoStatus(official.RepoAvailability.online)),
         "RepoStatus",
