@@ -20,6 +20,7 @@ from icechunk_engine.storage._obstore import ObjectStorage
 from icechunk_engine.storage._places import (
     azure_bucket,
     gcs_bucket,
+    require_text,
     s3_bucket,
     s3_endpoint_of_environment,
     web_server,
@@ -219,6 +220,7 @@ def _refuse_rooted_keys(legacy_rooted_keys: bool | None) -> None:
 
 
 def _prefix(prefix: str | None) -> str:
+    require_text(prefix or "", "the prefix")
     text = (prefix or "").strip("/")
     if text and not {"", ".", ".."}.isdisjoint(text.split("/")):
         raise InvalidInputError(
