@@ -21,6 +21,9 @@ from icechunk_engine.errors import ErrorKind, FormatError, InvalidInputError
 MAX_DEPTH = 128
 """Deepest nesting of vectors and maps that is written or read."""
 
+MAX_VALUES = 2**20
+"""Values that are read at most, those inside of others included: an empty map has one byte, and 64 in memory."""
+
 _BUDGET_BASE, _BUDGET_FACTOR = 1 << 16, 16
 """Values may share their parts, so a small hostile buffer can describe a huge value: what is read out of a buffer of
 ``n`` bytes is bounded by ``_BUDGET_BASE + _BUDGET_FACTOR * n`` elements and bytes of text."""
@@ -66,15 +69,21 @@ def dumps(value: Any) -> bytes:
     return _Writer().finish(value)
 
 
-def loads(data: bytes) -> Any:
+def loads(data: bytes, left: list[int] | None = None) -> Any:
     """Decode one value; blobs become ``bytes``.
+
+    Parameters
+    ----------
+    left
+        One number: how many values may be read, those inside of others included. It goes down with each, so that
+        several calls can share it.
 
     Raises
     ------
     FormatError
         ``deserialization`` when the bytes are no FlexBuffer.
     """
-    return _Reader(bytes(data)).root()
+    return _Reader(bytes(data), [MAX_VALUES] if left is None else left).root()
 
 
 class NotStorableError(InvalidInputError, TypeError):
@@ -269,8 +278,9 @@ class _Damaged(Exception):
 
 
 class _Reader:
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, left: list[int]) -> None:
         self.data = data
+        self.left = left
         self.budget = _BUDGET_BASE + _BUDGET_FACTOR * len(data)
 
     def root(self) -> Any:
@@ -290,7 +300,7 @@ class _Reader:
     def value(self, position: int, parent_width: int, packed_type: int, depth: int) -> Any:
         """The value stored at ``position`` in ``parent_width`` bytes."""
         kind, width = packed_type >> 2, 1 << (packed_type & 3)
-        self.spend(1)
+        self.count(1)
         if kind == FlexType.NULL:
             return None
         if kind in _SCALAR_TYPES:
@@ -337,6 +347,7 @@ class _Reader:
             self.slice(start, n * width)
             return [self.value(start + i * width, width, element << 2, MAX_DEPTH) for i in range(n)]
         raw = self.slice(start, n * width)
+        self.count(n)
         if element == FlexType.BOOL:
             return [item != 0 for item in np.frombuffer(raw, f"<u{width}").tolist()]
         return list(struct.unpack(f"<{n}{_scalar_code(element, width)}", raw))
@@ -367,6 +378,12 @@ class _Reader:
             raise _Damaged("a value lies outside the buffer")
         self.spend(length)
         return self.data[start : start + length]
+
+    def count(self, n: int) -> None:
+        self.left[0] -= n
+        if self.left[0] < 0:
+            raise _Damaged(f"it stands for more than {MAX_VALUES} values")
+        self.spend(n)
 
     def spend(self, amount: int) -> None:
         self.budget -= amount

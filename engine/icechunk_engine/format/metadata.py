@@ -47,6 +47,8 @@ class MetadataColumns:
         """Encode dictionaries, items sorted by name. Raises InvalidInputError (``bad-metadata``)."""
         dumps = _codec(spec_version)[0]
         listed = [sorted((_name(name), value) for name, value in row.items()) for row in rows]
+        for row in listed:
+            require_few(value for _, value in row)
         items = [item for row in listed for item in row]
         return cls(
             starts_of(np.fromiter(map(len, listed), np.int64, len(listed))),
@@ -81,7 +83,8 @@ class MetadataColumns:
         """One list as a dictionary. Raises FormatError."""
         loads = _codec(spec_version)[1]
         items = range(int(self.starts[row]), int(self.starts[row + 1]))
-        return {self.names.text(i): loads(self.values.raw(i)) for i in items}
+        left = [flexbuffers.MAX_VALUES]
+        return {self.names.text(i): loads(self.values.raw(i), left) for i in items}
 
     def take(self, rows: NDArray[Any]) -> MetadataColumns:
         """The lists at ``rows``."""
@@ -108,7 +111,27 @@ class MetadataColumns:
         items.point(schema.MetadataItem.VALUE, arena.byte_vectors(self.values))
 
 
-def _codec(spec_version: int) -> tuple[Callable[[Any], bytes], Callable[[bytes], Any]]:
+def require_few(values: Iterable[Any]) -> None:
+    """Raise InvalidInputError (``bad-metadata``) for values of one list that nobody would read: too many in all."""
+    n = 0
+    to_do = list(values)
+    while to_do:
+        value = to_do.pop()
+        n += 1
+        if isinstance(value, dict):
+            to_do.extend(value.values())
+        elif isinstance(value, list | tuple):
+            to_do.extend(value)
+        elif isinstance(value, bytes):
+            n += len(value)
+        if n + len(to_do) > flexbuffers.MAX_VALUES:
+            raise InvalidInputError(
+                f"metadata hold more than {flexbuffers.MAX_VALUES} values. Store them as an array instead",
+                ErrorKind.BAD_METADATA,
+            )
+
+
+def _codec(spec_version: int) -> tuple[Callable[[Any], bytes], Callable[[bytes, list[int]], Any]]:
     return (v1.dumps, v1.loads) if spec_version == 1 else (flexbuffers.dumps, flexbuffers.loads)
 
 

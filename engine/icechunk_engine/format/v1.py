@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from icechunk_engine.errors import ErrorKind, FormatError, InvalidInputError
+from icechunk_engine.flatbuf.flexbuffers import MAX_VALUES
 from icechunk_engine.ids import SnapshotId
 
 MAX_DEPTH = 128
@@ -63,15 +64,20 @@ def dumps(value: Any) -> bytes:
     return bytes(out)
 
 
-def loads(data: bytes) -> Any:
+def loads(data: bytes, left: list[int] | None = None) -> Any:
     """Decode one value; bin becomes ``bytes``.
+
+    Parameters
+    ----------
+    left
+        As in :func:`flexbuffers.loads`.
 
     Raises
     ------
     FormatError
         ``deserialization`` when the bytes are not exactly one value.
     """
-    reader = _Reader(bytes(data))
+    reader = _Reader(bytes(data), [MAX_VALUES] if left is None else left)
     try:
         value = reader.value(0)
         if reader.position != len(data):
@@ -152,13 +158,17 @@ _LONG = {
 
 
 class _Reader:
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, left: list[int]) -> None:
         self.data = data
+        self.left = left
         self.position = 0
 
     def value(self, depth: int) -> Any:
         if depth > MAX_DEPTH:
             raise ValueError(f"it is nested deeper than {MAX_DEPTH}")
+        self.left[0] -= 1
+        if self.left[0] < 0:
+            raise ValueError(f"it stands for more than {MAX_VALUES} values")
         head = self.take(1)[0]
         if head < 0x80:
             return head

@@ -15,8 +15,11 @@ from hypothesis import strategies as st
 
 import icechunk_engine as ic
 from icechunk_engine import ErrorKind, Repository, RepositoryConfig
+from icechunk_engine.columns import BytesTable
 from icechunk_engine.config.yaml_form import MAX_DEPTH, from_yaml, to_yaml
+from icechunk_engine.flatbuf import flexbuffers
 from icechunk_engine.format import header, layout, v1
+from icechunk_engine.format.metadata import MetadataColumns
 from icechunk_engine.format.snapshot import decode_snapshot
 from tests.bounded import run_bounded
 from tests.engine.config.test_config import CONFIGS
@@ -162,6 +165,40 @@ def load_message_packs() -> list[str]:
 
 def test_hostile_message_pack() -> None:
     assert all("damaged" in end for end in run_bounded(load_message_packs, megabytes=100))
+
+
+def many_empty_maps() -> list[str]:
+    """In spec 1 and 2, in one value and in several of one list."""
+    n = 300_000
+    packed = b"\xdd" + n.to_bytes(4) + b"\x80" * n
+    ends = []
+    for spec_version, value in ((1, packed), (2, flexbuffers.dumps([0] * n))):
+        values = BytesTable.of([value] * 10)
+        names = BytesTable.of([str(i) for i in range(10)])
+        lists = MetadataColumns(np.array([0, 3, 10]), names, values)
+        assert len(lists.decode(0, spec_version)) == 3
+        with pytest.raises(ic.FormatError) as caught:
+            lists.decode(1, spec_version)
+        ends.append(str(caught.value))
+    with pytest.raises(ic.FormatError):
+        v1.loads(b"\xdd" + (2**24).to_bytes(4) + b"\x80" * 2**24)
+    return ends
+
+
+def test_values_take_more_memory_than_bytes() -> None:
+    assert all("1048576 values" in end for end in run_bounded(many_empty_maps, megabytes=200))
+
+
+def test_what_could_not_be_read_is_not_written() -> None:
+    repo = Repository.create(ic.in_memory_storage())
+    itself: list[Any] = []
+    itself.append(itself)
+    for value in ([0] * 2**20, {"a": [[0] * 1000] * 1100}, bytes(2**20), itself):
+        with pytest.raises(ic.InvalidInputError) as caught:
+            repo.set_metadata({"b": 1, "a": value})
+        assert caught.value.kind == ErrorKind.BAD_METADATA
+    repo.set_metadata({"a": [0] * (2**20 - 2)})
+    assert len(Repository.open(repo.storage).metadata["a"]) == 2**20 - 2
 
 
 # --- zarr.json ---------------------------------------------------------------------------------------------------
