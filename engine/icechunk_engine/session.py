@@ -342,6 +342,10 @@ class Session(Workspace):
             Another commit came first.
         SessionStateError
             ``no-changes-to-commit``, ``commit-not-allowed``.
+        StorageError
+            ``not-durable``: the disk refused files that the edits refer to. Write the named chunks again.
+        FormatError
+            ``snapshot-timestamp``: this machine's clock is more than ten minutes from the storage's.
         """
         _require_arguments(message, rebase_with)
 
@@ -465,6 +469,10 @@ class Session(Workspace):
             Another commit came first; the session is unchanged.
         SessionStateError
             ``no-changes-to-commit``, ``commit-not-allowed``, ``no-amend-for-initial-commit``.
+        StorageError
+            ``not-durable``: the disk refused files that the edits refer to. Write the named chunks again.
+        FormatError
+            ``snapshot-timestamp``: this machine's clock is more than ten minutes from the storage's.
         """
         _require_arguments(message)
 
