@@ -99,8 +99,6 @@ def update_repo_file(
     def attempt() -> RepoInfo:
         info, version = known.pop() if known else assets.repo_info()
         time_us = now_us()
-        if len(info.updates):
-            warn_of_future(info.updates.record(0).updated_at_us, time_us)
         backup = layout.backup_name(time_us // 1000, str(ObjectId.random()))
         changed = updates.advance(
             info,
@@ -109,6 +107,8 @@ def update_repo_file(
             backup_name=backup,
             max_updates=config.num_updates_per_repo_info_file,
         )
+        if len(info.updates):  # of what is a date; what is none was refused
+            warn_of_future(info.updates.record(0).updated_at_us, time_us)
         data = encode_repo_info(changed, level=config.compression_level)
         storage.copy(layout.REPO, layout.overwritten_key(backup))
         if storage.waits:  # elsewhere a copy is as old as what was copied
