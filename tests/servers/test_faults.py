@@ -11,7 +11,7 @@ import zarr
 
 from icechunk_engine import Repository, RepositoryConfig, doctor
 from icechunk_engine.config import StorageRetriesSettings, StorageSettings, StorageTimeoutSettings
-from icechunk_engine.errors import AlreadyExistsError, ErrorKind, StorageError, VersionMismatchError
+from icechunk_engine.errors import ErrorKind, InvalidInputError, StorageError, VersionMismatchError
 from icechunk_engine.format import layout
 from icechunk_engine.storage import Storage
 from icechunk_engine.storage.base import Version
@@ -198,7 +198,7 @@ def test_repositories_are_made_once(proxy: FaultProxy, storage: Storage, direct:
     proxy.faults = [Fault(damage, "PUT", "/repo")]
     Repository.create(storage, RepositoryConfig(storage=PATIENT))
     assert proxy.applied[damage] == 1
-    with pytest.raises(AlreadyExistsError):
+    with pytest.raises(InvalidInputError, match="already"):
         Repository.create(direct)
 
 
