@@ -195,7 +195,9 @@ def test_each_rebases_on_the_other(writer: ModuleType, reader: ModuleType, tmp_p
 @pytest.mark.parametrize(("writer", "reader"), LIBRARIES)
 def test_names_of_refs(writer: ModuleType, reader: ModuleType, tmp_path: Path) -> None:
     wrote, read = create(writer, tmp_path), open_repository(reader, tmp_path)
-    names = ["a b", "é✓", "x.y", "..", "%41", "a\\b", "a:b;c", "#?*", "~", "{}^`[]\"<>|&$@=+,'()!", "\n", ""]
+    names = ["a b", "é✓", "x.y", "..", "%41", "a\\b", "a:b;c", "#?*", "~", "{}^`[]\"<>|&$@=+,'()!"]
+    if writer is official:  # what is empty or cannot be seen is read, but not made
+        names += ["\n", ""]
     for name in names:
         wrote.create_branch(name, ROOT_ID)
         wrote.create_tag(name, ROOT_ID)
