@@ -138,9 +138,13 @@ _CACHES_LOCK = memory_lock()
 
 
 def _caches_of(storage: Storage, config: ResolvedConfig) -> _Caches:
-    made = _Caches(config)  # outside of the lock, since it makes locks of its own
+    identity = storage.identity
     with _CACHES_LOCK:
-        caches = _CACHES.setdefault(storage.identity, made)
+        caches = _CACHES.get(identity)
+    if caches is None:
+        made = _Caches(config)
+        with _CACHES_LOCK:
+            caches = _CACHES.setdefault(identity, made)
     caches.make_room(config)
     return caches
 

@@ -31,13 +31,11 @@ engine calls :func:`os.register_at_fork`.
 
 from __future__ import annotations
 
-import itertools
 import os
 import threading
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from typing import Protocol
 
 __all__ = ["MemoryLock", "forget_in_child", "memory_lock", "memory_locks", "run_in_child"]
@@ -57,13 +55,12 @@ class Forgetful(Protocol):
         ...
 
 
-# Plain dictionaries of weak references: a copy of their values is one step, also while other threads add to them.
-type _Registry[T] = dict[int, weakref.ref[T]]
+# Plain dictionaries of weak references: a copy of their keys is one step, also while other threads add to them.
+type _Registry[T] = dict[weakref.ref[T], None]
 
 _locks: _Registry[MemoryLock] = {}
 _forgetful: _Registry[Forgetful] = {}
 _functions: list[Callable[[], None]] = []
-_number = itertools.count()
 
 
 class _Taken(threading.local):
@@ -97,16 +94,11 @@ def run_in_child(function: Callable[[], None]) -> Callable[[], None]:
 
 
 def _register[T](registry: _Registry[T], item: T) -> None:
-    key = next(_number)
-    registry[key] = weakref.ref(item, partial(_remove, registry, key))
-
-
-def _remove[T](registry: _Registry[T], key: int, _: weakref.ref[T]) -> None:
-    registry.pop(key, None)
+    registry[weakref.ref(item, registry.pop)] = None
 
 
 def _alive[T](registry: _Registry[T]) -> list[T]:
-    return [item for ref in list(registry.values()) if (item := ref()) is not None]
+    return [item for ref in list(registry) if (item := ref()) is not None]
 
 
 def memory_locks() -> list[MemoryLock]:
