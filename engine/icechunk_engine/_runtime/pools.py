@@ -59,6 +59,26 @@ class _Pool:
                 executor = self._executor
         return executor
 
+    def submit[**P, R](self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> Future[R]:
+        """Call on a thread; in place once the main thread has ended, or where no thread can be started.
+
+        In the latter case a thread that ends another task may make the call once more.
+        """
+        try:
+            return self.get().submit(function, *args, **kwargs)
+        except RuntimeError:
+            return _done(function, *args, **kwargs)
+
+
+def _done[**P, R](function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> Future[R]:
+    """A call made in place."""
+    done: Future[R] = Future()
+    try:
+        done.set_result(function(*args, **kwargs))
+    except Exception as error:
+        done.set_exception(error)
+    return done
+
 
 _POOL = _Pool(POOL_SIZE, "icechunk-io")
 _PARTS = _Pool(64, "icechunk-part")
@@ -89,7 +109,7 @@ def map_parts[T, R](function: Callable[[T], R], parts: list[T]) -> list[R]:
 
 def _map[T, R](pool: _Pool, function: Callable[[T], R], items: list[T]) -> list[R]:
     function = bound(function)
-    futures = [pool.get().submit(function, item) for item in items]
+    futures = [pool.submit(function, item) for item in items]
     try:
         errors = [error for future in futures if (error := future.exception()) is not None]
     except BaseException:  # an interrupt: what has not begun need not
@@ -103,11 +123,7 @@ def _map[T, R](pool: _Pool, function: Callable[[T], R], items: list[T]) -> list[
 
 def start_heavy[R](function: Callable[[], R], is_heavy: bool) -> Future[R]:
     """Begin a computation: on a thread of the processors where it is heavy, otherwise it is done at once."""
-    if is_heavy:
-        return _PROCESSORS.get().submit(function)
-    done: Future[R] = Future()
-    done.set_result(function())
-    return done
+    return _PROCESSORS.submit(function) if is_heavy else _done(function)
 
 
 def map_heavy[T, R](function: Callable[[T], R], items: Iterable[T], is_heavy: Callable[[T], bool]) -> Iterator[R]:

@@ -106,6 +106,35 @@ def _forget_everything() -> None:
         caches.preloaded.clear()
 
 
+# --- a thread that works on when the main thread has ended ---------------------------------------------------------
+
+
+def work_that_outlives_the_main_thread(path: str) -> None:
+    """The commit is there when the process has ended."""
+    create(ic.local_filesystem_storage(path), {"a": (60,), "b": (60,)})
+    storage = LatencyStorage(ic.local_filesystem_storage(path), read_latency_ms=1, write_latency_ms=1)
+    session = ic.Repository.open(storage).writable_session("main")
+
+    def work() -> None:
+        while _can_start_threads():
+            time.sleep(0.001)
+        for name in ("a", "b"):
+            for i in range(60):
+                session.set_chunk(f"/{name}", (i,), number(i).to_bytes())
+        session.commit("late")
+
+    threading.Thread(target=work).start()
+
+
+def _can_start_threads() -> bool:
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(int)
+    except RuntimeError:
+        return False
+    return True
+
+
 # --- forks in the middle of what other threads do ------------------------------------------------------------------
 
 

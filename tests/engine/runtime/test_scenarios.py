@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import icechunk_engine as ic
 from tests.bounded import run_bounded
 from tests.engine.runtime import scenarios
 
@@ -20,6 +21,12 @@ def test_writes_beside_whole_operations() -> None:
 
 def test_reads_of_a_fresh_session() -> None:
     run_bounded(scenarios.reads_of_a_fresh_session, 20, 400, seconds=120, megabytes=THREADS_MB)
+
+
+def test_work_that_outlives_the_main_thread(tmp_path: Path) -> None:
+    run_bounded(scenarios.work_that_outlives_the_main_thread, str(tmp_path / "r"), megabytes=THREADS_MB)
+    repo = ic.Repository.open(ic.local_filesystem_storage(tmp_path / "r"))
+    assert next(repo.ancestry(branch="main")).message == "late"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
