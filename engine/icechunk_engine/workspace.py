@@ -76,7 +76,12 @@ class Workspace(SnapshotView):
             with self._lock:
                 require()
                 if state is self._state:
-                    edit(state)
+                    try:
+                        edit(state)
+                    except BaseException as error:
+                        if not isinstance(error, Exception):
+                            state.changes.place_anew()
+                        raise
                     return
 
     def all_or_nothing(self) -> AbstractContextManager[None]:
@@ -208,8 +213,9 @@ class Workspace(SnapshotView):
         source, target = moves.require_absolute(from_path), moves.require_absolute(to_path)
 
         def move(state: ViewState) -> None:
-            moves.move(state.nodes, state.changes, source, target)
-            self._touch_structure()
+            moved = state.copy()  # which an interrupt leaves alone: half a move would lose nodes
+            moves.move(state.nodes, moved.changes, source, target)
+            self._replace_state(moved)
 
         self._edit(move, self._require_rearranging)
 

@@ -225,6 +225,13 @@ class ChangeSet:
                 self._place(path)
         self.moves.append(step)
 
+    def place_anew(self) -> None:
+        """After an edit that an interrupt left half done: what is where follows from the nodes again."""
+        self._placed_children.clear()
+        self._num_below.clear()
+        for path in (*self.new_nodes, *self.moved_nodes):
+            self._place(path)
+
     def _place(self, path: str) -> None:
         above = paths.parent(path)
         if above is None:

@@ -22,7 +22,7 @@ from icechunk_engine._runtime import locks
 from icechunk_engine._runtime.shared_loads import SharedLoads
 
 GROUP = b'{"zarr_format": 3, "node_type": "group"}'
-MODULES = ("locks.py", "shared_loads.py", "session.py", "workspace.py", "view.py", "contextlib.py")
+MODULES = ("locks.py", "shared_loads.py", "session.py", "workspace.py", "view.py", "change_set.py", "contextlib.py")
 
 
 @functools.cache
@@ -149,7 +149,15 @@ def of_sessions() -> int:
     def prepare() -> ic.Session:
         session = repo.writable_session("main")
         session.set_chunk("/a", (0,), b"12345678")
+        session.set_metadata("/new", GROUP)
         return session
+
+    def require_nothing_lost(session: ic.Session) -> None:
+        paths = {node.path for node in session.list_nodes()} - {"/"}
+        assert paths in ({"/a"}, {"/b"})
+        session.move(*paths, "/c")
+        assert session.has_uncommitted_changes
+        session.move("/c", "/a")
 
     written = [0]
 
@@ -164,6 +172,10 @@ def of_sessions() -> int:
         assert session.get_node(f"/g{written[0]}") is not None
         session.set_chunk("/a", (1,), b"12345678")
         assert len(session.chunk_refs("/a")) >= 1
+        session.delete_node("/g")
+        assert session.get_node("/g") is None
+        listed = {node.path for node in session.list_nodes()} - {"/"}
+        assert listed == {f"/{name}" for name in session.child_names("/")}
 
     def merge(session: ic.Session) -> None:
         fork = session.fork()
@@ -189,8 +201,12 @@ def of_sessions() -> int:
     works: list[Callable[[ic.Session], object]] = [
         lambda session: session.set_metadata("/g", GROUP),
         lambda session: session.set_chunk("/a", (2,), b"12345678"),
+        lambda session: session.delete_node("/new"),
         lambda session: session.flush("m"),
         merge,
     ]
     n = sum(_everywhere(prepare, work, require_usable) for work in works)
+    n += _everywhere(
+        lambda: repo.rearrange_session("main"), lambda session: session.move("/a", "/b"), require_nothing_lost
+    )
     return n + _everywhere(prepare, all_or_nothing, require_later_edits)
