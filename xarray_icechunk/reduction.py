@@ -209,7 +209,7 @@ def _array_library(array: Any) -> Any:
 def _fork_of_target(target: Any, axis: Any = None, keepdims: Any = None, computing_meta: bool = False) -> Any:
     if computing_meta:
         return np.array([object()], dtype=object)
-    return _fork_of_array(target.array if isinstance(target, _Target) else target)
+    return _fork_of_array(target if isinstance(target, zarr.Array) else target.array)
 
 
 def _merge(forks: Any, axis: Any = None, keepdims: Any = None, computing_meta: bool = False) -> Any:

@@ -14,7 +14,7 @@ import zarr
 from xarray.tests import test_backends
 from xarray.tests.conftest import time_unit, use_dask
 
-from icechunk_engine.errors import SessionStateError
+from icechunk_engine.errors import InvalidInputError
 from icechunk_engine.repository import Repository
 from icechunk_engine.storage import local_filesystem_storage
 from icechunk_engine.store import IcechunkStore
@@ -50,14 +50,14 @@ class TestZarrBackend(test_backends.ZarrBase):
         """What hangs on uncommitted edits does not travel; `TestCommittedRoundtrips` has what does."""
         with (
             self.roundtrip(xr.Dataset({"foo": ("x", [42])})) as opened,
-            pytest.raises(SessionStateError, match="fork"),
+            pytest.raises(InvalidInputError, match="fork"),
         ):
             pickle.dumps(opened)
 
     def test_pickle_dataarray(self) -> None:
         with (
             self.roundtrip(xr.Dataset({"foo": ("x", [42])})) as opened,
-            pytest.raises(SessionStateError, match="fork"),
+            pytest.raises(InvalidInputError, match="fork"),
         ):
             pickle.dumps(opened["foo"])
 

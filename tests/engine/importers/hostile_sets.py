@@ -18,6 +18,8 @@ from typing import Any
 
 import zstandard
 
+from tests.bounded import peak_mb
+
 ZARRAY: dict[str, Any] = {
     "zarr_format": 2,
     "shape": [3, 4],
@@ -266,11 +268,6 @@ HOSTILE: dict[str, tuple[Callable[[], Any], str]] = {
 }
 
 
-def _peak_mb() -> float:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
-
-
 def main(names: list[str]) -> None:
     from icechunk_engine import Repository, in_memory_storage
     from icechunk_engine.importers.kerchunk import import_kerchunk
@@ -293,7 +290,7 @@ def main(names: list[str]) -> None:
             "message": message,
             "seconds": time.monotonic() - started,
             "changed": session.has_uncommitted_changes,
-            "peak_mb": _peak_mb(),
+            "peak_mb": peak_mb(),
         }
         print(json.dumps(outcome), flush=True)
         session.discard_changes()

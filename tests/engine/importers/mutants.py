@@ -30,6 +30,7 @@ from icechunk_engine import Repository, in_memory_storage
 from icechunk_engine.chunk_refs import VIRTUAL
 from icechunk_engine.errors import IcechunkError
 from icechunk_engine.importers.kerchunk import import_kerchunk
+from tests.bounded import peak_mb
 
 SLOW_S = 20.0
 """Far beyond what any mutant takes, also on a busy machine."""
@@ -452,9 +453,7 @@ def main(first: int, count: int, paths: list[str]) -> None:
         outcomes[outcome if outcome != "refused" else f"refused: {detail}"] += 1
         if outcome == "fault":
             print(json.dumps({"number": number, "fault": detail}), flush=True)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    peak_mb = peak / (2**20 if sys.platform == "darwin" else 2**10)
-    print(json.dumps({"outcomes": outcomes, "peak_mb": peak_mb}), flush=True)
+    print(json.dumps({"outcomes": outcomes, "peak_mb": peak_mb()}), flush=True)
 
 
 if __name__ == "__main__":

@@ -162,7 +162,7 @@ def test_ops_log(repo: Repository) -> None:
     log = list(repo.ops_log())
     assert log[0].backup_path is None
     assert all(update.backup_path for update in log[1:])
-    assert log[3].kind == ic.UpdateType.NewCommit() or log[3].kind.new_snap_id == first  # type: ignore[attr-defined]
+    assert log[3].kind.new_snap_id == first  # type: ignore[attr-defined]
     assert [update.updated_at for update in log] == sorted((update.updated_at for update in log), reverse=True)
 
 
