@@ -154,7 +154,7 @@ def split_pipeline(location: str | os.PathLike[str]) -> tuple[str, dict[str, str
         return place, {"snapshot_id": kind}, path
     if kind not in ("branch", "tag"):
         raise InvalidInputError(
-            f"{text!r}: {kind!r} is no kind of ref; write '@branch.{name}' or '@tag.{name}'",
+            f"{text!r}: {kind!r} is not a kind of ref; write '@branch.{name}' or '@tag.{name}'",
             ErrorKind.CANNOT_PARSE_URL,
         )
     return place, {kind: unquote(name)}, path
@@ -254,7 +254,7 @@ def _aware_time(value: Any) -> dt.datetime:
             time = dt.datetime.fromisoformat(value)
         except ValueError as error:
             raise InvalidInputError(
-                f"as_of={value!r} is no ISO 8601 time: write it like 2026-01-31T12:00:00+00:00",
+                f"as_of={value!r} is not an ISO 8601 time: write it like 2026-01-31T12:00:00+00:00",
                 ErrorKind.INVALID_REF_TYPE,
             ) from error
     if not isinstance(time, dt.datetime) or time.tzinfo is None:

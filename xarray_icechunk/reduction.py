@@ -196,7 +196,7 @@ def _array_library(array: Any) -> Any:
     library = importlib.import_module(name)
     if not (hasattr(library, "store") and hasattr(library, "reduction")):
         raise InvalidInputError(
-            f"cannot write a {type(array).__module__}.{type(array).__qualname__} in parallel: it is no dask array. "
+            f"cannot write a {type(array).__module__}.{type(array).__qualname__} in parallel: it is not a dask array. "
             f"Convert it first, or load it into memory",
             ErrorKind.NOT_ALLOWED,
         )

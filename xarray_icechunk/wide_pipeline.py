@@ -63,10 +63,17 @@ class _Ahead:
 @asynccontextmanager
 async def _read_ahead(wanted: list[tuple[ByteGetter, BufferPrototype]]) -> AsyncIterator[list[_Ahead]]:
     room = asyncio.Semaphore(REQUESTS)
+    failures: list[Exception] = []
 
     async def fetch(getter: ByteGetter, prototype: BufferPrototype) -> Buffer | None:
         async with room:
-            return await getter.get(prototype)
+            if failures:  # zarr may learn of it only when it gets there: no more is begun
+                raise failures[0]
+            try:
+                return await getter.get(prototype)
+            except Exception as error:
+                failures.append(error)
+                raise
 
     tasks = [asyncio.create_task(fetch(getter, prototype)) for getter, prototype in wanted]
     try:

@@ -244,7 +244,7 @@ def _as_dataset(array: xr.DataArray) -> xr.Dataset:
 
 
 def _with_empty_loaded(dataset: xr.Dataset) -> xr.Dataset:
-    """Without dask arrays of no elements: their chunks of length 0 are no chunk shape for Zarr."""
+    """Without dask arrays of no elements: their chunks of length 0 are not a chunk shape for Zarr."""
     result = dataset.copy(deep=False)
     for variable in result.variables.values():
         if variable.size == 0:

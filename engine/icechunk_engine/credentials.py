@@ -149,7 +149,7 @@ def as_container_credential(credential: Any) -> AnyCredential | None:
     if isinstance(credential, AnyAzureCredential):
         return AzureAccess(credential)
     raise InvalidInputError(
-        f"{_told(credential)} is no credential; use s3_credentials(), gcs_credentials(), azure_credentials(), "
+        f"{_told(credential)} is not a credential; use s3_credentials(), gcs_credentials(), azure_credentials(), "
         f"LocalFileSystemAccess or HttpAccess",
         ErrorKind.INVALID_CREDENTIALS,
     )

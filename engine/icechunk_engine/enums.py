@@ -24,7 +24,7 @@ class NumberedEnum(Enum):
 class IntegerEnum(NumberedEnum):
     """Each member also equals its number, so that ``column == ChunkType.inline`` works on a column of numbers.
 
-    Members are no integers all the same: they do not add up, and all of them are true.
+    Members are not integers all the same: they do not add up, and all of them are true.
     """
 
     def __eq__(self, other: object) -> bool:

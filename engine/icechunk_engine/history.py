@@ -38,14 +38,14 @@ def require_date(unix_us: int, of: str) -> None:
     """
     if not 0 <= unix_us < _END_US:
         raise FormatError(
-            f"{of} is dated {unix_us} µs after 1970, which is no date: the file that says so is damaged. The data can "
+            f"{of} is dated {unix_us} µs after 1970, which is not a valid date: the file is damaged. The data can "
             f"be read by snapshot id, branch or tag; to see or continue the history, restore that file from a copy",
             ErrorKind.SNAPSHOT_TIMESTAMP,
         )
 
 
 def _utc_of_column(unix_us: U64, of: Sequence[str]) -> Iterable[datetime]:
-    """:func:`utc_of_us` of many; what is no date raises when it is reached."""
+    """:func:`utc_of_us` of many; what is not a date raises when it is reached."""
     if len(unix_us) and int(unix_us.max()) >= _END_US:
         return map(utc_of_us, unix_us.tolist(), of)
     elapsed: list[timedelta] = unix_us.astype("m8[us]").tolist()

@@ -37,7 +37,7 @@ def decode_base32(text: str, size: int) -> bytes:
     for char in text:
         digit = _VALUES.get(char)
         if digit is None:
-            raise ValueError(f"{char!r} is no Crockford base32 digit")
+            raise ValueError(f"{char!r} is not a Crockford base32 digit")
         value = value << 5 | digit
     padding = n_chars * 5 - size * 8
     if value & ((1 << padding) - 1):

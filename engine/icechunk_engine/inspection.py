@@ -42,7 +42,7 @@ def _header(data: bytes, file_type: FileType) -> Document:
 def official_time(unix_us: int) -> str:
     """RFC 3339 as official writes it: no fraction of a second, three digits of it or six, as few as it takes.
 
-    What is no date is shown as the number that it is.
+    What is not a date is shown as the number that it is.
     """
     try:
         moment = utc_of_us(unix_us)

@@ -26,7 +26,7 @@ def normalize(path: str) -> str:
         parts.pop()
     if not parts or "" in parts or "." in parts or ".." in parts or "\0" in path or not _is_text(path):
         raise InvalidInputError(
-            f"{path!r} is no node path: components must be valid text and not empty, '.' or '..'. Write it like "
+            f"{path!r} is not a node path: components must be valid text and not empty, '.' or '..'. Write it like "
             f"'/group/array'",
             ErrorKind.INVALID_PATH,
         )

@@ -675,7 +675,7 @@ class Repository:
                 return
             key = layout.overwritten_key(name)
             if name in seen or not layout.is_backup_name(name):
-                reason = "was listed already" if name in seen else "is no name of a backup"
+                reason = "was listed already" if name in seen else "is not a backup name"
                 raise FormatError(
                     f"the ops log says that it continues in {key!r}, which {reason}: older entries cannot be listed. "
                     f"The data are not affected. Restore the objects under overwritten/ from a copy"
@@ -712,7 +712,7 @@ class Repository:
         Raises
         ------
         InvalidInputError
-            ``bad-snapshot-chain-for-diff``: the first is no ancestor of the second.
+            ``bad-snapshot-chain-for-diff``: the first is not an ancestor of the second.
         """
         refs = references(self._assets)
         start = refs.snapshot(self._resolve(refs, from_branch, from_tag, from_snapshot_id)).id

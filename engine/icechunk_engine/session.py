@@ -282,7 +282,7 @@ class Session(Workspace):
                 point = other._fork_point
                 if point is None or point.origin_id != origin:
                     raise SessionStateError(
-                        f"can only merge forks of this session: {other!r} is no fork based on snapshot {origin}. "
+                        f"can only merge forks of this session: {other!r} is not a fork based on snapshot {origin}. "
                         f"Make forks with session.fork() and merge them before the session commits",
                         ErrorKind.MERGE_NOT_ALLOWED,
                     )

@@ -123,7 +123,7 @@ class Workspace(SnapshotView):
         Raises
         ------
         InvalidInputError
-            ``bad-metadata`` and its kin: the document is no Zarr v3 group or array that this format can hold.
+            ``bad-metadata`` and its kin: the document is not a Zarr v3 group or array that this format can hold.
         AlreadyExistsError
             ``node-already-exists``: there is a node of the other type; delete it first.
         """

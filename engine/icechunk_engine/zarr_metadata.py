@@ -143,7 +143,7 @@ def _decode(data: bytes) -> dict[str, Any]:
         document = json.loads(bytes(data).decode(), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise _Refused(
-            f"it is no JSON document in UTF-8 ({error}). Write it with json.dumps(…, allow_nan=False)"
+            f"it is not a JSON document in UTF-8 ({error}). Write it with json.dumps(…, allow_nan=False)"
         ) from None
     if not isinstance(document, dict):
         raise _Refused(f"it must be a JSON object, not {_json_type(document)}")
@@ -232,7 +232,7 @@ def _dimension_names(names: Any, ndim: int) -> tuple[str | None, ...] | None:
         raise _Refused("'dimension_names' must be a list of strings and nulls")
     if any(0xD800 <= ord(letter) <= 0xDFFF for name in names if name is not None for letter in name):
         raise _Refused(
-            f"'dimension_names' holds lone surrogates, which are no text: {names!r}", ErrorKind.BAD_METADATA
+            f"'dimension_names' holds lone surrogates, which are not text: {names!r}", ErrorKind.BAD_METADATA
         )
     _require_rank("dimension_names", len(names), ndim)
     return tuple([name or None for name in names])

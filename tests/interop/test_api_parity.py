@@ -89,7 +89,7 @@ def differing_parameters(name: str, theirs: Any, own: Any) -> Iterator[str]:
         elif parameter.default not in (
             parameter.empty,
             ...,
-        ):  # official's signatures have "..." for what is no literal
+        ):  # official's signatures have "..." for what is not a literal
             default = known[parameter.name].default
             if default is parameter.empty or repr(default) != repr(parameter.default):
                 yield f"{name}({parameter.name}={parameter.default!r})"

@@ -191,7 +191,7 @@ def test_virtual_references(writer: ModuleType, reader: ModuleType, tmp_path: Pa
     assert set(session.all_virtual_chunk_locations()) == {location}
 
     def kind(session: Any, index: list[int]) -> str:
-        return str(session.chunk_type("/v", index)).rpartition(".")[2]  # official's is no Python enum
+        return str(session.chunk_type("/v", index)).rpartition(".")[2]  # official's is not a Python enum
 
     assert kind(session, [0, 0]) == "virtual"
     assert kind(session, [1998, 0]) == "inline"

@@ -23,7 +23,7 @@ PROGRAMS = ("ceph", "ceph-mon", "ceph-osd", "monmaptool", "radosgw", "radosgw-ad
 _START_S = 90
 
 # Without `ms mon client mode = crc` nothing may talk to the monitor without keys, and without `tcp_nodelay` each
-# answer takes 44 ms. One disk is no cluster to Ceph unless it is told that one copy will do.
+# answer takes 44 ms. One disk is not a cluster to Ceph unless it is told that one copy will do.
 _CONFIGURATION = """
 [global]
 fsid = {fsid}

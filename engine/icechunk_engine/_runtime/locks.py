@@ -7,8 +7,10 @@ The rule
    goes for everything else that can take long or call back: users' functions, other threads, ``fsync``.
 2. **A lock is a leaf.** Whoever holds one takes no other. So no order of locks exists that could deadlock, and a fork
    can take all of them.
-3. **A task of a pool is one request or one computation.** It never waits for another task, a load that somebody else
+3. **A task of a pool is one request or one computation.** It never waits for another task, a load that another thread
    began, or a session. Only the thread of a whole operation waits for tasks. So a pool full of tasks always drains.
+   Two waits inside a request have a limit instead: for fresh credentials, and for the trial of a new place
+   (``storage``).
 4. **Nothing on an event loop waits.** A coroutine calls in place only what needs no request, and what takes locks that
    rule 1 keeps short; everything else is a task that it awaits.
 

@@ -311,7 +311,7 @@ class VirtualChunkContainer(_OfUnknownOrigin):
     ----------
     is_stored
         True when the container came with a repository's stored configuration, and you have not set its prefix or
-        store since. It says who wrote it and is no part of its value.
+        store since. It says who wrote it and is not part of its value.
     """
 
     url_prefix: str = setting(Text(), default=dataclasses.MISSING)
@@ -365,7 +365,7 @@ def _container_problem(container: VirtualChunkContainer) -> str | None:
     if scheme == "file":
         return None if urls.path_of(canonical) else "give a directory, such as file:///data/, not the root"
     authority = urls.authority_of(canonical)
-    return None if urls.is_authority(authority) else f"{authority!r} is no valid bucket or host"
+    return None if urls.is_authority(authority) else f"{authority!r} is not a valid bucket or host"
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -13,7 +13,7 @@ def problem_of_headers(headers: Mapping[str, str]) -> str | None:
     """What is wrong with some headers, without their values; None when they can be sent."""
     for name, value in headers.items():
         if not _NAME.fullmatch(name):
-            return f"{name!r} is no name of an HTTP header; use letters, digits and '-'"
+            return f"{name!r} is not an HTTP header name; use letters, digits and '-'"
         if not _VALUE.fullmatch(value):
             return f"the value of the HTTP header {name!r} has line ends, control characters or letters beyond ASCII"
     return None

@@ -76,7 +76,7 @@ def origin_of(url: str) -> str:
     Raises
     ------
     ValueError
-        It is no address of a web server, or its host has characters that clients rewrite before they connect.
+        It is not an address of a web server, or its host has characters that clients rewrite before they connect.
     """
     scheme, whole = scheme_of(url), authority_of(url)
     # What parsers disagree about, such as "https:/a/://b" and "https://a\@b", has no origin.
@@ -85,7 +85,7 @@ def origin_of(url: str) -> str:
     authority = whole.rpartition("@")[2].lower()
     host, _, port = authority.rpartition(":") if re.search(r":[0-9]*$", authority) else (authority, "", "")
     if scheme not in _DEFAULT_PORTS or not _HOST.fullmatch(host) or int(port or 0) > 65535:
-        raise ValueError("it is no address of a web server; write https://host or https://host:port")
+        raise ValueError("it is not an address of a web server; write https://host or https://host:port")
     return f"{scheme}://{host}" + (f":{port}" if port and port != _DEFAULT_PORTS[scheme] else "")
 
 
@@ -110,7 +110,7 @@ def normalize(url: str) -> str:
     scheme = scheme_of(url)
     if scheme is None:
         raise ValueError(
-            "it is no absolute URL; write s3://bucket/key, https://host/path or file:///absolute/path "
+            "it is not an absolute URL; write s3://bucket/key, https://host/path or file:///absolute/path "
             "(percent-encode special characters of file names)"
         )
     if scheme == "file":

@@ -85,7 +85,7 @@ def from_yaml(data: bytes) -> dict[str, Any]:
     if plain is None:
         return {}
     if not isinstance(plain, dict):
-        raise _damaged("it is no map")
+        raise _damaged("it is not a map")
     return plain
 
 

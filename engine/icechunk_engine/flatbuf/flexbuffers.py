@@ -81,7 +81,7 @@ def loads(data: bytes, left: list[int] | None = None) -> Any:
     Raises
     ------
     FormatError
-        ``deserialization`` when the bytes are no FlexBuffer.
+        ``deserialization`` when the bytes are not a FlexBuffer.
     """
     return _Reader(bytes(data), [MAX_VALUES] if left is None else left).root()
 
@@ -261,7 +261,7 @@ def _utf8(text: str) -> bytes:
     try:
         return text.encode()
     except UnicodeEncodeError:
-        raise _refuse(f"the text {text!r}, which is no valid Unicode,") from None
+        raise _refuse(f"the text {text!r}, which is not valid Unicode,") from None
 
 
 def _key_order(key: Any) -> bytes:
@@ -274,7 +274,7 @@ def _key_order(key: Any) -> bytes:
 
 
 class _Damaged(Exception):
-    """Why the buffer is no FlexBuffer."""
+    """Why the buffer is not a FlexBuffer."""
 
 
 class _Reader:

@@ -120,7 +120,7 @@ def content_sizes(data: U8, starts: I64, lengths: I64) -> I64:
         return (view[at] & np.uint64(2 ** (8 * n_bytes) - 1)).astype(np.int64)
 
     if bool((lengths < 6).any()) or bool((number(starts, 4) != _FRAME_MAGIC).any()):
-        raise ValueError("a compressed location is no zstd frame")
+        raise ValueError("a compressed location is not a zstd frame")
     descriptor = padded[starts + 4]
     single_segment = (descriptor >> 5) & 1
     dictionary_id_size = np.array([0, 1, 2, 4])[descriptor & 3]

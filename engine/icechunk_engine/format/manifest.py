@@ -181,7 +181,7 @@ def decode_manifest(data: Any, name: str = "") -> Manifest:
     Raises
     ------
     FormatError
-        When the bytes are no intact manifest.
+        When the bytes are not an intact manifest.
     """
     return _read_alone(header.unpack(data, FileType.MANIFEST, name).body, name)
 
@@ -214,7 +214,7 @@ def decode_manifests(files: Iterable[tuple[Any, str]]) -> list[Manifest]:
     Raises
     ------
     FormatError
-        When one of them is no intact manifest.
+        When one of them is not an intact manifest.
     """
     found: dict[int, Manifest] = {}
     small: dict[int, tuple[U8, str]] = {}

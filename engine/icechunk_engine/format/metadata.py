@@ -147,7 +147,7 @@ def encode_text(text: str, what: str) -> bytes:
         return text.encode()
     except UnicodeEncodeError:
         raise InvalidInputError(
-            f"{what} is no valid Unicode text: {text!r}. Remove lone surrogates", ErrorKind.BAD_METADATA
+            f"{what} is not valid Unicode text: {text!r}. Remove lone surrogates", ErrorKind.BAD_METADATA
         ) from None
 
 
@@ -159,7 +159,7 @@ def decode_config(raw: bytes) -> dict[str, Any]:
         raise FormatError(f"the stored configuration: {error}", ErrorKind.CONFIG_DESERIALIZATION) from None
     if not isinstance(config, dict):
         raise FormatError(
-            "the stored configuration is no map. Restore the object 'repo' from a copy under overwritten/",
+            "the stored configuration is not a map. Restore the object 'repo' from a copy under overwritten/",
             ErrorKind.CONFIG_DESERIALIZATION,
         )
     return config

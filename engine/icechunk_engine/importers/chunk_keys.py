@@ -221,7 +221,7 @@ def _parse_tails(text: U8, n: int) -> _Tails:
         characters = text[np.minimum(starts[tokens] + digit, len(text) - 1)].astype(np.int64)
         values[tokens] = values[tokens] * 10 + (characters - _ZERO)
     num_bad = np.add.reduceat(bad.astype(np.int64), first)
-    # `c` alone is no number; where it is allowed it makes the tail valid if nothing else is wrong with it.
+    # `c` alone is not a number; where it is allowed it makes the tail valid if nothing else is wrong with it.
     return _Tails(num_bad == 0, counts, first, values, letter_c & (num_bad == 1))
 
 

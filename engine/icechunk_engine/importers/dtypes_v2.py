@@ -241,7 +241,7 @@ def read_fill_attribute(dtype: DataType, value: Any) -> Any:
     Raises
     ------
     Unsupported
-        It is no value of the type.
+        It is not a value of the type.
     """
     try:
         return _read_fill_attribute(dtype, value)

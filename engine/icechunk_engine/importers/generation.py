@@ -127,4 +127,4 @@ def _integer(template: str, text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise rendering.bad_template(template, f"{shown(text)} is no integer") from None
+        raise rendering.bad_template(template, f"{shown(text)} is not an integer") from None

@@ -164,9 +164,9 @@ def _node_path(key: str, budget: Budget) -> str:
         key.encode()
         return paths.normalize(key.rpartition("/")[0])
     except UnicodeEncodeError:
-        raise _bad(key, "the key is no valid Unicode; rename it") from None
+        raise _bad(key, "the key is not valid Unicode; rename it") from None
     except InvalidInputError:
-        raise _bad(key, "the key is no path: its components must not be empty, '.' or '..'; rename it") from None
+        raise _bad(key, "the key is not a path: its components must not be empty, '.' or '..'; rename it") from None
 
 
 def _name(key: str) -> str:
@@ -180,9 +180,9 @@ def _parse(key: str, value: Any, budget: Budget) -> dict[str, Any]:
     try:
         document = json.loads(value) if isinstance(value, str | bytes | bytearray) else value
     except json.JSONDecodeError as error:
-        raise _bad(key, f"it is no JSON ({error})") from None
+        raise _bad(key, f"it is not valid JSON ({error})") from None
     except UnicodeDecodeError as error:
-        raise _bad(key, f"it is no JSON in UTF-8 ({error})") from None
+        raise _bad(key, f"it is not valid JSON in UTF-8 ({error})") from None
     except ValueError:
         raise _bad(key, "a number in it has thousands of digits") from None
     except RecursionError:

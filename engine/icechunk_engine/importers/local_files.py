@@ -55,5 +55,5 @@ def _stat(path: str) -> FileFacts | str:
     except OSError as error:
         return error.strerror or "cannot be opened"
     if not stat.S_ISREG(status.st_mode):
-        return "is no regular file"
+        return "is not a regular file"
     return FileFacts(status.st_size, -(-status.st_mtime_ns // 1_000_000_000))

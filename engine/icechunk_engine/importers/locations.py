@@ -45,7 +45,7 @@ _SPELLINGS = ({"gs", "gcs"}, {"az", "azure", "abfs"})
 """Schemes that mean the same; containers are compared as text, so a location takes the spelling of its container."""
 
 MAX_LISTED = 10
-_NO_UNICODE = "the text is no valid Unicode"
+_NO_UNICODE = "the text is not valid Unicode"
 
 
 class BadUrl(ValueError):
@@ -111,7 +111,7 @@ def _location(url: str | None, target: str | None, fs_root: str | None) -> str:
         return _http_location(scheme, rest)
     if scheme in _OBJECT_SCHEMES:
         return _object_location(scheme, rest)
-    raise BadUrl(f"{scheme}:// is no kind of virtual chunk container")
+    raise BadUrl(f"{scheme}:// is not a kind of virtual chunk container")
 
 
 def _path_location(path: str, fs_root: str | None) -> str:
@@ -136,7 +136,7 @@ def _file_location(path: str) -> str:
             raise BadUrl("a file URL needs an absolute path: file:///…")
         path = "/" + rest
     if "\0" in path or path.endswith("/"):
-        raise BadUrl("this is no path of a file")
+        raise BadUrl("this is not a path of a file")
     # Two leading slashes mean the same as one, but normpath keeps them.
     return "file://" + _quoted(posixpath.normpath("/" + path.lstrip("/")))
 

@@ -30,7 +30,7 @@ _MAX_REFS_CANDIDATES = 8
 def bad_json(reason: object) -> InvalidInputError:
     """The error for text that is no reference set."""
     return InvalidInputError(
-        f"the reference set is no valid JSON object: {reason}. It must be the text that kerchunk writes (optionally "
+        f"the reference set is not a JSON object: {reason}. It must be the text that kerchunk writes (optionally "
         f"compressed with gzip or zstd), or a directory of Parquet files with a .zmetadata file",
         ErrorKind.DESERIALIZATION,
     )
@@ -62,7 +62,7 @@ class ReferenceDocument:
         Raises
         ------
         InvalidInputError
-            ``deserialization``: the text is no JSON object.
+            ``deserialization``: the text is not a JSON object.
         """
         for match in list(_candidates(self._data)):
             head = _try_object(self._data[: match.start()] + b'"refs":null}')

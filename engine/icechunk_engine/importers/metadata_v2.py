@@ -176,7 +176,7 @@ def _encode(document: Mapping[str, Any]) -> bytes:
 
 
 def strict_json(value: Any) -> Any:
-    """A copy without bare NaN and Infinity, which are no JSON: they become strings."""
+    """A copy without bare NaN and Infinity, which are not JSON: they become strings."""
     if isinstance(value, float):
         return float_json(value)
     if isinstance(value, Mapping):

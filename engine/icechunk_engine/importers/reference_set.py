@@ -152,7 +152,7 @@ def _encoded(text: str) -> bytes:
     try:
         return text.encode()
     except UnicodeEncodeError as error:
-        raise bad_json(f"the text is no valid Unicode ({error})") from None
+        raise bad_json(f"the text is not valid Unicode ({error})") from None
 
 
 def _read_url(url: str, storage_options: Mapping[str, Any] | None) -> bytes:

@@ -192,7 +192,7 @@ class ReferenceBuilder:
         try:
             text = "\0".join(tails).encode() + b"\0"
         except UnicodeEncodeError:
-            raise bad_reference(_first_unencodable(keys), "the key is no valid text") from None
+            raise bad_reference(_first_unencodable(keys), "the key is not valid text") from None
         if text.count(b"\0") != len(tails):
             raise bad_reference(next(key for key in keys if "\0" in key), "the key holds a NUL character")
         self._tails.append(text)
@@ -272,7 +272,7 @@ def _integers(keys: Sequence[str], values: list[list[Any]], item: itemgetter[int
     except OverflowError:
         row = next(row for row, number in enumerate(numbers) if not -(2**63) <= number < 2**63)
         raise bad_reference(
-            keys[row], f"{shown(numbers[row])} is no number of bytes: offset and length must be below 2**63"
+            keys[row], f"{shown(numbers[row])} is not a number of bytes: offset and length must be below 2**63"
         ) from None
     if len(column) and int(column.min()) < 0:
         row = int(np.argmin(column))
@@ -327,7 +327,7 @@ def _encode(keys: list[str], values: list[str]) -> list[bytes]:
     try:
         return list(map(str.encode, values))
     except UnicodeEncodeError:
-        raise bad_reference(keys[_first_bad(values, str.encode)], "the inline text is no valid Unicode") from None
+        raise bad_reference(keys[_first_bad(values, str.encode)], "the inline text is not valid Unicode") from None
 
 
 def _decode_base64(keys: list[str], values: list[str]) -> list[bytes]:

@@ -201,7 +201,7 @@ def _number(source: str, node: ast.expr, scope: Scope) -> Any:
     value = _evaluate(source, node, scope)
     values = value.tolist() if isinstance(value, np.ndarray) else [value]
     if not set(map(type, values)) <= {int, float}:
-        raise bad_template(source, f"{ast.unparse(node)!r} is no number")
+        raise bad_template(source, f"{ast.unparse(node)!r} is not a number")
     # Products of products grow without bound otherwise.
     if values and not (max(values) <= MAX_INTEGER and min(values) >= -MAX_INTEGER):
         raise bad_template(source, f"{ast.unparse(node)!r} is a number beyond every offset")

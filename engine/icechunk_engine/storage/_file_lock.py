@@ -18,7 +18,7 @@ from icechunk_engine._runtime.locks import run_in_child
 from icechunk_engine.errors import ErrorKind, StorageError
 
 LOCK_NAME = ".icechunk.lock#1"
-"""Neither this library nor official lists names that end in ``#`` and digits, so the file is no junk to either."""
+"""Neither this library nor official lists names that end in ``#`` and digits, so the file is not junk to either."""
 
 TURN_NAME = ".icechunk.turn#1"
 

@@ -211,7 +211,7 @@ class FsspecStorage(Storage):
         if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError | KeyError):
             return self._missing(key)
         if isinstance(error, ValueError) and "\0" in key:
-            return InvalidInputError(f"{key!r} is no key", ErrorKind.INVALID_KEY)
+            return InvalidInputError(f"{key!r} is not a key", ErrorKind.INVALID_KEY)
         return StorageError(
             f"cannot {action} {key!r} in {self.identity}: {type(error).__name__}: "
             f"{without_values(str(error), self.options)}. Check the network and "

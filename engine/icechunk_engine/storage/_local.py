@@ -476,8 +476,8 @@ def _restore(cls: type[LocalStorage], root: str, durable: bool) -> LocalStorage:
 
 def _bad_key(key: str) -> InvalidInputError:
     return InvalidInputError(
-        f"{key!r} is no key of a local storage: keys are ASCII, relative, separated by single '/'; no part is empty "
-        f"or starts with '.', and the last does not end in '#' and digits",
+        f"{key!r} is not a key of a local storage: keys are ASCII, relative, separated by single '/'; no part is "
+        f"empty or starts with '.', and the last does not end in '#' and digits",
         ErrorKind.INVALID_KEY,
     )
 

@@ -94,7 +94,7 @@ def s3_bucket(
     config: dict[str, Any] = {"virtual_hosted_style_request": False}
     if endpoint is not None:
         if urlsplit(endpoint).scheme not in ("http", "https"):
-            raise _bad(f"endpoint_url={options.endpoint_url!r} is no URL; write https://host[:port]")
+            raise _bad(f"endpoint_url={options.endpoint_url!r} is not a URL; write https://host[:port]")
         if endpoint.startswith("http://") and not options.allow_http:
             raise _bad(f"endpoint_url={endpoint!r} is not encrypted; pass allow_http=True if that is meant")
         config["endpoint"] = endpoint
@@ -162,7 +162,7 @@ def azure_bucket(
     options, client = split_options(config, "azure_", "storage_")
     endpoint = options.get("endpoint", "").rstrip("/")
     if not _ACCOUNT.fullmatch(_checked_name(account, "account")):
-        raise _bad(f"{account!r} is no name of an account; give it without scheme and domain")
+        raise _bad(f"{account!r} is not an account name; give it without scheme and domain")
     return Bucket(
         kind=StoreKind.AZURE,
         url=redacted(f"az+{endpoint}/{container}") if endpoint else f"az://{account}/{container}",
@@ -309,7 +309,7 @@ def require_text(value: Any, what: str) -> None:
 def _checked_name(name: str, what: str) -> str:
     require_text(name, f"the name of a {what}")
     if not name or any(character in name for character in "/?#@ \\"):
-        raise _bad(f"{name!r} is no name of a {what}; give it without scheme and path")
+        raise _bad(f"{name!r} is not a {what} name; give it without scheme and path")
     return name
 
 
@@ -320,7 +320,7 @@ _REGION = re.compile("[A-Za-z0-9._-]+")
 def _checked_region(region: str) -> str:
     """It becomes a part of the host's name."""
     if not _REGION.fullmatch(region):
-        raise _bad(f"{region!r} is no name of a region")
+        raise _bad(f"{region!r} is not a region name")
     return region
 
 

@@ -13,7 +13,8 @@ def check_range(key: str, start: int, stop: int) -> None:
     """Raise InvalidInputError (``invalid-byte-range``) unless ``0 <= start <= stop``."""
     if not 0 <= start <= stop:
         raise InvalidInputError(
-            f"bytes {start}:{stop} of {key!r} are no range: 0 <= start <= stop must hold", ErrorKind.INVALID_BYTE_RANGE
+            f"bytes {start}:{stop} of {key!r} are not a range: 0 <= start <= stop must hold",
+            ErrorKind.INVALID_BYTE_RANGE,
         )
 
 

@@ -24,7 +24,7 @@ def require_absolute(path: str) -> str:
     """Canonical form of a path that begins with ``/``. Raises InvalidInputError (``invalid-path``)."""
     if not path.startswith(paths.ROOT):
         raise InvalidInputError(
-            f"{path!r} is no absolute path; moves name both ends from the root, like '/group/array'",
+            f"{path!r} is not an absolute path; moves name both ends from the root, like '/group/array'",
             ErrorKind.INVALID_PATH,
         )
     return paths.normalize(path)

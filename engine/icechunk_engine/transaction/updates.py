@@ -319,7 +319,7 @@ def _listed(names: Collection[str]) -> str:
 @singledispatch
 def apply(update: Any, info: RepoInfo, at_us: int) -> tuple[RepoInfo, UpdateRecord]:
     """The changed repo info (ops log untouched) and the ops log entry of one update."""
-    raise TypeError(f"{type(update).__name__} is no repository update")
+    raise TypeError(f"{type(update).__name__} is not a repository update")
 
 
 @apply.register
@@ -485,7 +485,7 @@ def require_ref_name(name: object) -> str:
         return text
     found = f"this one holds {bad!r}" if bad is not None else "this one is empty"
     raise InvalidInputError(
-        f"{text!r} is no name for a branch or tag: names are text without control characters and surrogates, and "
+        f"{text!r} cannot name a branch or tag: names are text without control characters and surrogates, and "
         f"{found}. Choose another name",
         ErrorKind.INVALID_REF_NAME,
     )

@@ -80,7 +80,7 @@ def no_container(
             lines = "\n    ".join(container_lines([_suggested_prefix(location)]))
             advice += f". Add one, in a new session:\n    {lines}"
         else:
-            advice += f"; {scheme}:// is no scheme that a container can have"
+            advice += f"; {scheme}:// is not a scheme that a container can have"
     what = "invalid chunk location, no matching virtual chunk container for"
     if is_stored:
         what = "no virtual chunk container can handle the chunk location"

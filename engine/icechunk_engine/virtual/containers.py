@@ -64,7 +64,7 @@ def normalize_location(location: str) -> str:
     Raises
     ------
     InvalidInputError
-        ``invalid-virtual-ref``: it is no absolute URL.
+        ``invalid-virtual-ref``: it is not an absolute URL.
     """
     try:
         return urls.normalize(location)
@@ -212,7 +212,7 @@ def checked_refs(
     Raises
     ------
     InvalidInputError
-        ``invalid-virtual-ref``: a location is no absolute URL.
+        ``invalid-virtual-ref``: a location is not an absolute URL.
     """
     table = normalize_locations(refs.locations)
     if table is not refs.locations:
@@ -293,7 +293,7 @@ def location_to_path(url: str, *, windows: bool = os.name == "nt") -> str:
     Raises
     ------
     InvalidInputError
-        ``invalid-virtual-ref``: the URL hides a NUL in a file name, or is no path of this system.
+        ``invalid-virtual-ref``: the URL hides a NUL in a file name, or is not a path of this system.
     """
     try:
         path = urls.file_path_bytes(url)

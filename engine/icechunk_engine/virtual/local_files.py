@@ -1,4 +1,4 @@
-"""Virtual chunks in local files, of a folder that is not left and without waiting for what is no file.
+"""Virtual chunks in local files, of a folder that is not left and without waiting for what is not a file.
 
 The file is opened first and judged then, by what the system says of the open file: whoever swaps links and files
 meanwhile wins nothing.
@@ -111,7 +111,7 @@ def _too_short(where: str, stop: int, *, has_some: bool) -> StorageError:
 
 def _no_file(path: str) -> StorageError:
     return StorageError(
-        f"{path}, which a virtual chunk refers to, is no file but a folder, pipe, socket or device. Put the file "
+        f"{path}, which a virtual chunk refers to, is not a file but a folder, pipe, socket or device. Put the file "
         f"back, or correct the references",
         ErrorKind.VIRTUAL_CHUNK_FETCH,
     )

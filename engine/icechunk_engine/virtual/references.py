@@ -86,7 +86,7 @@ def single_reference(location: str, offset: int, length: int, etag: str | None, 
         raise TypeError(f"a location is a URL string, not {location!r}")
     if offset < 0 or length < 0 or offset + length > _LAST_BYTE:
         raise InvalidInputError(
-            f"offset {offset} and length {length} are no byte range of {location!r}: both are counts of bytes",
+            f"offset {offset} and length {length} are not a byte range of {location!r}: both are counts of bytes",
             ErrorKind.INVALID_VIRTUAL_REF,
         )
     return ChunkRef(

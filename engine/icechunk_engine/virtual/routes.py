@@ -72,7 +72,7 @@ def route_of(store: ObjectStoreConfig) -> Route:
     Raises
     ------
     ValueError
-        The endpoint is no address of a web server.
+        The endpoint is not an address of a web server.
     """
     match store:
         case ObjectStoreConfig.S3(options) | ObjectStoreConfig.S3Compatible(options):

@@ -146,7 +146,7 @@ class _Authorised(NamedTuple):
             origin = urls.origin_of(target)
         except ValueError:
             raise StorageError(
-                f"{self.shown}: the server redirects to what is no address of a web server",
+                f"{self.shown}: the server redirects to something that is not a web address",
                 ErrorKind.VIRTUAL_CHUNK_FETCH,
             ) from None
         # A server may ask for encryption.
@@ -319,7 +319,7 @@ def duration_s(value: Any, otherwise: float | None) -> float | None:
     text = str(value).strip()
     spans = list(_DURATION.finditer(text))
     if not spans or "".join(span[0] for span in spans) != text or any(span[2] not in _SECONDS for span in spans):
-        raise InvalidInputError(f"{value!r} is no duration; write e.g. '30s' or '500ms'", ErrorKind.STORAGE_CONFIG)
+        raise InvalidInputError(f"{value!r} is not a duration; write e.g. '30s' or '500ms'", ErrorKind.STORAGE_CONFIG)
     return sum(int(span[1]) * _SECONDS[span[2]] for span in spans)
 
 

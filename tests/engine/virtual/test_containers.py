@@ -605,7 +605,7 @@ def test_containers_credentials_fit_their_containers():
         {"s3://bucket": s3_anonymous_credentials(), "file:///tmp/": LocalFileSystemAccess}
     )
     assert authorize(OURS["s3://bucket/"], granted).credential == Credentials.S3(s3_anonymous_credentials())
-    with pytest.raises(InvalidInputError, match="is no credential"):
+    with pytest.raises(InvalidInputError, match="is not a credential"):
         authorize(OURS["s3://bucket/"], {"s3://bucket/": "key"})  # type: ignore[dict-item]
 
 

@@ -1,4 +1,4 @@
-"""Virtual chunks in local files: what is no file, links, names that mean something to Windows."""
+"""Virtual chunks in local files: what is not a file, links, names that mean something to Windows."""
 
 from __future__ import annotations
 
