@@ -345,7 +345,7 @@ REFUSED: dict[str, tuple[Callable[[str], Any], str]] = {
     "unknown codec": (edited("a/.zarray", json.dumps(ZARRAY | {"compressor": {"id": "magic"}})), "magic.*skip="),
     "GRIB": (edited("a/.zarray", json.dumps(ZARRAY | {"filters": [{"id": "grib", "var": "t"}]})), "grib"),
     "objects": (edited("a/.zarray", json.dumps(ZARRAY | {"dtype": "|O"})), "skip="),
-    "damaged metadata": (edited("a/.zarray", "{"), "no JSON"),
+    "damaged metadata": (edited("a/.zarray", "{"), "not valid JSON"),
     "no shape": (edited("a/.zarray", json.dumps({**ZARRAY, "shape": None})), "shape"),
     "unknown template": (edited("a/0.0", ["{{who}}", 16, 16]), "who"),
     "code in a template": (

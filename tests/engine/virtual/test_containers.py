@@ -596,7 +596,7 @@ def test_the_advice_can_be_run(prefix: str):
 def test_missing_names_are_told():
     with pytest.raises(InvalidInputError, match=r"named 'nowhere' \(named are: nm, blob, web, fl\)"):
         resolve_location("vcc://nowhere/a", OURS)
-    with pytest.raises(InvalidInputError, match="no scheme that a container can have"):
+    with pytest.raises(InvalidInputError, match="not a scheme that a container can have"):
         resolve_location("ftp://h/a", OURS)
 
 

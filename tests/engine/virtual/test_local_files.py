@@ -60,7 +60,7 @@ for name in sys.argv[2:]:
     try:
         reader.fetch(ChunkRef(kind=VIRTUAL, location=prefix + name, length=1), 0, 1)
     except IcechunkError as error:
-        print(error.kind, "no file" in str(error))
+        print(error.kind, "not a file" in str(error))
 """
 
 
