@@ -165,6 +165,12 @@ class Session(Workspace):
         )
         return f"<div><b>icechunk {type(self).__name__}</b><table>{rows}</table></div>"
 
+    @property
+    def _place(self) -> str:
+        """What an operation is about, for logs and errors."""
+        what = "a session without a branch" if self.branch is None else f"a session on branch {self.branch!r}"
+        return f"{what} of {self.storage_identity}"
+
     def _summary(self) -> Iterator[tuple[str, str]]:
         yield "mode", self._mode.name
         if self._branch is not None:
@@ -304,7 +310,7 @@ class Session(Workspace):
 
     # --- ending ------------------------------------------------------------------------------------------------
 
-    @operation(lambda self, *_, **__: f"committing to branch {self.branch!r} of {self.storage_identity}")
+    @operation(lambda self, *_, **__: f"committing {self._place}")
     def commit(
         self,
         message: str,
@@ -446,7 +452,7 @@ class Session(Workspace):
 
     commit_async = async_twin(commit)
 
-    @operation(lambda self, *_, **__: f"amending the tip of branch {self.branch!r} of {self.storage_identity}")
+    @operation(lambda self, *_, **__: f"amending {self._place}")
     def amend(self, message: str, *, metadata: dict[str, Any] | None = None, allow_empty: bool = False) -> str:
         """Put the branch's last snapshot and the edits together into one that takes its place.
 
@@ -541,7 +547,7 @@ class Session(Workspace):
 
     flush_async = async_twin(flush)
 
-    @operation(lambda self, *_, **__: f"rebasing a session on branch {self.branch!r} of {self.storage_identity}")
+    @operation(lambda self, *_, **__: f"rebasing {self._place}")
     def rebase(self, solver: ConflictSolver) -> None:
         """Put the edits on top of the branch's present tip.
 

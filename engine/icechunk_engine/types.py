@@ -127,7 +127,9 @@ def feature_flag_id(name: str) -> int:
         if flag.name == name:
             return flag.id
     known = ", ".join(flag.name for flag in FEATURE_FLAGS)
-    raise InvalidInputError(f"invalid feature flag name: {name!r}; there are {known}", ErrorKind.INVALID_FEATURE_FLAG)
+    raise InvalidInputError(
+        f"invalid feature flag name: {name!r}; the flags are {known}", ErrorKind.INVALID_FEATURE_FLAG
+    )
 
 
 _TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"

@@ -55,7 +55,7 @@ def test_operations_and_requests(repo: ic.Repository, caplog: pytest.LogCaptureF
     caplog.set_level(logging.DEBUG, "icechunk_engine")
     use(repo)
     operations = "\n".join(record.getMessage() for record in caplog.records)
-    assert "committing to branch 'main'" in operations
+    assert "committing a session on branch 'main'" in operations
     assert "chunks/" not in operations
     ic.set_logs_filter("trace")
     caplog.handler.setLevel(TRACE)
@@ -143,7 +143,7 @@ def test_errors_carry_their_trail(repo: ic.Repository) -> None:
     other.commit("first")
     with pytest.raises(ic.ConflictError) as caught:
         session.commit("second")
-    assert any("committing to branch 'main' of" in note for note in caught.value.__notes__)
+    assert any("committing a session on branch 'main' of" in note for note in caught.value.__notes__)
     copy = pickle.loads(pickle.dumps(caught.value))
     assert copy.__notes__ == caught.value.__notes__
     assert str(copy) == str(caught.value)
@@ -173,7 +173,7 @@ def test_spans(repo: ic.Repository, monkeypatch: pytest.MonkeyPatch) -> None:
     spans = exporter.get_finished_spans()
     commit = next(span for span in spans if span.name == "icechunk.commit")
     below = [span for span in spans if span.parent is not None and span.context.trace_id == commit.context.trace_id]
-    assert "committing to branch 'main'" in str(commit.attributes)
+    assert "committing a session on branch 'main'" in str(commit.attributes)
     assert {"icechunk.storage.put", "icechunk.storage.replace"} <= {span.name for span in below}
     written = {str(span.attributes["icechunk.what"]).partition("/")[0] for span in below if span.attributes}
     assert {"snapshots", "transactions", "manifests", "repo"} <= written

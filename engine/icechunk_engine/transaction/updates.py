@@ -276,13 +276,13 @@ def snapshot_row(info: RepoInfo, snapshot_id: SnapshotId) -> int:
 def unknown_branch(name: str, known: Collection[str]) -> RefNotFoundError:
     """The error for a branch that is not there."""
     kind = ErrorKind.BRANCH_NOT_FOUND if name == MAIN else ErrorKind.REF_NOT_FOUND
-    return RefNotFoundError(f"ref not found: no branch {name!r}; there are {_listed(known)}", kind)
+    return RefNotFoundError(f"ref not found: no branch {name!r}. {_listed('branches', known)}", kind)
 
 
 def unknown_tag(name: str, known: Collection[str], *, was_deleted: bool) -> RefNotFoundError:
     """The error for a tag that is not there."""
     gone = " (it was deleted)" if was_deleted else ""
-    return RefNotFoundError(f"ref not found: no tag {name!r}{gone}; there are {_listed(known)}")
+    return RefNotFoundError(f"ref not found: no tag {name!r}{gone}. {_listed('tags', known)}")
 
 
 def branch_taken(name: str) -> AlreadyExistsError:
@@ -311,9 +311,11 @@ def require_deletable(branch: str) -> None:
         raise SessionStateError("the main branch cannot be deleted; reset it instead", ErrorKind.CANNOT_DELETE_MAIN)
 
 
-def _listed(names: Collection[str]) -> str:
+def _listed(what: str, names: Collection[str]) -> str:
+    if not names:
+        return f"The repository has no {what}"
     shown = ", ".join(repr(name) for name in sorted(names)[:10])
-    return (shown + (", …" if len(names) > 10 else "")) or "none"
+    return f"Its {what}: {shown}" + (", …" if len(names) > 10 else "")
 
 
 @singledispatch

@@ -169,7 +169,10 @@ HOSTILE: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: with_gen(gen("a/0.0", "s3://b/x", "{{" + "9" * 490 + "*" + "9" * 490 + "}}", i=[0])),
         "beyond every offset",
     ),
-    "a generated text of 5 000 digits": (lambda: with_gen(gen("a/0.0", "s3://b/x", "9" * 5000, i=[0])), "not an integer"),
+    "a generated text of 5 000 digits": (
+        lambda: with_gen(gen("a/0.0", "s3://b/x", "9" * 5000, i=[0])),
+        "not an integer",
+    ),
     "a sum of 400 terms": (lambda: with_gen(gen("a/0.0", "s3://b/x", "{{" + "1+" * 400 + "1}}", i=[0])), "understood"),
     "an offset of 2**63": (lambda: small_set(**{"a/0.0": ["s3://b/x", 2**63, 16]}), "a/0.0.*below 2"),
     "an offset of 1e400": (
