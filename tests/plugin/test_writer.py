@@ -416,7 +416,7 @@ def test_store_dask_checks_its_arguments(session: Session) -> None:
         xi.store_dask(sources=[], targets=[])
     with pytest.raises(InvalidInputError, match=r"session\.fork\(\)"):
         xi.store_dask(sources=[source], targets=[zarr.open_array(session.store, path="a", mode="r+")])
-    with pytest.raises(InvalidInputError, match="no dask array"):
+    with pytest.raises(InvalidInputError, match="not a dask array"):
         xi.store_dask(sources=[np.ones((8, 6))], targets=[target])
     with pytest.raises(InvalidInputError, match="lock"):
         xi.store_dask(sources=[source], targets=[target], lock=True)
