@@ -282,10 +282,10 @@ def grow_history(engine: Engine, path: Path, count: int) -> None:
 
     Making that many commits would take either library minutes, and what is measured reads none of them.
     """
+    from icechunk_engine.catalog.updates import AddCommit, advance
     from icechunk_engine.format.repo_info import decode_repo_info, encode_repo_info
     from icechunk_engine.format.snapshot_table import SnapshotInfo
     from icechunk_engine.ids import SnapshotId
-    from icechunk_engine.transaction.updates import AddCommit, advance
 
     repository = create(engine, path)
     session = repository.writable_session("main")

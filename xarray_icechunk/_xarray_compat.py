@@ -52,7 +52,7 @@ def fuse_codec_pipeline(array: zarr.Array[Any]) -> None:
         sync_transform = ChunkTransform(codecs=codecs)
     except TypeError:  # a codec without a synchronous face
         return
-    waits = isinstance(array.store, IcechunkStore) and array.store.session.chunks_may_wait
+    waits = isinstance(array.store, IcechunkStore) and array.store.session.chunks_may_be_remote
     is_wide = waits and zarr.config.get("async.concurrency") == _DEFAULT_CONCURRENCY
     fused = (WidePipeline if is_wide else FusedCodecPipeline)(
         codecs=codecs,

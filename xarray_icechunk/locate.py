@@ -13,8 +13,8 @@ from uuid import uuid4
 
 from icechunk_engine.config import RepositoryConfig
 from icechunk_engine.errors import ErrorKind, InvalidInputError, RepositoryNotFoundError
-from icechunk_engine.foreign import describe, official_class
-from icechunk_engine.redaction import redacted
+from icechunk_engine.errors.foreign import describe, official_class
+from icechunk_engine.errors.redaction import redacted
 from icechunk_engine.repository import Repository, open_readonly
 from icechunk_engine.session import Session
 from icechunk_engine.storage.urls import scheme_of, storage_from_url

@@ -12,7 +12,7 @@ import zarr
 from xarray.backends import ZarrStore
 
 from icechunk_engine.errors import ErrorKind, InvalidInputError, ReadOnlyError
-from icechunk_engine.foreign import describe
+from icechunk_engine.errors.foreign import describe
 from icechunk_engine.session import Session
 
 from ._xarray_compat import fuse_codec_pipeline, validate_encoding, validate_region
@@ -170,7 +170,7 @@ class _Writes:
         kind.append(_Write(source, target, region or None))
 
     def write_memory(self, session: Session) -> None:
-        if not session.storage_waits:
+        if not session.storage_is_remote:
             for write in self.memory:
                 write.run()
             return

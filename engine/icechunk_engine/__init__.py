@@ -10,9 +10,10 @@ import importlib.metadata
 import os
 import platform
 
-from icechunk_engine._observe import initialize_logs, set_logs_filter, shutdown_telemetry
-from icechunk_engine.ancestry_graph import AncestryGraph
-from icechunk_engine.chunk_refs import ChunkType
+from icechunk_engine._runtime.observing import initialize_logs, set_logs_filter, shutdown_telemetry
+from icechunk_engine.catalog.ancestry_graph import AncestryGraph
+from icechunk_engine.catalog.history import ManifestFileInfo, SnapshotInfo, Update, UpdateType
+from icechunk_engine.columns.chunk_refs import ChunkType
 from icechunk_engine.config import (
     AnyObjectStoreConfig,
     CachingConfig,
@@ -74,7 +75,6 @@ from icechunk_engine.credentials import (
     s3_refreshable_credentials,
     s3_static_credentials,
 )
-from icechunk_engine.decompression import set_decompression_limit
 from icechunk_engine.errors import (
     AlreadyExistsError,
     ConflictError,
@@ -93,7 +93,7 @@ from icechunk_engine.errors import (
     SnapshotNotFoundError,
     StorageError,
 )
-from icechunk_engine.history import ManifestFileInfo, SnapshotInfo, Update, UpdateType
+from icechunk_engine.format.decompression import set_decompression_limit
 from icechunk_engine.ops.doctor import doctor
 from icechunk_engine.ops.migrate import upgrade_icechunk_repository
 from icechunk_engine.repository import Repository

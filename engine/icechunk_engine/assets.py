@@ -21,12 +21,12 @@ from functools import partial
 from itertools import batched
 from typing import Any
 
-from icechunk_engine._observe import request
 from icechunk_engine._runtime.locks import memory_lock
+from icechunk_engine._runtime.observing import request
 from icechunk_engine._runtime.pools import map_requests
 from icechunk_engine._runtime.shared_loads import SharedLoads
-from icechunk_engine.chunk_finder import ChunkFinder
-from icechunk_engine.chunk_refs import ChunkRefs
+from icechunk_engine.columns.chunk_finder import ChunkFinder
+from icechunk_engine.columns.chunk_refs import ChunkRefs
 from icechunk_engine.config import ResolvedConfig
 from icechunk_engine.errors import (
     ErrorKind,
@@ -276,7 +276,7 @@ class AssetManager:
 
     def manifests(self, manifest_ids: list[ManifestId]) -> list[LoadedManifest]:
         """Several manifests, fetched concurrently where the storage waits; elsewhere small ones are read together."""
-        if self.storage.waits or len(manifest_ids) < 2:
+        if self.storage.is_remote or len(manifest_ids) < 2:
             run_all = partial(map_requests, self.storage)
             return self._caches.manifests.load_many(manifest_ids, self._load_manifest, run_all)
         cache = self._caches.manifests

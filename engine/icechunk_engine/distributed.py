@@ -8,7 +8,7 @@ from typing import Any
 import zarr
 
 from icechunk_engine.errors import ErrorKind, InvalidInputError
-from icechunk_engine.foreign import describe
+from icechunk_engine.errors.foreign import describe
 from icechunk_engine.session import ForkSession, Session
 from icechunk_engine.store import IcechunkStore
 

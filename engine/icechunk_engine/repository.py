@@ -8,11 +8,22 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Self
 
-from icechunk_engine import inspection, presence
-from icechunk_engine._observe import operation
+from icechunk_engine._runtime.observing import operation
 from icechunk_engine._runtime.pools import POOL_SIZE, async_twin
-from icechunk_engine.ancestry_graph import AncestryGraph, Entry, children_first
 from icechunk_engine.assets import AssetManager
+from icechunk_engine.catalog import creating, inspection, updates
+from icechunk_engine.catalog.ancestry_graph import AncestryGraph, Entry, children_first
+from icechunk_engine.catalog.history import (
+    ManifestFileInfo,
+    SnapshotInfo,
+    Update,
+    html_table,
+    public_status,
+    us_of_datetime,
+)
+from icechunk_engine.catalog.publishing import publish, references
+from icechunk_engine.catalog.refs import References, needs_spec_2
+from icechunk_engine.catalog.refs_spec_2 import RepoFileReferences, update_repo_file
 from icechunk_engine.config import RepositoryConfig, StorageSettings, resolve
 from icechunk_engine.credentials import AnyCredential
 from icechunk_engine.errors import (
@@ -23,25 +34,21 @@ from icechunk_engine.errors import (
     RepositoryNotFoundError,
     SnapshotNotFoundError,
 )
-from icechunk_engine.foreign import describe
+from icechunk_engine.errors.foreign import describe
 from icechunk_engine.format import layout
 from icechunk_engine.format.repo_info import Availability, RepoInfo, decode_repo_info
 from icechunk_engine.format.repo_info import SnapshotInfo as SnapshotRecord
-from icechunk_engine.history import ManifestFileInfo, SnapshotInfo, Update, html_table, public_status, us_of_datetime
 from icechunk_engine.ids import ManifestId, SnapshotId
 from icechunk_engine.session import Session, SessionMode
+from icechunk_engine.session.preloading import start_preload
+from icechunk_engine.session.view import RepositoryContext
 from icechunk_engine.storage.base import Storage
 from icechunk_engine.storage.urls import as_storage
 from icechunk_engine.storage.wrappers import LimitedStorage
 from icechunk_engine.store import IcechunkStore, open_store
-from icechunk_engine.transaction import updates
+from icechunk_engine.transaction.commit_logs import merged_log
 from icechunk_engine.transaction.conflicts import ConflictSolver
 from icechunk_engine.transaction.diff import Diff, diff_of_logs
-from icechunk_engine.transaction.logs import merged_log
-from icechunk_engine.transaction.preloading import start_preload
-from icechunk_engine.transaction.publishing import publish, references
-from icechunk_engine.transaction.references import References, needs_spec_2
-from icechunk_engine.transaction.repo_file import RepoFileReferences, update_repo_file
 from icechunk_engine.types import (
     Attribution,
     FeatureFlag,
@@ -50,7 +57,6 @@ from icechunk_engine.types import (
     feature_flag_id,
     feature_flags,
 )
-from icechunk_engine.view import RepositoryContext
 from icechunk_engine.virtual.authorisation import warn_of_missing_credentials
 from icechunk_engine.virtual.resolver import VirtualResolver
 
@@ -85,7 +91,7 @@ class Repository:
         resolved = resolve(config)
         self._storage = storage.with_settings(resolved.storage)
         used, most = self._storage, resolved.max_concurrent_requests
-        if used.waits and most < POOL_SIZE:
+        if used.is_remote and most < POOL_SIZE:
             used = LimitedStorage(used, max(most, 1))
         self._assets = AssetManager(used, resolved, int(spec_version))
         self._resolver = VirtualResolver(resolved.virtual_chunk_containers, self._authorized)
@@ -152,12 +158,12 @@ class Repository:
         version = SpecVersion.current() if spec_version is None else _known_version(spec_version)
         effective = config if config is not None else RepositoryConfig()
         storage = storage.with_settings(resolve(effective).storage)
-        presence.require_free(storage, check_clean_root)
+        creating.require_free(storage, check_clean_root)
         repository = cls(
             storage, effective, authorize_virtual_chunk_access, attribution=attribution, spec_version=version
         )
         persisted = None if effective == RepositoryConfig() else effective.to_dict()
-        presence.make_repository(repository._assets, persisted)
+        creating.make_repository(repository._assets, persisted)
         return repository
 
     create_async = classmethod(async_twin(create.__func__))  # type: ignore[attr-defined]
@@ -206,7 +212,7 @@ class Repository:
         warn_of_missing_credentials(authorize_virtual_chunk_access)
         if config is not None:
             storage = storage.with_settings(resolve(config).storage)
-        found = presence.find(storage)
+        found = creating.find(storage)
         persisted = found.config if found.config is not None else RepositoryConfig()
         effective = persisted.merge(config) if config is not None else persisted
         repository = cls(
@@ -274,14 +280,14 @@ class Repository:
         settings = _require(storage_settings, StorageSettings, "storage_settings")
         if settings is not None:
             place = place.with_settings(settings)
-        return presence.spec_version_of(place)
+        return creating.spec_version_of(place)
 
     fetch_spec_version_async = staticmethod(async_twin(fetch_spec_version))
 
     @staticmethod
     def fetch_config(storage: Place, *, storage_options: Mapping[str, Any] | None = None) -> RepositoryConfig | None:
         """The persisted configuration, None if there is none. Raises RepositoryNotFoundError."""
-        return presence.find(as_storage(storage, storage_options)).config
+        return creating.find(as_storage(storage, storage_options)).config
 
     fetch_config_async = staticmethod(async_twin(fetch_config))
 

@@ -1,4 +1,7 @@
-"""Small public types that several parts share: spec version, repository status, feature flags, attribution."""
+"""Small public types that several parts share: spec version, repository status, feature flags, attribution.
+
+Enumerations behave as those of the official extension module do.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,44 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import IntEnum
+from enum import Enum, IntEnum
+from numbers import Integral
 from typing import Literal
 
-from icechunk_engine.enums import IntegerEnum
 from icechunk_engine.errors import ErrorKind, InvalidInputError
-from icechunk_engine.foreign import describe
+from icechunk_engine.errors.foreign import describe
+
+
+class NumberedEnum(Enum):
+    """Each member has a number, ``int(member)``, and prints as ``Type.member``."""
+
+    _value_: int
+
+    def __int__(self) -> int:
+        return self._value_
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}.{self.name}"
+
+    def __str__(self) -> str:
+        return repr(self)
+
+
+class IntegerEnum(NumberedEnum):
+    """Each member also equals its number, so that ``column == ChunkType.inline`` works on a column of numbers.
+
+    Members are not integers all the same: they do not add up, and all of them are true.
+    """
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Enum):  # an IntEnum is an integer, but another subject
+            return self is other
+        # numpy asks element by element once an array has been told "not implemented".
+        return bool(self._value_ == other) if isinstance(other, Integral) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._value_)
+
 
 CommitMethod = Literal["new_commit", "amend"]
 """How an operation that must commit does so: a new snapshot, or in place of the branch's last one."""

@@ -13,7 +13,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from icechunk_engine.decompression import DamagedError, TooLargeError, gunzip, unzstd
+from icechunk_engine.format.decompression import DamagedError, TooLargeError, gunzip, unzstd
 
 TEXT = b"some text that recurs, " * 5000
 MAGIC = struct.pack("<I", 0xFD2FB528)

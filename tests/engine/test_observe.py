@@ -19,7 +19,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 import icechunk_engine as ic
-from icechunk_engine._observe import TRACE
+from icechunk_engine._runtime.observing import TRACE
 from icechunk_engine.errors import IcechunkError, RefNotFoundError
 from icechunk_engine.storage.wrappers import LatencyStorage
 

@@ -23,10 +23,10 @@ from icechunk_engine import (
     VirtualChunkSpec,
 )
 from icechunk_engine import credentials as creds
-from icechunk_engine._observe import operation
-from icechunk_engine.credential_types import Credential
+from icechunk_engine._runtime.observing import operation
+from icechunk_engine.credentials.types import Credential
 from icechunk_engine.errors import IcechunkError, StorageError
-from icechunk_engine.redaction import masked, redacted, without_values
+from icechunk_engine.errors.redaction import masked, redacted, without_values
 from icechunk_engine.storage import FsspecStorage, Storage, storage_from_url
 from xarray_icechunk import open_or_create_repository
 from xarray_icechunk.locate import _normal_location, split_pipeline
@@ -208,14 +208,14 @@ FAILURES: dict[str, Callable[[], object]] = {
 
 @pytest.mark.parametrize("name", FAILURES)
 def test_errors_show_no_secret(name: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
-    from icechunk_engine.storage import _places
+    from icechunk_engine.storage.object_store import places
     from icechunk_engine.virtual import web
 
     monkeypatch.setattr(web, "_PATIENCE_S", -1)
-    with_settings = _places.with_settings
+    with_settings = places.with_settings
     once = icechunk.StorageSettings(retries=icechunk.StorageRetriesSettings(max_tries=1))
     monkeypatch.setattr(
-        "icechunk_engine.storage._obstore.with_settings", lambda bucket, _: with_settings(bucket, once)
+        "icechunk_engine.storage.object_store.store.with_settings", lambda bucket, _: with_settings(bucket, once)
     )
     with caplog.at_level(logging.DEBUG), pytest.raises(IcechunkError) as caught:
         FAILURES[name]()

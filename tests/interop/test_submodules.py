@@ -252,11 +252,11 @@ def test_a_slow_storage(ic: ModuleType) -> None:
 def test_latency_that_comes_later_is_waited_for() -> None:
     """Requests of a storage that waits go through the pool; it may begin to wait at any time."""
     storage = ours.testing.LatencyStorage(ours.in_memory_storage())
-    assert not storage.waits
+    assert not storage.is_remote
     storage.write_latency_ms = 1
-    assert storage.waits
+    assert storage.is_remote
     storage.write_latency_ms = 0
-    assert not storage.waits
+    assert not storage.is_remote
 
 
 # --- configuration, conflicts, snapshots ---------------------------------------------------------------------------

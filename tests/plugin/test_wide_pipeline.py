@@ -26,7 +26,7 @@ class Far(WrapperStorage):
 
     def __init__(self) -> None:
         super().__init__(ic.in_memory_storage())
-        self.waits = True
+        self.is_remote = True
         self.lock, self.running, self.most = threading.Lock(), Counter[str](), Counter[str]()
 
     def _slowly[R](self, name: str, call: Callable[[], R]) -> R:
@@ -43,8 +43,8 @@ class Far(WrapperStorage):
     def get_range(self, key: str, start: int, stop: int) -> bytes:
         return self._slowly("get", lambda: super(Far, self).get_range(key, start, stop))
 
-    def put(self, key: str, data: bytes | memoryview, *, is_unknown: bool = False) -> None:
-        self._slowly("put", lambda: super(Far, self).put(key, data, is_unknown=is_unknown))
+    def put(self, key: str, data: bytes | memoryview, *, is_new: bool = False) -> None:
+        self._slowly("put", lambda: super(Far, self).put(key, data, is_new=is_new))
 
 
 @pytest.fixture

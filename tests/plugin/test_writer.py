@@ -80,7 +80,7 @@ def test_an_array_that_cannot_be_written_on_a_network() -> None:
             raise StorageError("no")
 
     storage = FaultStorage(ic.in_memory_storage(), fail)
-    storage.waits = True
+    storage.is_remote = True
     repo = ic.Repository.create(storage)
     session = repo.writable_session("main")
     with pytest.raises(StorageError):

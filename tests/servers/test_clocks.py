@@ -10,7 +10,8 @@ import pytest
 import zarr
 
 from icechunk_engine import ErrorKind, FormatError, Repository, Session
-from icechunk_engine.storage import Storage, _obstore
+from icechunk_engine.storage import Storage
+from icechunk_engine.storage.object_store import store as object_store
 
 from .conftest import Running, s3_at
 from .proxy import proxied
@@ -64,12 +65,12 @@ def test_a_right_clock_costs_no_request(s3_server: Running, place: str, monkeypa
         edited(repo).commit("recently updated")
         assert heads() == 0
 
-        modified_us = _obstore._modified_us
+        modified_us = object_store._modified_us
 
         def an_hour_ago(meta: Any) -> int:
             return modified_us(meta) - (3600 * 10**6 if meta["path"].endswith("/repo") else 0)
 
-        monkeypatch.setattr(_obstore, "_modified_us", an_hour_ago)
+        monkeypatch.setattr(object_store, "_modified_us", an_hour_ago)
         repo = Repository.open(s3_at(Running(proxy.port), place))
         for n_heads in (1, 0, 0):
             edited(repo).commit("long after the last update")

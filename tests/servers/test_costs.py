@@ -15,9 +15,9 @@ import zarr
 from numpy.typing import NDArray
 
 from icechunk_engine import Repository
+from icechunk_engine.session.preloading import PRELOAD_THREAD
 from icechunk_engine.storage import Storage
 from icechunk_engine.storage.wrappers import PrefixStorage
-from icechunk_engine.transaction.preloading import PRELOAD_THREAD
 from xarray_icechunk import to_icechunk
 
 from .conftest import BUCKET, Running, s3_at

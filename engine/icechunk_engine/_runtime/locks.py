@@ -20,7 +20,7 @@ fork can inherit a lock that no thread of the child will ever release.
 
 Two queues are not locks in this sense, since they guard no memory and nothing is locked or awaited inside them: kernel
 locks on files, which exclude other processes while a file is replaced, and the turn of those who wait for a disk
-(``storage._durability``).
+(``storage.local.durability``).
 
 Forks
 -----

@@ -23,8 +23,8 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
-from icechunk_engine._observe import bound
 from icechunk_engine._runtime.locks import forget_in_child, memory_lock
+from icechunk_engine._runtime.observing import bound
 
 POOL_SIZE = 256
 """Requests in flight in one process: official's default (``max_concurrent_requests``). Threads come as needed."""
@@ -33,7 +33,7 @@ POOL_SIZE = 256
 class Waiting(Protocol):
     """What this module asks of a storage."""
 
-    waits: bool
+    is_remote: bool
 
 
 class _Pool:
@@ -94,7 +94,7 @@ def map_requests[T, R](storage: Waiting, function: Callable[[T], R], items: Iter
     that none is still running when the caller cleans up.
     """
     items = list(items)
-    if not storage.waits or len(items) < 2:
+    if not storage.is_remote or len(items) < 2:
         return [function(item) for item in items]
     return _map(_POOL, function, items)
 

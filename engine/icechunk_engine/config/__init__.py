@@ -11,8 +11,8 @@
 ======================  ========================================================================
 """
 
-from icechunk_engine._observe import initialize_logs, set_logs_filter, shutdown_telemetry
-from icechunk_engine.config.conditions import (
+from icechunk_engine._runtime.observing import initialize_logs, set_logs_filter, shutdown_telemetry
+from icechunk_engine.config.array_conditions import (
     NEVER_SPLIT,
     ManifestPreloadCondition,
     ManifestSplitCondition,

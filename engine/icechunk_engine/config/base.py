@@ -18,8 +18,8 @@ from enum import Enum
 from typing import Any, NamedTuple, Self
 
 from icechunk_engine.errors import ErrorKind, FormatError, InvalidInputError
-from icechunk_engine.foreign import describe
-from icechunk_engine.redaction import redacted
+from icechunk_engine.errors.foreign import describe
+from icechunk_engine.errors.redaction import redacted
 
 
 class Kind:

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, ClassVar
 
-from icechunk_engine.config import urls
+from icechunk_engine.config import virtual_urls
 from icechunk_engine.config.base import U32, Choice, Flag, Kind, Settings, Text, setting
 from icechunk_engine.config.headers import problem_of_headers
-from icechunk_engine.enums import IntegerEnum
 from icechunk_engine.errors import ErrorKind, InvalidInputError
-from icechunk_engine.foreign import describe
-from icechunk_engine.redaction import MASK, masked, redacted
+from icechunk_engine.errors.foreign import describe
+from icechunk_engine.errors.redaction import MASK, masked, redacted
+from icechunk_engine.types import IntegerEnum
 
 
 class ChecksumAlgorithm(IntegerEnum):
@@ -350,22 +350,22 @@ def _container_problem(container: VirtualChunkContainer) -> str | None:
         return "its name must not be empty or hold '/'"
     if not prefix.endswith("/"):
         return f"the prefix must end in '/'; write {prefix + '/'!r}"
-    scheme = urls.scheme_of(prefix)
+    scheme = virtual_urls.scheme_of(prefix)
     if scheme not in store.schemes:
         known = " or ".join(f"{name}://" for name in sorted(store.schemes))
         return f"{store!r} serves {known} only; use the store that fits the prefix"
     if isinstance(store, HttpStore) and (problem := problem_of_headers(store.headers or {})) is not None:
         return problem
     try:
-        canonical = urls.normalize(prefix)
+        canonical = virtual_urls.normalize(prefix)
     except ValueError as error:
         return str(error)
     if "?" in prefix or "#" in prefix:
         return "the prefix must not hold '?' or '#'; write %3F and %23 for these characters in a key"
     if scheme == "file":
-        return None if urls.path_of(canonical) else "give a directory, such as file:///data/, not the root"
-    authority = urls.authority_of(canonical)
-    return None if urls.is_authority(authority) else f"{authority!r} is not a valid bucket or host"
+        return None if virtual_urls.path_of(canonical) else "give a directory, such as file:///data/, not the root"
+    authority = virtual_urls.authority_of(canonical)
+    return None if virtual_urls.is_authority(authority) else f"{authority!r} is not a valid bucket or host"
 
 
 @dataclass(frozen=True, slots=True, repr=False)

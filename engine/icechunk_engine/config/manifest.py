@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from icechunk_engine.config.base import I32, U16, U32, Kind, Part, Settings, setting
-from icechunk_engine.config.conditions import (
+from icechunk_engine.config.array_conditions import (
     NEVER_SPLIT,
     ConditionKind,
     ManifestPreloadCondition,
@@ -17,6 +16,7 @@ from icechunk_engine.config.conditions import (
     ManifestSplitDimCondition,
     SplitSizes,
 )
+from icechunk_engine.config.base import I32, U16, U32, Kind, Part, Settings, setting
 
 _COORDINATE_NAMES = (
     r"^\bt\b$|^(time|min|hour|day|week|month|year)[0-9]*$",

@@ -14,8 +14,8 @@ from icechunk_engine.config.base import U8, U16, U64, Choice, Kind, Part, Settin
 from icechunk_engine.config.containers import VirtualChunkContainer, validate_container
 from icechunk_engine.config.manifest import ManifestConfig
 from icechunk_engine.config.storage import StorageRetriesSettings, StorageSettings
-from icechunk_engine.enums import IntegerEnum
-from icechunk_engine.foreign import describe
+from icechunk_engine.errors.foreign import describe
+from icechunk_engine.types import IntegerEnum
 
 
 class _WithDefault(EnumType):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from icechunk_engine.config.array_conditions import ManifestPreloadCondition
 from icechunk_engine.config.base import effective
-from icechunk_engine.config.conditions import ManifestPreloadCondition
 from icechunk_engine.config.containers import VirtualChunkContainer, is_valid_container
 from icechunk_engine.config.manifest import (
     ManifestConfig,

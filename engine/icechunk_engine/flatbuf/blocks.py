@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from icechunk_engine.columns import I64, U8, BytesTable, scatter_ranges, starts_of
+from icechunk_engine.columns.tables import I64, U8, BytesTable, scatter_ranges, starts_of
 from icechunk_engine.flatbuf.distinct import sorted_distinct
 from icechunk_engine.flatbuf.writer import Arena, TableLayout, forward
 

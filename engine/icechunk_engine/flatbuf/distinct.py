@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from icechunk_engine.columns import I64, U8, U64
+from icechunk_engine.columns.tables import I64, U8, U64
 from icechunk_engine.errors import InternalError
 
 _SLAB_ROWS = 2**14

@@ -19,7 +19,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from icechunk_engine.columns import I64, U8, BytesTable, broadcast_column, starts_of
+from icechunk_engine.columns.tables import I64, U8, BytesTable, broadcast_column, starts_of
 from icechunk_engine.errors import ErrorKind, FormatError
 
 Mask = NDArray[np.bool_]

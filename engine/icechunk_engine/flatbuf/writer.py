@@ -5,7 +5,7 @@ forwards. Contents may follow later, and large ones are made slab by slab while 
 that is compressed as it is made never exists as a whole.
 
 >>> import numpy as np
->>> from icechunk_engine.columns import BytesTable
+>>> from icechunk_engine.columns.tables import BytesTable
 >>> PERSON = TableLayout.of({0: OFFSET, 1: "<u8"})
 >>> arena = Arena(b"Test")
 >>> root = arena.tables(TableLayout.of({0: OFFSET}), 1)
@@ -30,7 +30,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from icechunk_engine.columns import I64, U8, BytesTable, as_u8, ragged_positions, scatter_ranges, starts_of
+from icechunk_engine.columns.tables import I64, U8, BytesTable, as_u8, ragged_positions, scatter_ranges, starts_of
 from icechunk_engine.errors import ErrorKind, FormatError, InternalError
 
 MAX_BUFFER_SIZE = 2**31 - 1

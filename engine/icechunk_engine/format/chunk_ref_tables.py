@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from icechunk_engine.chunk_refs import INLINE, NATIVE, NO_CODE, VIRTUAL, ChunkRefs, concat
-from icechunk_engine.columns import (
+from icechunk_engine.columns.chunk_refs import INLINE, NATIVE, NO_CODE, VIRTUAL, ChunkRefs, concat
+from icechunk_engine.columns.tables import (
     I64,
     U8,
     BytesTable,

@@ -22,9 +22,9 @@ from typing import Any
 
 import zstandard
 
-from icechunk_engine.columns import U8, as_u8
-from icechunk_engine.decompression import DamagedError, TooLargeError, fair_limit, unzstd
+from icechunk_engine.columns.tables import U8, as_u8
 from icechunk_engine.errors import ErrorKind, FormatError
+from icechunk_engine.format.decompression import DamagedError, TooLargeError, fair_limit, unzstd
 
 MAGIC = "ICE🧊CHUNK".encode()
 HEADER_SIZE = 39

@@ -13,8 +13,8 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from icechunk_engine.columns import I64, U8, BytesTable, starts_of
-from icechunk_engine.decompression import fair_limit
+from icechunk_engine.columns.tables import I64, U8, BytesTable, starts_of
+from icechunk_engine.format.decompression import fair_limit
 
 MAX_COMPRESSIBLE_LOCATION = 1024
 """The official reader's buffer: one longer compressed location makes a whole manifest unreadable for it."""

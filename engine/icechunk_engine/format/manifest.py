@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from icechunk_engine.chunk_refs import VIRTUAL, ChunkRefs
-from icechunk_engine.columns import U8, BytesTable, starts_of
+from icechunk_engine.columns.chunk_refs import VIRTUAL, ChunkRefs
+from icechunk_engine.columns.tables import U8, BytesTable, starts_of
 from icechunk_engine.errors import ErrorKind, FormatError
 from icechunk_engine.flatbuf.reader import Buffer, JoinedBuffer, Tables
 from icechunk_engine.flatbuf.writer import OFFSET, Arena, TableLayout

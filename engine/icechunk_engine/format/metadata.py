@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from icechunk_engine.columns import I64, BytesTable, ragged_positions, starts_of
+from icechunk_engine.columns.tables import I64, BytesTable, ragged_positions, starts_of
 from icechunk_engine.errors import ErrorKind, FormatError, InvalidInputError
 from icechunk_engine.flatbuf import flexbuffers
 from icechunk_engine.flatbuf.reader import Vectors

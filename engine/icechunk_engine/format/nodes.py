@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icechunk_engine import paths
-from icechunk_engine.columns import (
+from icechunk_engine.columns.tables import (
     I64,
     U8,
     U32,
@@ -33,8 +33,8 @@ from icechunk_engine.columns import (
 from icechunk_engine.errors import ErrorKind, FormatError
 from icechunk_engine.flatbuf.distinct import sorted_distinct
 from icechunk_engine.format.metadata import encode_text
+from icechunk_engine.format.zarr_metadata import ArrayShape
 from icechunk_engine.ids import ManifestId, NodeId
-from icechunk_engine.zarr_metadata import ArrayShape
 
 UNNAMED = -1
 """In ``name_codes``: a dimension without a name."""

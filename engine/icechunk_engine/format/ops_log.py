@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from icechunk_engine.columns import I64, BytesTable, concat_tables
+from icechunk_engine.columns.tables import I64, BytesTable, concat_tables
 from icechunk_engine.errors import ErrorKind, FormatError
 from icechunk_engine.flatbuf.reader import Tables
 from icechunk_engine.flatbuf.writer import OFFSET, Arena, TableLayout, TableWriter

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from icechunk_engine.columns import I64, BytesTable
+from icechunk_engine.columns.tables import I64, BytesTable
 from icechunk_engine.errors import ErrorKind, FormatError, InternalError
 from icechunk_engine.flatbuf import flexbuffers
 from icechunk_engine.flatbuf.reader import Buffer, Tables

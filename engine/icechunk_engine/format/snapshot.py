@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from icechunk_engine.columns import I64, U8, U32, U64, gather_ranges, row_keys, starts_of
+from icechunk_engine.columns.tables import I64, U8, U32, U64, gather_ranges, row_keys, starts_of
 from icechunk_engine.errors import ErrorKind, FormatError, InternalError
 from icechunk_engine.flatbuf.reader import Buffer, Tables
 from icechunk_engine.flatbuf.writer import OFFSET, Arena, TableLayout, TableWriter
@@ -21,8 +21,8 @@ from icechunk_engine.format import header, schema
 from icechunk_engine.format.header import FileType
 from icechunk_engine.format.metadata import MetadataColumns, encode_text
 from icechunk_engine.format.nodes import UNNAMED, ManifestRef, Node, NodeTable, without_empty
+from icechunk_engine.format.zarr_metadata import MAX_NUM_CHUNKS, regular_chunk_lengths
 from icechunk_engine.ids import INITIAL_SNAPSHOT_ID, ManifestId, NodeId, SnapshotId
-from icechunk_engine.zarr_metadata import MAX_NUM_CHUNKS, regular_chunk_lengths
 
 __all__ = [
     "INITIAL_MESSAGE",

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from icechunk_engine.columns import (
+from icechunk_engine.columns.tables import (
     I64,
     U8,
     U64,

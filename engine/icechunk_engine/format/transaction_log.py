@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from icechunk_engine.columns import U8, U32, BytesTable
+from icechunk_engine.columns.tables import U8, U32, BytesTable
 from icechunk_engine.flatbuf.blocks import BlockTables
 from icechunk_engine.flatbuf.reader import Buffer, Tables
 from icechunk_engine.flatbuf.writer import OFFSET, Arena, TableLayout

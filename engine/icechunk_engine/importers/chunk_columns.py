@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from icechunk_engine.chunk_refs import INLINE as INLINE_KIND
-from icechunk_engine.chunk_refs import VIRTUAL, ChunkRefs
-from icechunk_engine.columns import I64, U32, U64, BytesTable, factorize, ragged_positions
+from icechunk_engine.columns.chunk_refs import INLINE as INLINE_KIND
+from icechunk_engine.columns.chunk_refs import VIRTUAL, ChunkRefs
+from icechunk_engine.columns.tables import I64, U32, U64, BytesTable, factorize, ragged_positions
 from icechunk_engine.errors import ErrorKind, InvalidInputError
 from icechunk_engine.importers.chunk_keys import Assignment, assign
-from icechunk_engine.importers.hierarchy import SetArray, SetHierarchy
+from icechunk_engine.importers.reference_columns import INLINE, RANGE, WHOLE_FILE, References
 from icechunk_engine.importers.reference_set import ReferenceSet
-from icechunk_engine.importers.references import INLINE, RANGE, WHOLE_FILE, References
+from icechunk_engine.importers.tree import SetArray, SetHierarchy
 
 UNKNOWN_SIZE = -1
 

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from icechunk_engine.columns import I64, U8, U32
+from icechunk_engine.columns.tables import I64, U8, U32
 from icechunk_engine.errors import ErrorKind, InvalidInputError
-from icechunk_engine.importers.references import KeyedReferences
+from icechunk_engine.importers.reference_columns import KeyedReferences
 from icechunk_engine.importers.wording import shown
 
 MAX_DIGITS = 10

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from icechunk_engine._observe import operation
-from icechunk_engine.chunk_refs import INLINE
+from icechunk_engine._runtime.observing import operation
+from icechunk_engine.columns.chunk_refs import INLINE
 from icechunk_engine.config import resolve
 from icechunk_engine.errors import AlreadyExistsError, ErrorKind, InternalError
-from icechunk_engine.foreign import describe
+from icechunk_engine.errors.foreign import describe
 from icechunk_engine.importers.limits import ReferenceLimits
 from icechunk_engine.importers.metadata_v2 import group_document
 from icechunk_engine.importers.plan import (

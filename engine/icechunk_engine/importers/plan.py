@@ -13,16 +13,16 @@ from typing import Any, Literal
 import numpy as np
 
 from icechunk_engine import paths
-from icechunk_engine.chunk_refs import INLINE, VIRTUAL, ChunkRefs
-from icechunk_engine.columns import I64
+from icechunk_engine.columns.chunk_refs import INLINE, VIRTUAL, ChunkRefs
+from icechunk_engine.columns.tables import I64
 from icechunk_engine.errors import InvalidInputError
-from icechunk_engine.importers import locations
+from icechunk_engine.importers import target_urls
 from icechunk_engine.importers.chunk_columns import UNKNOWN_SIZE, UrlTable, gather_sources, plan_refs, url_table
-from icechunk_engine.importers.hierarchy import build_hierarchy
-from icechunk_engine.importers.local_files import FileFacts, file_facts
+from icechunk_engine.importers.files_on_disk import FileFacts, file_facts
 from icechunk_engine.importers.reference_set import ReferenceSet
+from icechunk_engine.importers.tree import build_hierarchy
 from icechunk_engine.virtual.containers import Containers
-from icechunk_engine.virtual.references import whole_seconds
+from icechunk_engine.virtual.specs import whole_seconds
 
 Checksum = Literal["last_modified"] | datetime | None
 """What to store with virtual references, so that a later change of a file is noticed."""
@@ -41,7 +41,7 @@ class ImportReport:
     num_virtual, num_inline
         Chunk references into files, and chunks whose bytes were in the reference set.
     num_files
-        Distinct locations.
+        Distinct target_urls.
     skipped
         Arrays left out by ``skip=``, as paths in the set.
     num_stray, stray
@@ -156,11 +156,11 @@ def _below(top: str, path: str) -> str:
 
 def _look_up(urls: Sequence[str | None], used: I64, containers: Containers | None, options: ImportOptions) -> UrlTable:
     """Locations, containers, sizes and times of the URLs that are used, each distinct one once."""
-    found = locations.resolve_urls(
+    found = target_urls.resolve_urls(
         [urls[position] for position in used], target=options.target, fs_root=options.fs_root
     )
     if containers is not None:
-        found = locations.place_in_containers(found, containers)
+        found = target_urls.place_in_containers(found, containers)
     facts = file_facts(found) if options.check_files else [None] * len(found)
     sizes = [
         fact.size_bytes if fact is not None else options.file_sizes.get(location, UNKNOWN_SIZE)

@@ -13,13 +13,13 @@ from typing import Any
 
 import fsspec
 
-from icechunk_engine.decompression import DamagedError, TooLargeError, gunzip, unzstd
 from icechunk_engine.errors import ErrorKind, InvalidInputError, ObjectNotFoundError, StorageError
+from icechunk_engine.format.decompression import DamagedError, TooLargeError, gunzip, unzstd
 from icechunk_engine.importers import templates as rendering
 from icechunk_engine.importers.generation import generated
 from icechunk_engine.importers.limits import Budget, ReferenceLimits, over_limit
 from icechunk_engine.importers.member_stream import ReferenceDocument, bad_json
-from icechunk_engine.importers.references import KeyedReferences, ReferenceBuilder
+from icechunk_engine.importers.reference_columns import KeyedReferences, ReferenceBuilder
 from icechunk_engine.importers.wording import shown
 
 _GZIP_MAGIC, _ZSTD_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"

@@ -13,9 +13,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import batched
 
-from icechunk_engine import presence
 from icechunk_engine._runtime.pools import map_requests
 from icechunk_engine.assets import AssetManager
+from icechunk_engine.catalog import creating
+from icechunk_engine.catalog.clock_check import now_us
+from icechunk_engine.catalog.durable_files import settle
+from icechunk_engine.catalog.history import require_date
+from icechunk_engine.catalog.refs_spec_1 import RefFileReferences, list_refs, parents_form_circle
+from icechunk_engine.catalog.updates import MAIN, unknown_branch
 from icechunk_engine.config import RepositoryConfig, resolve
 from icechunk_engine.errors import (
     ConflictError,
@@ -26,19 +31,14 @@ from icechunk_engine.errors import (
     SessionStateError,
     VersionMismatchError,
 )
-from icechunk_engine.foreign import describe
+from icechunk_engine.errors.foreign import describe
 from icechunk_engine.format import layout, v1
 from icechunk_engine.format.ops_log import Availability, Status, UpdateKind, UpdateRecord, UpdateTable
 from icechunk_engine.format.repo_info import RepoInfo, encode_repo_info
 from icechunk_engine.format.snapshot_table import SnapshotInfo, SnapshotTable
-from icechunk_engine.history import require_date
 from icechunk_engine.ids import SnapshotId
 from icechunk_engine.repository import Repository
 from icechunk_engine.storage.base import Storage
-from icechunk_engine.transaction.clocks import now_us
-from icechunk_engine.transaction.durability import settle
-from icechunk_engine.transaction.ref_files import RefFileReferences, list_refs, parents_form_circle
-from icechunk_engine.transaction.updates import MAIN, unknown_branch
 from icechunk_engine.types import SpecVersion
 
 _MS = 1000  # in microseconds
@@ -275,7 +275,7 @@ def _upgrade(assets: AssetManager, concurrency: int, *, dry_run: bool) -> None:
     refs = _read_refs(storage)
     if MAIN not in refs.branches:
         raise unknown_branch(MAIN, refs.branches)
-    config = presence.find(storage).config
+    config = creating.find(storage).config
     info = upgraded_repo_info(refs, _read_history(assets, refs, concurrency), config, now_us())
     data = encode_repo_info(info, level=assets.config.compression_level)
     _require_unchanged(storage, refs)

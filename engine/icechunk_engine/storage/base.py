@@ -15,7 +15,7 @@ Every backend promises, and :mod:`icechunk_engine.testing.storage_suite` checks:
 5. *Versions never repeat.* The version of an object whose content was written anew differs from those before,
    or stands for byte-identical content.
 
-Calls are synchronous and thread-safe. A storage whose calls wait for a network says so (``waits``), and the engine
+Calls are synchronous and thread-safe. A storage whose calls wait for a network says so (``is_remote``), and the engine
 then runs them on its bounded pool of threads (:mod:`icechunk_engine._runtime.pools`); calls of the others are made in
 place.
 """
@@ -67,7 +67,7 @@ class Storage(ABC):
     Subclasses are picklable (a memory storage within its process) and compare equal when they are the same place.
     """
 
-    waits: bool = False
+    is_remote: bool = False
     """True when calls wait for a network."""
 
     read_only: bool = False
@@ -112,12 +112,12 @@ class Storage(ABC):
         """The whole object and the version that it is. Raises ObjectNotFoundError."""
 
     @abstractmethod
-    def put(self, key: str, data: bytes | memoryview, *, is_unknown: bool = False) -> None:
+    def put(self, key: str, data: bytes | memoryview, *, is_new: bool = False) -> None:
         """Write an object under a key nobody else uses (unique ids), or overwrite it.
 
         Parameters
         ----------
-        is_unknown
+        is_new
             Nobody can look for the key before this returns, as with a chunk of an uncommitted change: whoever lists
             may then see a part of it, and a writer that is killed may leave that part behind.
         """
@@ -172,7 +172,7 @@ class Storage(ABC):
         """
         return None
 
-    def turn(self) -> AbstractContextManager[None]:
+    def commit_queue(self) -> AbstractContextManager[None]:
         """Held while a commit is prepared and swapped in, so that others need not prepare what will lose.
 
         Advice only, and only where it is cheap: whoever has waited a while goes on without. What keeps commits safe

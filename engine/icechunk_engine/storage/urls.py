@@ -14,13 +14,13 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from icechunk_engine.errors import ErrorKind, InvalidInputError
-from icechunk_engine.foreign import describe
-from icechunk_engine.storage._aws_profiles import FromProfile, endpoint_of_profile, region_of_profile
-from icechunk_engine.storage._fsspec import FsspecStorage, is_known_protocol
-from icechunk_engine.storage._local import LocalStorage
-from icechunk_engine.storage._memory import MemoryStorage
+from icechunk_engine.errors.foreign import describe
 from icechunk_engine.storage.base import Storage
-from icechunk_engine.storage.object_stores import azure_storage, gcs_storage, http_storage, s3_storage
+from icechunk_engine.storage.constructors import azure_storage, gcs_storage, http_storage, s3_storage
+from icechunk_engine.storage.fsspec_files import FsspecStorage, is_known_protocol
+from icechunk_engine.storage.local.store import LocalStorage
+from icechunk_engine.storage.memory import MemoryStorage
+from icechunk_engine.storage.object_store.aws_profiles import FromProfile, endpoint_of_profile, region_of_profile
 
 SUPPORTED = (
     "a local path, file:///absolute/path, memory://name, s3://bucket/prefix, gs://bucket/prefix, "

@@ -45,7 +45,7 @@ class WrapperStorage(Storage):
 
     def __init__(self, inner: Storage) -> None:
         self.inner = inner
-        self.waits = inner.waits
+        self.is_remote = inner.is_remote
         self.read_only = inner.read_only
 
     @property
@@ -61,8 +61,8 @@ class WrapperStorage(Storage):
     def get_versioned(self, key: str) -> tuple[bytes, Version]:
         return self.inner.get_versioned(key)
 
-    def put(self, key: str, data: bytes | memoryview, *, is_unknown: bool = False) -> None:
-        self.inner.put(key, data, is_unknown=is_unknown)
+    def put(self, key: str, data: bytes | memoryview, *, is_new: bool = False) -> None:
+        self.inner.put(key, data, is_new=is_new)
 
     def create(self, key: str, data: bytes) -> Version:
         return self.inner.create(key, data)
@@ -94,8 +94,8 @@ class WrapperStorage(Storage):
     def heard_us(self) -> int | None:
         return self.inner.heard_us()
 
-    def turn(self) -> AbstractContextManager[None]:
-        return self.inner.turn()
+    def commit_queue(self) -> AbstractContextManager[None]:
+        return self.inner.commit_queue()
 
     def with_settings(self, settings: StorageSettings) -> Storage:
         inner = self.inner.with_settings(settings)
@@ -130,8 +130,8 @@ class PrefixStorage(WrapperStorage):
     def get_versioned(self, key: str) -> tuple[bytes, Version]:
         return self.inner.get_versioned(self._start + key)
 
-    def put(self, key: str, data: bytes | memoryview, *, is_unknown: bool = False) -> None:
-        self.inner.put(self._start + key, data, is_unknown=is_unknown)
+    def put(self, key: str, data: bytes | memoryview, *, is_new: bool = False) -> None:
+        self.inner.put(self._start + key, data, is_new=is_new)
 
     def create(self, key: str, data: bytes) -> Version:
         return self.inner.create(self._start + key, data)
@@ -174,7 +174,7 @@ class ReadOnlyStorage(WrapperStorage):
         super().__init__(inner)
         self.read_only = True
 
-    def put(self, key: str, data: bytes | memoryview, *, is_unknown: bool = False) -> None:
+    def put(self, key: str, data: bytes | memoryview, *, is_new: bool = False) -> None:
         raise self._refusal(f"write {key!r}")
 
     def create(self, key: str, data: bytes) -> Version:
@@ -213,9 +213,9 @@ class ObservingStorage(WrapperStorage):
     def get_versioned(self, key: str) -> tuple[bytes, Version]:
         return self.around(StorageCall("get_versioned", (key,)), lambda: self.inner.get_versioned(key))
 
-    def put(self, key: str, data: bytes | memoryview, *, is_unknown: bool = False) -> None:
+    def put(self, key: str, data: bytes | memoryview, *, is_new: bool = False) -> None:
         call = StorageCall("put", (key,), memoryview(data).nbytes)
-        self.around(call, lambda: self.inner.put(key, data, is_unknown=is_unknown))
+        self.around(call, lambda: self.inner.put(key, data, is_new=is_new))
 
     def create(self, key: str, data: bytes) -> Version:
         return self.around(StorageCall("create", (key,), len(data)), lambda: self.inner.create(key, data))
@@ -370,7 +370,7 @@ class LatencyStorage(ObservingStorage):
         self._set_waits()
 
     def _set_waits(self) -> None:
-        self.waits = self.inner.waits or self._write_latency_ms > 0 or self._read_latency_ms > 0
+        self.is_remote = self.inner.is_remote or self._write_latency_ms > 0 or self._read_latency_ms > 0
 
     def around[R](self, call: StorageCall, function: Callable[[], R]) -> R:
         latency_ms = self.write_latency_ms if call.writes else self.read_latency_ms

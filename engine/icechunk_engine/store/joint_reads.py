@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from icechunk_engine._runtime.pools import request
-from icechunk_engine.chunk_refs import ChunkRef
+from icechunk_engine.columns.chunk_refs import ChunkRef
 from icechunk_engine.errors import IcechunkError
 from icechunk_engine.store.byte_ranges import Piece, coalesce
 

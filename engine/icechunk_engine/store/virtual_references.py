@@ -13,12 +13,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from icechunk_engine import paths
 from icechunk_engine._runtime.pools import async_twin
-from icechunk_engine.chunk_refs import ChunkRefs
+from icechunk_engine.columns.chunk_refs import ChunkRefs
 from icechunk_engine.errors import ErrorKind, InvalidInputError, NodeNotFoundError, SessionStateError
 from icechunk_engine.keys import ChunkIndex
 from icechunk_engine.session import Session
 from icechunk_engine.transaction.chunks import ArrayReader
-from icechunk_engine.virtual.references import (
+from icechunk_engine.virtual.specs import (
     Checksum,
     ReferenceBatch,
     reference_batches,
@@ -216,7 +216,7 @@ class VirtualReferences(ABC):
         Six columns of equal length:
 
         - ``uint32 (n, ndim)``: chunk indices.
-        - ``uint8 (n,)``: values of :class:`~icechunk_engine.chunk_refs.ChunkType`.
+        - ``uint8 (n,)``: values of :class:`~icechunk_engine.columns.chunk_refs.ChunkType`.
         - ``list[str]``: absolute URL of a virtual chunk, id of a native one, ``""`` of an inline one.
         - ``uint64 (n,)``: offset in that object, 0 for inline chunks.
         - ``uint64 (n,)``: length in bytes.

@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from zarr.abc.store import ByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 
-from icechunk_engine import key_listing, keys, paths
-from icechunk_engine._observe import add_step
+from icechunk_engine import keys, paths
+from icechunk_engine._runtime.observing import add_step
 from icechunk_engine._runtime.pools import in_thread, request
-from icechunk_engine.chunk_refs import NATIVE, VIRTUAL, ChunkRef, ChunkRefs
+from icechunk_engine.columns.chunk_refs import NATIVE, VIRTUAL, ChunkRef, ChunkRefs
 from icechunk_engine.errors import (
     ErrorKind,
     IcechunkError,
@@ -35,9 +35,10 @@ from icechunk_engine.errors import (
     ReadOnlyError,
     SessionStateError,
 )
-from icechunk_engine.foreign import describe
+from icechunk_engine.errors.foreign import describe
 from icechunk_engine.keys import ChunkIndex
 from icechunk_engine.session import Session
+from icechunk_engine.store import key_listing
 from icechunk_engine.store.byte_ranges import Piece, coalesce, cut, deal, resolve
 from icechunk_engine.store.joint_reads import JointReads
 from icechunk_engine.store.virtual_references import Target, VirtualReferences
@@ -187,7 +188,7 @@ class IcechunkStore(VirtualReferences, Store):
     @property
     def _supports_sync_io(self) -> bool:
         """Zarr's synchronous pipeline reads with a handful of threads: right for disks, far too few for a network."""
-        return not self._session.chunks_may_wait
+        return not self._session.chunks_may_be_remote
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         """The value of a key, or a range of it; None when it is not there. Ranges are cut at the value's end.
@@ -218,16 +219,16 @@ class IcechunkStore(VirtualReferences, Store):
 
     async def _ready(self) -> None:
         """Fetch what nodes are looked up in, where that would make the event loop wait for a network."""
-        if self._session.nodes_wait:
+        if self._session.nodes_are_remote:
             await self._session.load_nodes()
 
     async def _locate(self, path: str, index: ChunkIndex) -> ChunkRef | None:
-        if self._session.storage_waits:
+        if self._session.storage_is_remote:
             return await self._session.locate_chunk_async(path, index)
         return self._session.locate_chunk(path, index)
 
     async def _fetch(self, ref: ChunkRef, start: int, stop: int) -> bytes:
-        if self._session.fetch_waits(ref):
+        if self._session.chunk_is_remote(ref):
             if ref.kind == VIRTUAL and start < stop:
                 return await self._joint_reads.read(ref, start, stop)
             return await request(self._session.fetch_chunk, ref, start, stop)
@@ -272,7 +273,7 @@ class IcechunkStore(VirtualReferences, Store):
     ) -> builtins.list[Buffer | None]:
         """Values or ranges of several keys, in their order; None for each that is not there."""
         wanted = list(key_ranges)
-        if not self._session.chunks_may_wait:
+        if not self._session.chunks_may_be_remote:
             return [await self.get(key, prototype, byte_range) for key, byte_range in wanted]
         return await _gather(
             [_Call(self.get, (key, prototype, byte_range)) for key, byte_range in wanted],
@@ -305,7 +306,7 @@ class IcechunkStore(VirtualReferences, Store):
         try:
             source = await self._source(key)
             groups = self._plan(source, byte_ranges, max_gap_bytes, max_coalesced_bytes)
-            if isinstance(source, bytes) or not self._session.fetch_waits(source):
+            if isinstance(source, bytes) or not self._session.chunk_is_remote(source):
                 for group in groups:
                     start, stop = group[0].start, max(piece.stop for piece in group)
                     data = source[start:stop] if isinstance(source, bytes) else await self._fetch(source, start, stop)
@@ -380,7 +381,7 @@ class IcechunkStore(VirtualReferences, Store):
         if isinstance(source, bytes):
             length, waits = len(source), False
         else:
-            length, waits = source.length, self._session.fetch_waits(source)
+            length, waits = source.length, self._session.chunk_is_remote(source)
         pieces = [Piece(*resolve(byte_range, length), position) for position, byte_range in enumerate(byte_ranges)]
         gap = max_gap_bytes if waits else min(max_gap_bytes, LOCAL_GAP_BYTES)
         return coalesce(pieces, gap, max_coalesced_bytes)
@@ -438,7 +439,7 @@ class IcechunkStore(VirtualReferences, Store):
             self._session.set_metadata(target.path, value.to_bytes())
             return
         data = _payload(value)
-        if self._session.storage_waits:
+        if self._session.storage_is_remote:
             await self._ready()
             ref = self._session.new_chunk(target.path, target.chunk_index, data)
             if ref.kind == NATIVE:
@@ -484,7 +485,7 @@ class IcechunkStore(VirtualReferences, Store):
         """
         self._check_writable()
         target = self._target(key)
-        if target is not None and self._session.storage_waits:
+        if target is not None and self._session.storage_is_remote:
             await in_thread(self._delete, target)
         elif target is not None:
             self._delete(target)
@@ -510,7 +511,7 @@ class IcechunkStore(VirtualReferences, Store):
         if path is not None:
             self._session.delete_directory(path)
         found = self._chunk_directory(prefix)
-        if found is not None and self._session.storage_waits:
+        if found is not None and self._session.storage_is_remote:
             await in_thread(self._session.delete_chunks_under, found.path, found.index_prefix)
         elif found is not None:
             self._session.delete_chunks_under(found.path, found.index_prefix)
@@ -541,14 +542,14 @@ class IcechunkStore(VirtualReferences, Store):
         return _ChunkDirectory(path, index) if reader is not None and len(index) < reader.ndim else None
 
     async def _refs(self, path: str) -> ChunkRefs:
-        if self._session.storage_waits:
+        if self._session.storage_is_remote:
             return await in_thread(self._session.chunk_refs, path)
         return self._session.chunk_refs(path)
 
     async def _with_refs(self, nodes: builtins.list[Node]) -> AsyncIterator[tuple[Node, ChunkRefs | None]]:
         """Nodes with the references of those that are arrays; manifests are fetched for some of them at once."""
         for batch in self._session.batches(nodes):
-            if self._session.storage_waits:
+            if self._session.storage_is_remote:
                 await in_thread(self._session.load_manifests, batch)
             else:
                 self._session.load_manifests(batch)

@@ -79,9 +79,9 @@ class StorageSuite:
         assert (info.key, info.size_bytes) == ("chunks/A", size_bytes)
 
     def test_put_of_what_nobody_knows(self, storage: Storage) -> None:
-        storage.put("chunks/A", b"1234", is_unknown=True)
+        storage.put("chunks/A", b"1234", is_new=True)
         assert storage.get_range("chunks/A", 1, 3) == b"23"
-        storage.put("chunks/A", memoryview(b"56"), is_unknown=True)
+        storage.put("chunks/A", memoryview(b"56"), is_new=True)
         assert storage.get("chunks/A") == b"56"
 
     def test_put_takes_views_and_keeps_a_copy(self, storage: Storage) -> None:
@@ -351,7 +351,7 @@ class StorageSuite:
         storage.put("a", b"1")
         other = self.reopened(self.reopened(storage))
         assert other.get("a") == b"1"
-        assert (other.waits, other.read_only) == (storage.waits, storage.read_only)
+        assert (other.is_remote, other.read_only) == (storage.is_remote, storage.read_only)
 
 
 class StorageProcessSuite:

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from icechunk_engine import paths
-from icechunk_engine.chunk_finder import ChunkFinder
-from icechunk_engine.chunk_refs import ChunkRef, ChunkRefs, concat
+from icechunk_engine.columns.chunk_finder import ChunkFinder
+from icechunk_engine.columns.chunk_refs import ChunkRef, ChunkRefs, concat
 from icechunk_engine.format.nodes import Node
 from icechunk_engine.ids import NodeId
 from icechunk_engine.keys import ChunkIndex

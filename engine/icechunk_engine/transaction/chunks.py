@@ -14,8 +14,8 @@ import numpy as np
 
 from icechunk_engine._runtime.locks import MemoryLock
 from icechunk_engine.assets import AssetManager, LoadedManifest
-from icechunk_engine.chunk_refs import DELETED, INLINE, NATIVE, ChunkRef, ChunkRefs, concat
-from icechunk_engine.columns import U32
+from icechunk_engine.columns.chunk_refs import DELETED, INLINE, NATIVE, ChunkRef, ChunkRefs, concat
+from icechunk_engine.columns.tables import U32
 from icechunk_engine.errors import ErrorKind, InvalidInputError, StorageError
 from icechunk_engine.format import layout
 from icechunk_engine.format.nodes import ManifestRef, Node
@@ -198,8 +198,8 @@ def _read(ref: ChunkRef, start: int, stop: int, assets: AssetManager, resolver: 
     return resolver.fetch(ref, start, stop)
 
 
-def fetch_waits(ref: ChunkRef, assets: AssetManager, resolver: VirtualResolver) -> bool:
+def chunk_is_remote(ref: ChunkRef, assets: AssetManager, resolver: VirtualResolver) -> bool:
     """True when :func:`fetch` would wait for a network."""
     if ref.kind == INLINE:
         return False
-    return assets.storage.waits if ref.kind == NATIVE else resolver.waits(ref)
+    return assets.storage.is_remote if ref.kind == NATIVE else resolver.is_remote(ref)

@@ -22,7 +22,9 @@ import numpy as np
 
 from icechunk_engine._runtime.pools import map_heavy, start_heavy
 from icechunk_engine.assets import AssetManager, WrittenManifest
-from icechunk_engine.chunk_refs import DELETED, ChunkRefs, concat
+from icechunk_engine.catalog.clock_check import now_us, require_right_clock
+from icechunk_engine.catalog.history import require_date
+from icechunk_engine.columns.chunk_refs import DELETED, ChunkRefs, concat
 from icechunk_engine.config import ResolvedConfig
 from icechunk_engine.format import layout
 from icechunk_engine.format.locations import LocationCompression
@@ -31,13 +33,11 @@ from icechunk_engine.format.nodes import ManifestRef, Node
 from icechunk_engine.format.repo_info import SnapshotInfo
 from icechunk_engine.format.snapshot import ManifestFiles, Snapshot, encode_snapshot
 from icechunk_engine.format.transaction_log import TransactionLog, encode_transaction_log
-from icechunk_engine.history import require_date
 from icechunk_engine.ids import ManifestId, NodeId, SnapshotId
 from icechunk_engine.transaction.change_set import ChangeSet
 from icechunk_engine.transaction.chunks import extents_array, stored_refs
-from icechunk_engine.transaction.clocks import now_us, require_right_clock
-from icechunk_engine.transaction.durability import make_durable
-from icechunk_engine.transaction.logs import amended_log, log_of_changes
+from icechunk_engine.transaction.commit_logs import amended_log, log_of_changes
+from icechunk_engine.transaction.durable_chunks import make_durable
 from icechunk_engine.transaction.splitting import SplitRule, covered, cut, overlapping, split_rule, stale_manifests
 
 _HEAVY_NUM_REFS = 4096
@@ -262,7 +262,7 @@ class _NewManifests:
 
 def _with_manifests_fetched(plans: Iterator[_ArrayPlan], assets: AssetManager) -> Iterator[_ArrayPlan]:
     """The plans; on a network the manifests that some of them replace are fetched together."""
-    if not assets.storage.waits:
+    if not assets.storage.is_remote:
         yield from plans
         return
     for some in batched(plans, assets.config.max_concurrent_manifest_fetches):

@@ -16,18 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icechunk_engine import paths
-from icechunk_engine.chunk_finder import ChunkFinder
-from icechunk_engine.chunk_refs import DELETED, ChunkRefs
-from icechunk_engine.columns import U32, distinct_rows, lex_order, rows_differ
-from icechunk_engine.enums import NumberedEnum
+from icechunk_engine.columns.chunk_finder import ChunkFinder
+from icechunk_engine.columns.chunk_refs import DELETED, ChunkRefs
+from icechunk_engine.columns.tables import U32, distinct_rows, lex_order, rows_differ
 from icechunk_engine.errors import AlreadyExistsError, SessionStateError
-from icechunk_engine.foreign import describe
+from icechunk_engine.errors.foreign import describe
 from icechunk_engine.format.nodes import NodeTable
 from icechunk_engine.format.transaction_log import TransactionLog
 from icechunk_engine.ids import NodeId
 from icechunk_engine.transaction.change_set import ChangeSet, ChunkEdits
 from icechunk_engine.transaction.hierarchy import find_node
-from icechunk_engine.transaction.moves import move, obstacle
+from icechunk_engine.transaction.node_moves import move, obstacle
+from icechunk_engine.types import NumberedEnum
 
 
 class ConflictType(NumberedEnum):

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from icechunk_engine.columns import U32, distinct_rows
+from icechunk_engine.columns.tables import U32, distinct_rows
 from icechunk_engine.format.nodes import NodeTable
 from icechunk_engine.format.transaction_log import TransactionLog
 from icechunk_engine.ids import NodeId
 from icechunk_engine.transaction.change_set import ChangeSet
-from icechunk_engine.transaction.logs import moves_of_changes
+from icechunk_engine.transaction.commit_logs import moves_of_changes
 
 
 @dataclass(slots=True, eq=False)

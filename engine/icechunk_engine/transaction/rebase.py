@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from icechunk_engine.assets import AssetManager
+from icechunk_engine.catalog.refs import References
 from icechunk_engine.errors import ErrorKind, RebaseFailedError, SessionStateError, SnapshotNotFoundError
 from icechunk_engine.format.repo_info import SnapshotInfo
 from icechunk_engine.format.transaction_log import TransactionLog
@@ -23,7 +24,6 @@ from icechunk_engine.transaction.conflicts import (
     undone,
     unsettled,
 )
-from icechunk_engine.transaction.references import References
 
 
 @dataclass(frozen=True, slots=True)

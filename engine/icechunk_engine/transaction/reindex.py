@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from icechunk_engine.chunk_refs import DELETED, ChunkRefs, concat
+from icechunk_engine.columns.chunk_refs import DELETED, ChunkRefs, concat
 from icechunk_engine.keys import ChunkIndex
 
 IndexMap = Callable[[Iterable[int]], Iterable[int] | None]

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from icechunk_engine.chunk_refs import INLINE, ChunkRefs
-from icechunk_engine.columns import U32, column_bounds
+from icechunk_engine.columns.chunk_refs import INLINE, ChunkRefs
+from icechunk_engine.columns.tables import U32, column_bounds
 from icechunk_engine.config import ManifestSplittingConfig
 from icechunk_engine.format.manifest import MAX_APPARENT_SIZE, apparent_size
-from icechunk_engine.zarr_metadata import ArrayShape
+from icechunk_engine.format.zarr_metadata import ArrayShape
 
 AUTO_TARGET_REFS = 1 << 17
 """References in one manifest when nothing is configured: about 1.5 MB on disk, some 20 ms to read."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from icechunk_engine.config import VirtualChunkContainer, urls
+from icechunk_engine.config import VirtualChunkContainer, virtual_urls
 from icechunk_engine.errors import ErrorKind, InvalidInputError
 
 _EXAMPLES = {
@@ -42,7 +42,7 @@ def grant(prefixes: Sequence[str], *places: str, anonymous: bool = False) -> str
     """The expression that authorises containers with those URL prefixes, each of them at those places too."""
     pairs = []
     for prefix in prefixes:
-        scheme = urls.scheme_of(prefix) or ""
+        scheme = virtual_urls.scheme_of(prefix) or ""
         credential = (_ANONYMOUS if anonymous else {}).get(scheme, _EXAMPLES[scheme][1])
         if places:
             credential = f"credentials.access_at({', '.join((credential, *map(repr, places)))})"
@@ -54,7 +54,7 @@ def container_lines(prefixes: Sequence[str]) -> list[str]:
     """Lines of Python that add containers with those URL prefixes to an open repository, authorised, and save them."""
     lines = ["config = repo.config"]
     for prefix in prefixes:
-        store = _EXAMPLES[urls.scheme_of(prefix) or ""][0].format(path="/" + urls.path_of(prefix))
+        store = _EXAMPLES[virtual_urls.scheme_of(prefix) or ""][0].format(path="/" + virtual_urls.path_of(prefix))
         lines.append(f"config.set_virtual_chunk_container(VirtualChunkContainer({prefix!r}, {store}))")
     return [
         *lines,
@@ -70,12 +70,12 @@ def no_container(
     if location.startswith("vcc://"):
         names = [container.name for container in containers.values() if container.name is not None]
         advice = (
-            f"no virtual chunk container is named {urls.authority_of(location)!r} "
+            f"no virtual chunk container is named {virtual_urls.authority_of(location)!r} "
             f"(named are: {', '.join(names) or 'none'}); add one with VirtualChunkContainer(url_prefix, store, name)"
         )
     else:
         advice = f"it lies in none of the virtual chunk containers {list(containers)}"
-        scheme = urls.scheme_of(location)
+        scheme = virtual_urls.scheme_of(location)
         if scheme in _EXAMPLES:
             lines = "\n    ".join(container_lines([_suggested_prefix(location)]))
             advice += f". Add one, in a new session:\n    {lines}"
@@ -89,6 +89,6 @@ def no_container(
 
 def _suggested_prefix(location: str) -> str:
     if location.startswith("file:///"):
-        directory = urls.path_of(location).rpartition("/")[0]
+        directory = virtual_urls.path_of(location).rpartition("/")[0]
         return f"file:///{directory}/" if directory else "file:///<directory>/"
-    return f"{urls.scheme_of(location)}://{urls.authority_of(location)}/"
+    return f"{virtual_urls.scheme_of(location)}://{virtual_urls.authority_of(location)}/"

@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from icechunk_engine.config import ObjectStoreConfig, VirtualChunkContainer, urls
-from icechunk_engine.config.urls import with_trailing_slash
-from icechunk_engine.credential_types import AzureAnonymous, GcsAnonymous, S3Anonymous
+from icechunk_engine.config import ObjectStoreConfig, VirtualChunkContainer, virtual_urls
+from icechunk_engine.config.virtual_urls import with_trailing_slash
 from icechunk_engine.credentials import AccessAt, AnyCredential, Credentials, as_container_credential
+from icechunk_engine.credentials.types import AzureAnonymous, GcsAnonymous, S3Anonymous
 from icechunk_engine.errors import ErrorKind, InvalidInputError
-from icechunk_engine.redaction import redacted
+from icechunk_engine.errors.redaction import redacted
 from icechunk_engine.virtual.advice import grant, is_known_scheme
 from icechunk_engine.virtual.routes import is_safe_without_secrets, route_of
 
@@ -57,7 +57,7 @@ def authorize(container: VirtualChunkContainer, authorized: Mapping[str, AnyCred
     InvalidInputError
         ``unauthorized-virtual-chunk-container``, ``invalid-credentials``.
     """
-    wanted = urls.normalize(container.url_prefix)
+    wanted = virtual_urls.normalize(container.url_prefix)
     for prefix, given in authorized.items():
         if prefix == container.url_prefix or _canonical_prefix(prefix) == wanted:
             granted = _granted(given)
@@ -85,7 +85,7 @@ def warn_of_missing_credentials(authorized: Mapping[str, AnyCredential | None] |
     """Warn, as official does, of None in place of a credential: it may mean the ones that the process finds."""
     for prefix, credential in (authorized or {}).items():
         if credential is None:
-            scheme = urls.scheme_of(prefix)
+            scheme = virtual_urls.scheme_of(prefix)
             known = f"pass {grant([prefix])}" if is_known_scheme(scheme) else "pass a credential"
             warnings.warn(
                 redacted(
@@ -152,7 +152,7 @@ def _is_anonymous(store: ObjectStoreConfig, credential: AnyCredential | None) ->
 
 def _canonical_prefix(prefix: str) -> str | None:
     try:
-        return urls.normalize(with_trailing_slash(prefix))
+        return virtual_urls.normalize(with_trailing_slash(prefix))
     except ValueError:
         return None
 

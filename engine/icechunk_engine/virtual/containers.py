@@ -17,10 +17,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from icechunk_engine.chunk_refs import ChunkRefs
-from icechunk_engine.columns import BytesTable
-from icechunk_engine.config import ObjectStoreConfig, VirtualChunkContainer, is_valid_container, urls
-from icechunk_engine.config.urls import with_trailing_slash
+from icechunk_engine.columns.chunk_refs import ChunkRefs
+from icechunk_engine.columns.tables import BytesTable
+from icechunk_engine.config import ObjectStoreConfig, VirtualChunkContainer, is_valid_container, virtual_urls
+from icechunk_engine.config.virtual_urls import with_trailing_slash
 from icechunk_engine.errors import ErrorKind, InvalidInputError
 from icechunk_engine.virtual.advice import no_container
 from icechunk_engine.virtual.text_blocks import TextBlock, text_blocks
@@ -67,7 +67,7 @@ def normalize_location(location: str) -> str:
         ``invalid-virtual-ref``: it is not an absolute URL.
     """
     try:
-        return urls.normalize(location)
+        return virtual_urls.normalize(location)
     except ValueError as error:
         raise InvalidInputError(
             f"error parsing virtual ref URL {location!r}: {error}", ErrorKind.INVALID_VIRTUAL_REF
@@ -110,7 +110,7 @@ def _prefixes(containers: Containers) -> list[tuple[str, int]]:
     found = []
     for row, container in enumerate(containers.values()):
         if is_valid_container(container):
-            found.append((urls.normalize(container.url_prefix), row))
+            found.append((virtual_urls.normalize(container.url_prefix), row))
             if container.name is not None:
                 found.append((f"{_VCC}{container.name}/", row))
     return sorted(found, key=lambda pair: -len(pair[0].encode()))
@@ -169,7 +169,7 @@ def _is_addressable(location: str, containers: Containers) -> bool:
         url, _ = resolve_location(location, containers)
     except InvalidInputError:
         return False
-    return urls.is_addressable(urls.decoded_path(url))
+    return virtual_urls.is_addressable(virtual_urls.decoded_path(url))
 
 
 def _has_unusual_segments(block: TextBlock) -> NDArray[np.bool_]:
@@ -244,12 +244,12 @@ def resolve_location(location: str, containers: Containers) -> tuple[str, Virtua
         if row == NO_CONTAINER:
             raise no_container(url, containers, is_stored=True)
         prefix = list(containers.values())[row].url_prefix
-        url = normalize_location(prefix + urls.after_authority(url))
+        url = normalize_location(prefix + virtual_urls.after_authority(url))
     (row,) = match_containers([url], containers).tolist()
     if row == NO_CONTAINER:
         raise no_container(url, containers, is_stored=True)
     container = list(containers.values())[row]
-    if not isinstance(container.store, _S3_STORES) and urls.has_dot_segments(urls.decoded_path(url)):
+    if not isinstance(container.store, _S3_STORES) and virtual_urls.has_dot_segments(virtual_urls.decoded_path(url)):
         raise InvalidInputError(
             f"the location {location!r} of a virtual chunk has '.' or '..' in its path, which could lead out of its "
             f"container; set the reference again without them",
@@ -264,9 +264,9 @@ def expand_names(locations: BytesTable, containers: Containers) -> list[str]:
     prefixes = {container.name: container.url_prefix for container in containers.values() if container.name}
     named = [block.starts_with(_VCC.encode()) for block in text_blocks(locations)]
     for row in np.flatnonzero(np.concatenate(named)).tolist() if named else []:
-        prefix = prefixes.get(urls.authority_of(texts[row]))
+        prefix = prefixes.get(virtual_urls.authority_of(texts[row]))
         if prefix is not None:
-            texts[row] = normalize_location(prefix + urls.after_authority(texts[row]))
+            texts[row] = normalize_location(prefix + virtual_urls.after_authority(texts[row]))
     return texts
 
 
@@ -279,7 +279,7 @@ def location_to_key(url: str) -> str:
         ``invalid-virtual-ref``: the decoded path is not UTF-8.
     """
     try:
-        return urls.decoded_path(url).decode()
+        return virtual_urls.decoded_path(url).decode()
     except ValueError:
         raise InvalidInputError(
             f"the path of {url!r} is not UTF-8 when percent-decoded; correct the location",
@@ -296,7 +296,7 @@ def location_to_path(url: str, *, windows: bool = os.name == "nt") -> str:
         ``invalid-virtual-ref``: the URL hides a NUL in a file name, or is not a path of this system.
     """
     try:
-        path = urls.file_path_bytes(url)
-        return urls.windows_path(path) if windows else os.fsdecode(path)
+        path = virtual_urls.file_path_bytes(url)
+        return virtual_urls.windows_path(path) if windows else os.fsdecode(path)
     except ValueError as error:
         raise InvalidInputError(f"{url!r} names no local file: {error}", ErrorKind.INVALID_VIRTUAL_REF) from None

@@ -12,7 +12,7 @@ import stat
 import sys
 from collections.abc import Sequence
 
-from icechunk_engine.chunk_refs import ChunkRef
+from icechunk_engine.columns.chunk_refs import ChunkRef
 from icechunk_engine.errors import ErrorKind, InvalidInputError, StorageError
 from icechunk_engine.virtual.advice import grant
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from icechunk_engine.chunk_refs import ChunkRef
-from icechunk_engine.config import ObjectStoreConfig, S3Options, StorageSettings, VirtualChunkContainer, urls
-from icechunk_engine.credential_types import AzureAccess, GcsAccess, GcsAnonymous, S3Access
+from icechunk_engine.columns.chunk_refs import ChunkRef
+from icechunk_engine.config import ObjectStoreConfig, S3Options, StorageSettings, VirtualChunkContainer, virtual_urls
 from icechunk_engine.credentials import AnyCredential
+from icechunk_engine.credentials.types import AzureAccess, GcsAccess, GcsAnonymous, S3Access
 from icechunk_engine.errors import ErrorKind, InvalidInputError, ObjectNotFoundError, StorageError
-from icechunk_engine.storage._obstore import PartReader, RangeRead, bare_etag, read_range
-from icechunk_engine.storage._places import (
+from icechunk_engine.storage.object_store.places import (
     Bucket,
     StoreKind,
     azure_bucket,
@@ -23,6 +22,7 @@ from icechunk_engine.storage._places import (
     web_server,
     with_settings,
 )
+from icechunk_engine.storage.object_store.store import PartReader, RangeRead, bare_etag, read_range
 from icechunk_engine.virtual import literal_keys, web
 
 _TIGRIS = "https://t3.storage.dev"
@@ -41,7 +41,7 @@ def bucket_of(url: str, container: VirtualChunkContainer, credential: AnyCredent
     InvalidInputError
         ``storage-config``, ``invalid-config``: the container's options are not usable.
     """
-    return with_settings(_bucket(urls.authority_of(url), url, container, credential), StorageSettings())
+    return with_settings(_bucket(virtual_urls.authority_of(url), url, container, credential), StorageSettings())
 
 
 def _bucket(name: str, url: str, container: VirtualChunkContainer, credential: AnyCredential | None) -> Bucket:
@@ -73,7 +73,7 @@ def _bucket(name: str, url: str, container: VirtualChunkContainer, credential: A
             given = credential.credentials if isinstance(credential, AzureAccess) else None
             return azure_bucket(account, blob_container, given, config)
         case ObjectStoreConfig.Http(opts, headers):
-            return web_server(f"{urls.scheme_of(url)}://{name}", opts, headers)
+            return web_server(f"{virtual_urls.scheme_of(url)}://{name}", opts, headers)
     raise InvalidInputError(
         f"virtual chunks at {url} cannot be read through {container.store!r}; use the store that fits",
         ErrorKind.INVALID_CONFIG,

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from icechunk_engine.chunk_refs import ChunkRef
-from icechunk_engine.config import VirtualChunkContainer, urls
+from icechunk_engine.columns.chunk_refs import ChunkRef
+from icechunk_engine.config import VirtualChunkContainer, virtual_urls
 from icechunk_engine.credentials import AnyCredential
 from icechunk_engine.errors import ErrorKind, ObjectNotFoundError, StorageError
 from icechunk_engine.storage import MemoryStorage
@@ -60,16 +60,16 @@ class VirtualResolver:
         assert ref.location is not None
         return self._reader(ref.location)(ref, ref.offset + start, ref.offset + stop)
 
-    def waits(self, ref: ChunkRef) -> bool:
+    def is_remote(self, ref: ChunkRef) -> bool:
         """True when reading the location waits for a network."""
         location = ref.location or ""
         if location.startswith("vcc://"):
-            name = urls.authority_of(location)
+            name = virtual_urls.authority_of(location)
             location = next((known.url_prefix for known in self.containers.values() if known.name == name), "")
         return not location.startswith(_LOCAL)
 
     @property
-    def may_wait(self) -> bool:
+    def may_be_remote(self) -> bool:
         """True when locations that need a network may be read here: one of their containers was authorised."""
         return any(not prefix.lower().startswith(_LOCAL) for prefix in self.authorized)
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from icechunk_engine.config import ObjectStoreConfig, urls
-from icechunk_engine.storage._places import split_options
+from icechunk_engine.config import ObjectStoreConfig, virtual_urls
+from icechunk_engine.storage.object_store.places import split_options
 
 _HARMLESS = frozenset(
     {
@@ -99,13 +99,13 @@ def is_safe_without_secrets(endpoint: str) -> bool:
     The connection is encrypted and the server proves its name. A service of the reader's own network, which nobody
     outside should reach through the reader, cannot prove that it has a stranger's name.
     """
-    return endpoint.startswith("https://") and urls.is_public_host(urls.host_of(endpoint))
+    return endpoint.startswith("https://") and virtual_urls.is_public_host(virtual_urls.host_of(endpoint))
 
 
 def _foreign(endpoint: str | None, own: re.Pattern[str]) -> str | None:
     if not endpoint:
         return None
-    origin = urls.origin_of(endpoint)
+    origin = virtual_urls.origin_of(endpoint)
     return None if own.fullmatch(origin) else origin
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from icechunk_engine.columns import I64, U8, BytesTable
+from icechunk_engine.columns.tables import I64, U8, BytesTable
 
 BLOCK_ROWS = 1 << 12  # temporaries of a block stay in the processor cache
 

@@ -23,11 +23,11 @@ from urllib.parse import quote, unquote, urljoin, urlsplit
 
 from icechunk_engine._runtime.locks import forget_in_child, memory_lock
 from icechunk_engine._runtime.pools import POOL_SIZE
-from icechunk_engine.config import urls
+from icechunk_engine.config import virtual_urls
 from icechunk_engine.errors import ErrorKind, InvalidInputError, ObjectNotFoundError, StorageError
-from icechunk_engine.storage._obstore import Part
-from icechunk_engine.storage._places import Bucket
-from icechunk_engine.storage._ranges import too_short
+from icechunk_engine.storage.object_store.places import Bucket
+from icechunk_engine.storage.object_store.store import Part
+from icechunk_engine.storage.ranges import too_short
 from icechunk_engine.virtual.advice import grant
 
 _MOST_REDIRECTS = 10
@@ -100,7 +100,7 @@ def read_part(
     """
     server = server_of(bucket)
     url = f"{server.base}/{quote(path, _SAFE_IN_PATH)}"
-    may_go = _Authorised(urls.origin_of(server.base), places, shown, prefix)
+    may_go = _Authorised(virtual_urls.origin_of(server.base), places, shown, prefix)
     return with_patience(lambda: _range_of(server, url, start, stop, shown, may_go), shown)
 
 
@@ -143,7 +143,7 @@ class _Authorised(NamedTuple):
             raise StorageError(f"{self.shown}: the server redirects to nowhere", ErrorKind.VIRTUAL_CHUNK_FETCH)
         target = urljoin(url, location)
         try:
-            origin = urls.origin_of(target)
+            origin = virtual_urls.origin_of(target)
         except ValueError:
             raise StorageError(
                 f"{self.shown}: the server redirects to something that is not a web address",
@@ -226,7 +226,7 @@ class _Server:
         options = _known_options(bucket)
         parts = urlsplit(bucket.name)
         self.base = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
-        self._origin = urls.origin_of(self.base)
+        self._origin = virtual_urls.origin_of(self.base)
         self._failures = (urllib3.exceptions.HTTPError, OSError)
         self._headers = {"user-agent": "xarray-icechunk", "accept-encoding": "identity", **dict(bucket.read_headers)}
         if "user_agent" in options:
@@ -249,7 +249,9 @@ class _Server:
     def answer_for(self, url: str, start: int, stop: int) -> AbstractContextManager[Any]:
         """The answer to one request, whose body is not read yet. No redirect is followed."""
         headers = self._headers
-        if urls.origin_of(url) != self._origin:  # headers of the user are for the server that was named with them
+        if (
+            virtual_urls.origin_of(url) != self._origin
+        ):  # headers of the user are for the server that was named with them
             headers = {name: headers[name] for name in ("user-agent", "accept-encoding")}
         return self._answer(self._manager(url), url, headers, start, stop)
 

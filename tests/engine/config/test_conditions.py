@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from icechunk_engine import config as ours
 from icechunk_engine.config import automaton, rust_regex
-from icechunk_engine.config.conditions import ManifestPreloadCondition, ManifestSplitCondition
+from icechunk_engine.config.array_conditions import ManifestPreloadCondition, ManifestSplitCondition
 from tests.bounded import run_bounded
 
 

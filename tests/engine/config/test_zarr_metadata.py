@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from zarr.core.buffer import cpu
 
 from icechunk_engine.errors import ErrorKind, InvalidInputError
-from icechunk_engine.zarr_metadata import ArrayShape, parse_node_metadata, regular_chunk_lengths
+from icechunk_engine.format.zarr_metadata import ArrayShape, parse_node_metadata, regular_chunk_lengths
 
 
 def document(**changes: Any) -> dict[str, Any]:

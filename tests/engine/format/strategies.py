@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import strategies as st
 
-from icechunk_engine.chunk_refs import INLINE, NATIVE, VIRTUAL, ChunkRef, ChunkRefs
+from icechunk_engine.columns.chunk_refs import INLINE, NATIVE, VIRTUAL, ChunkRef, ChunkRefs
 from icechunk_engine.ids import ChunkId
 
 U32 = st.integers(0, 2**32 - 1)
@@ -56,7 +56,7 @@ def many_refs(n: int, seed: int = 0, ndim: int = 3) -> ChunkRefs:
     locations = [f"s3://bucket/data/file-{number:05d}.nc" for number in range(n // 50 + 1)]
     inline = kinds == INLINE
     virtual = kinds == VIRTUAL
-    from icechunk_engine.columns import BytesTable
+    from icechunk_engine.columns.tables import BytesTable
 
     return ChunkRefs.build(
         np.stack(np.unravel_index(cells, (edge,) * ndim), 1),

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from icechunk_engine.chunk_finder import ChunkFinder
-from icechunk_engine.chunk_refs import NATIVE, ChunkRefs
+from icechunk_engine.columns.chunk_finder import ChunkFinder
+from icechunk_engine.columns.chunk_refs import NATIVE, ChunkRefs
 
 Index = tuple[int, ...]
 

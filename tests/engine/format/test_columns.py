@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from icechunk_engine.columns import BytesTable, gather_ranges, insert_ragged, starts_of
-from icechunk_engine.history import _utc_of_column, utc_of_us
+from icechunk_engine.catalog.history import _utc_of_column, utc_of_us
+from icechunk_engine.columns.tables import BytesTable, gather_ranges, insert_ragged, starts_of
 from icechunk_engine.ids import base32_of_rows, encode_base32
 
 STRINGS = st.lists(st.binary(max_size=5), max_size=12)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from icechunk_engine.columns import BytesTable, ragged_positions
+from icechunk_engine.columns.tables import BytesTable, ragged_positions
 from icechunk_engine.errors import ErrorKind, FormatError, InternalError
 from icechunk_engine.flatbuf import blocks, distinct, writer
 from icechunk_engine.flatbuf.blocks import BlockTables

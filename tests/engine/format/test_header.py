@@ -11,9 +11,9 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from icechunk_engine.decompression import set_decompression_limit
 from icechunk_engine.errors import ErrorKind, FormatError
 from icechunk_engine.format import header, layout
+from icechunk_engine.format.decompression import set_decompression_limit
 from icechunk_engine.format.header import HEADER_SIZE, FileType, pack, pack_blocks, unpack
 from icechunk_engine.ids import INITIAL_SNAPSHOT_ID, ManifestId
 from tests.engine.format.official_repo import OfficialRepo

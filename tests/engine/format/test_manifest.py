@@ -18,8 +18,8 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from icechunk_engine.chunk_refs import INLINE, NATIVE, VIRTUAL, ChunkRef, ChunkRefs
-from icechunk_engine.columns import BytesTable
+from icechunk_engine.columns.chunk_refs import INLINE, NATIVE, VIRTUAL, ChunkRef, ChunkRefs
+from icechunk_engine.columns.tables import BytesTable
 from icechunk_engine.errors import ErrorKind, FormatError
 from icechunk_engine.flatbuf.blocks import BlockTables
 from icechunk_engine.flatbuf.reader import Buffer

@@ -14,6 +14,7 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
+from icechunk_engine.catalog.inspection import official_time
 from icechunk_engine.errors import (
     ErrorKind,
     FormatError,
@@ -39,7 +40,6 @@ from icechunk_engine.format.repo_info import (
 from icechunk_engine.format.snapshot import encode_snapshot, initial_snapshot
 from icechunk_engine.format.transaction_log import TransactionLog, encode_transaction_log
 from icechunk_engine.ids import INITIAL_SNAPSHOT_ID, SnapshotId
-from icechunk_engine.inspection import official_time
 from tests.engine.format.damage import assert_survives, body_of
 
 NOW_US = 1_700_000_000_000_000

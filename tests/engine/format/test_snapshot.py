@@ -15,6 +15,7 @@ import zarr
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from icechunk_engine.catalog.inspection import official_time
 from icechunk_engine.errors import ErrorKind, FormatError, InternalError, InvalidInputError
 from icechunk_engine.flatbuf.writer import OFFSET, Arena, TableLayout
 from icechunk_engine.format import header, schema
@@ -29,9 +30,8 @@ from icechunk_engine.format.snapshot import (
     encode_snapshot,
     initial_snapshot,
 )
+from icechunk_engine.format.zarr_metadata import ArrayShape, parse_node_metadata
 from icechunk_engine.ids import INITIAL_SNAPSHOT_ID, ManifestId, NodeId, SnapshotId
-from icechunk_engine.inspection import official_time
-from icechunk_engine.zarr_metadata import ArrayShape, parse_node_metadata
 from tests.engine.format.damage import assert_survives, body_of
 
 # --- strategies --------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from icechunk_engine.columns import U8, U32
+from icechunk_engine.columns.tables import U8, U32
 from icechunk_engine.errors import FormatError
 from icechunk_engine.flatbuf.reader import Buffer
 from icechunk_engine.format import header, layout, schema, transaction_log

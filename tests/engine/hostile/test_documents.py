@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import icechunk_engine as ic
 from icechunk_engine import ErrorKind, Repository, RepositoryConfig
-from icechunk_engine.columns import BytesTable
+from icechunk_engine.columns.tables import BytesTable
 from icechunk_engine.config.yaml_form import MAX_DEPTH, from_yaml, to_yaml
 from icechunk_engine.flatbuf import flexbuffers
 from icechunk_engine.format import header, layout, v1

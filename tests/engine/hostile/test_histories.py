@@ -17,7 +17,7 @@ import zarr
 
 import icechunk_engine as ic
 from icechunk_engine import ErrorKind, Repository
-from icechunk_engine.ancestry_graph import children_first
+from icechunk_engine.catalog.ancestry_graph import children_first
 from icechunk_engine.flatbuf.reader import Buffer
 from icechunk_engine.format import layout, schema, v1
 from icechunk_engine.format.header import FileType, pack

@@ -13,7 +13,7 @@ import zarr
 
 import icechunk_engine as ic
 from icechunk_engine import Repository, credentials
-from icechunk_engine.chunk_refs import ChunkRefs
+from icechunk_engine.columns.chunk_refs import ChunkRefs
 from icechunk_engine.format.manifest import decode_manifest, encode_manifest
 from tests.bounded import run_bounded
 

@@ -14,7 +14,7 @@ import icechunk_engine as ic
 from icechunk_engine import ManifestSplitCondition, ManifestSplitDimCondition, Repository, RepositoryConfig
 from icechunk_engine.config import resolve
 from icechunk_engine.format.repo_info import decode_repo_info, encode_repo_info
-from icechunk_engine.storage._ranges import PartSizes
+from icechunk_engine.storage.ranges import PartSizes
 from tests.bounded import run_bounded
 
 PLAIN: dict[str, Any] = {

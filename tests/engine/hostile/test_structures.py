@@ -16,7 +16,7 @@ import zarr
 
 import icechunk_engine as ic
 from icechunk_engine import Repository
-from icechunk_engine.columns import BytesTable
+from icechunk_engine.columns.tables import BytesTable
 from icechunk_engine.format import snapshot as snapshot_files
 from icechunk_engine.format.manifest import decode_manifest, encode_manifest
 from icechunk_engine.format.nodes import NodeTable

@@ -27,7 +27,7 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
 from icechunk_engine import Repository, in_memory_storage
-from icechunk_engine.chunk_refs import VIRTUAL
+from icechunk_engine.columns.chunk_refs import VIRTUAL
 from icechunk_engine.errors import IcechunkError
 from icechunk_engine.importers.kerchunk import import_kerchunk
 from tests.bounded import peak_mb

@@ -12,7 +12,7 @@ import zarr
 
 from icechunk_engine import ErrorKind, FormatError, Repository
 from icechunk_engine.storage import LocalStorage
-from icechunk_engine.storage._clock import StoreClock
+from icechunk_engine.storage.store_clock import StoreClock
 from icechunk_engine.types import SpecVersion
 
 

@@ -13,8 +13,8 @@ import pytest
 import zarr
 
 import icechunk_engine as ic
+from icechunk_engine.catalog import swapping
 from icechunk_engine.storage.wrappers import FaultStorage, LatencyStorage, StorageCall
-from icechunk_engine.transaction import swapping
 
 PROCESSES, COMMITS = 8, 50
 
@@ -198,7 +198,7 @@ def test_who_lost_gives_way_where_requests_take_time(monkeypatch: pytest.MonkeyP
                 zarr.open_array(store, path="a", mode="r+")[rival] = rival
 
     overtaken = FaultStorage(LatencyStorage(place, write_latency_ms=1) if far else place)
-    overtaken.waits = far
+    overtaken.is_remote = far
     session = ic.Repository.open(overtaken).writable_session("main")
     zarr.open_array(session.store, path="a", mode="r+")[0] = 9
     bounds: list[float] = []
@@ -215,5 +215,5 @@ def test_who_prepared_for_long_does_not_wait_for_as_long(monkeypatch: pytest.Mon
     monkeypatch.setattr(swapping.random, "uniform", lambda low, high: high)
     monkeypatch.setattr(swapping.time, "sleep", waits.append)
     for attempts, took_s in ((1, 0.25), (3, 0.25), (1, 300), (100, 300)):
-        swapping.give_way(attempts, took_s)
+        swapping.wait_after_lost_commit(attempts, took_s)
     assert waits == [0.25, 0.75, 1, 8]

@@ -18,8 +18,8 @@ class WriteBackStorage(MemoryStorage):
         super().__init__()
         self.unflushed: list[str] = []
 
-    def put(self, key: str, data: bytes | memoryview, *, is_unknown: bool = False) -> None:
-        super().put(key, data, is_unknown=is_unknown)
+    def put(self, key: str, data: bytes | memoryview, *, is_new: bool = False) -> None:
+        super().put(key, data, is_new=is_new)
         self.unflushed.append(key)
 
     def flush(self) -> None:

@@ -325,8 +325,8 @@ class Impatient(WrapperStorage):
     gives_up = False
 
     @contextmanager
-    def turn(self) -> Iterator[None]:
-        with super().turn():
+    def commit_queue(self) -> Iterator[None]:
+        with super().commit_queue():
             yield
         if self.gives_up:
             raise KeyboardInterrupt

@@ -13,7 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 import icechunk_engine as ic
 from icechunk_engine import ErrorKind, Repository, Session
-from icechunk_engine.transaction import clocks, commit, repo_file
+from icechunk_engine.catalog import clock_check, refs_spec_2
+from icechunk_engine.transaction import commit
 from tests.engine.transaction.edits import State, data_edits, made, moves, started, state
 
 BRANCHES = ("main", "dev", "x")
@@ -59,13 +60,13 @@ class HistoryMachine(RuleBasedStateMachine):
         self.open: list[Open] = []
         self.count = 0
         self.offset_us = 0
-        self._clock, self._tolerance_us = commit.now_us, clocks.TOLERANCE_US
-        clocks.TOLERANCE_US = 10**12  # the storage's clock does not jump along
-        commit.now_us = repo_file.now_us = lambda: self._clock() + self.offset_us
+        self._clock, self._tolerance_us = commit.now_us, clock_check.TOLERANCE_US
+        clock_check.TOLERANCE_US = 10**12  # the storage's clock does not jump along
+        commit.now_us = refs_spec_2.now_us = lambda: self._clock() + self.offset_us
 
     def teardown(self) -> None:
-        commit.now_us = repo_file.now_us = self._clock
-        clocks.TOLERANCE_US = self._tolerance_us
+        commit.now_us = refs_spec_2.now_us = self._clock
+        clock_check.TOLERANCE_US = self._tolerance_us
 
     def refused(self, kind: ErrorKind, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         with pytest.raises(ic.IcechunkError) as caught:

@@ -13,7 +13,7 @@ import zarr
 
 import icechunk_engine as ic
 from icechunk_engine import ErrorKind, Repository
-from icechunk_engine.transaction import clocks
+from icechunk_engine.catalog import clock_check
 
 
 def write(repo: Repository, value: int, *, branch: str = "main", message: str = "change") -> str:
@@ -296,7 +296,7 @@ def test_reprs_are_readable(repo: Repository) -> None:
 def test_a_fast_clock_elsewhere_does_not_block_us(repo: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
     real = time.time_ns
     monkeypatch.setattr(time, "time_ns", lambda: real() + 3_600 * 10**9)
-    monkeypatch.setattr(clocks, "TOLERANCE_US", 7_200 * 10**6)  # its storage's clock is ahead, too
+    monkeypatch.setattr(clock_check, "TOLERANCE_US", 7_200 * 10**6)  # its storage's clock is ahead, too
     ahead = write(repo, 1, message="from the future")
     monkeypatch.undo()
     with pytest.warns(UserWarning, match="dated .* in the future"):

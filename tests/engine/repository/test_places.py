@@ -14,7 +14,7 @@ import xarray as xr
 import icechunk_engine as ic
 import xarray_icechunk as xi
 from icechunk_engine.errors import ErrorKind, InvalidInputError, RepositoryNotFoundError
-from icechunk_engine.foreign import official_class
+from icechunk_engine.errors.foreign import official_class
 from icechunk_engine.storage import FsspecStorage, LocalStorage
 
 SPELLINGS: dict[str, Callable[[Path], Any]] = {

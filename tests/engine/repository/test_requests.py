@@ -206,7 +206,7 @@ class _MostAtATime(CountingStorage):
 
     def __init__(self, inner: ic.Storage) -> None:
         super().__init__(inner)
-        self.waits = True
+        self.is_remote = True
         self.lock, self.running, self.most = threading.Lock(), Counter[str](), Counter[str]()
 
     def around[R](self, call: StorageCall, function: Callable[[], R]) -> R:

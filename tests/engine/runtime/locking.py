@@ -70,9 +70,9 @@ def checked_locks(monkeypatch: Any) -> Iterator[None]:
 class LockCheckingStorage(ObservingStorage):
     """Fails a request while any engine lock is held: by its own thread, or by one that waits for it."""
 
-    def __init__(self, inner: Storage, *, waits: bool) -> None:
+    def __init__(self, inner: Storage, *, is_remote: bool) -> None:
         super().__init__(inner)
-        self.waits = waits
+        self.is_remote = is_remote
         self.methods: set[str] = set()
 
     def around[R](self, call: StorageCall, function: Callable[[], R]) -> R:

@@ -167,7 +167,7 @@ def forks_at_random_moments(path: str, n_rounds: int, seed: int) -> None:
 
     def flushing() -> None:
         storage = ic.local_filesystem_storage(path)
-        storage.put("chunks/GARBAGE", b"x", is_unknown=True)
+        storage.put("chunks/GARBAGE", b"x", is_new=True)
         storage.flush()
 
     def forever(work: Callable[[], None]) -> None:

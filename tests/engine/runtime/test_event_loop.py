@@ -25,7 +25,7 @@ class Gate(ObservingStorage):
 
     def __init__(self, inner: Any) -> None:
         super().__init__(inner)
-        self.waits = True
+        self.is_remote = True
         self.closed_for = ""
         self.reached, self.opened = threading.Event(), threading.Event()
 
@@ -72,7 +72,7 @@ def _commit_beside_a_loop() -> None:
     session = repo.writable_session("main")
     session.set_chunk("/a", (0,), (5).to_bytes(8, "little"))
     gate.closed_for = "put"  # of manifest and snapshot
-    committing = threading.Thread(target=session.commit, args=("waits",), daemon=True)
+    committing = threading.Thread(target=session.commit, args=("is_remote",), daemon=True)
     committing.start()
     assert gate.reached.wait(60)
     asyncio.run(_use(session.store))

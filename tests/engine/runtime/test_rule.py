@@ -28,15 +28,15 @@ def value(data: bytes) -> cpu.Buffer:
     return cpu.Buffer.from_bytes(data)
 
 
-@pytest.fixture(params=[True, False], ids=["waits", "in place"])
+@pytest.fixture(params=[True, False], ids=["is_remote", "in place"])
 def checking(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[LockCheckingStorage]:
     with checked_locks(monkeypatch):
-        yield LockCheckingStorage(ic.in_memory_storage(), waits=request.param)
+        yield LockCheckingStorage(ic.in_memory_storage(), is_remote=request.param)
 
 
 def cold(storage: LockCheckingStorage) -> ic.Repository:
     """The repository, with nothing of it in memory."""
-    return ic.Repository.open(LockCheckingStorage(_Elsewhere(storage.inner), waits=storage.waits))
+    return ic.Repository.open(LockCheckingStorage(_Elsewhere(storage.inner), is_remote=storage.is_remote))
 
 
 class _Elsewhere(LatencyStorage):
@@ -216,7 +216,7 @@ def test_reading_many_at_once(checking: LockCheckingStorage) -> None:
 def test_nothing_else_makes_locks_or_hooks_of_forks() -> None:
     root = Path(ic.__file__).parent
     for path in root.rglob("*.py"):
-        if path.parent.name in ("_runtime", "testing") or path.name == "_durability.py":
+        if path.parent.name in ("_runtime", "testing") or path.name == "durability.py":
             continue
         found = re.findall(
             r"threading\.R?Lock\(|register_at_fork|asyncio\.Lock\(|threading\.Condition\(", path.read_text()

@@ -238,7 +238,7 @@ def test_requests_have_all_ended_when_one_of_them_fails() -> None:
         ended.append(n)
 
     class Far:
-        waits = True
+        is_remote = True
 
     with pytest.raises(ValueError, match="0"):
         pools.map_requests(Far(), call, range(8))

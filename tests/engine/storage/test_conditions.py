@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-from icechunk_engine.storage._conditions import Proofs
+from icechunk_engine.storage.conditional_writes import Proofs
 
 
 def test_a_place_that_does_not_answer_keeps_no_other_waiting() -> None:

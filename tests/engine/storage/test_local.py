@@ -25,8 +25,10 @@ from icechunk_engine.errors import (
     StorageError,
     VersionMismatchError,
 )
-from icechunk_engine.storage import LocalStorage, _durability, _file_lock, _local, local_filesystem_storage
-from icechunk_engine.storage._file_lock import LOCK_NAME, locked
+from icechunk_engine.storage import LocalStorage, local_filesystem_storage
+from icechunk_engine.storage.local import durability, file_lock
+from icechunk_engine.storage.local import store as local_store
+from icechunk_engine.storage.local.file_lock import LOCK_NAME, locked
 from icechunk_engine.testing.racing import compete_in_threads, race_creates
 
 
@@ -37,9 +39,9 @@ def storage(tmp_path: Path) -> LocalStorage:
 
 @pytest.fixture(autouse=True)
 def no_leaked_files() -> Iterator[None]:
-    before = len(os.listdir("/proc/self/fd")) - len(_durability._watched)
+    before = len(os.listdir("/proc/self/fd")) - len(durability._watched)
     yield
-    after = len(os.listdir("/proc/self/fd")) - len(_durability._watched)  # one a place with unflushed files
+    after = len(os.listdir("/proc/self/fd")) - len(durability._watched)  # one a place with unflushed files
     assert after <= before  # idle connections of other tests may be closed
 
 
@@ -153,7 +155,7 @@ def test_junk_is_not_listed(storage: LocalStorage) -> None:
 
 def test_official_does_not_see_temporaries_and_lock(tmp_path: Path) -> None:
     (tmp_path / LOCK_NAME).touch()
-    Path(_local._temporary_for(str(tmp_path / "repo"))).write_bytes(b"junk")
+    Path(local_store._temporary_for(str(tmp_path / "repo"))).write_bytes(b"junk")
     repository = official.Repository.create(official.local_filesystem_storage(str(tmp_path)))
     assert list(repository.list_branches()) == ["main"]
 
@@ -303,8 +305,8 @@ def test_a_full_disk_changes_nothing(storage: LocalStorage, monkeypatch: pytest.
     monkeypatch.setattr(os, "write", failing(errno.ENOSPC))
     writes: list[Callable[[], Any]] = [
         lambda: storage.put("chunks/A", b"2"),
-        lambda: storage.put("chunks/A", b"2", is_unknown=True),
-        lambda: storage.put("chunks/B", b"2", is_unknown=True),
+        lambda: storage.put("chunks/A", b"2", is_new=True),
+        lambda: storage.put("chunks/B", b"2", is_new=True),
         lambda: storage.create("other", b"2"),
         lambda: storage.replace("repo", b"2", version),
         lambda: storage.copy("repo", "chunks/A"),
@@ -417,7 +419,7 @@ def test_a_lost_reply_of_link_is_no_loss(storage: LocalStorage, monkeypatch: pyt
 
 def test_file_systems_without_locks(storage: LocalStorage, monkeypatch: pytest.MonkeyPatch) -> None:
     version = storage.create("repo", b"1")
-    monkeypatch.setattr(_file_lock.fcntl, "flock", failing(errno.ENOLCK))
+    monkeypatch.setattr(file_lock.fcntl, "flock", failing(errno.ENOLCK))
     with pytest.raises(StorageError, match="cannot lock files") as caught:
         storage.replace("repo", b"2", version)
     assert caught.value.kind == ErrorKind.STORAGE_CONFIG
@@ -503,9 +505,9 @@ def test_a_removed_lock_file_is_made_anew(tmp_path: Path) -> None:
     same: list[bool] = []
 
     def work() -> None:
-        fd = _file_lock._acquire(path, entered.set)
+        fd = file_lock._acquire(path, entered.set)
         same.append(os.path.samestat(os.fstat(fd), os.stat(path)))
-        _file_lock._release(fd)
+        file_lock._release(fd)
 
     with locked(str(tmp_path), give_up=lambda: None):
         thread = threading.Thread(target=work)
@@ -521,26 +523,26 @@ def test_a_forked_child_does_not_keep_the_lock() -> None:
     """Neither when its parent goes on, nor when its parent dies while it holds the lock."""
     code = """
 import os, signal, sys, tempfile
-from icechunk_engine.storage import _file_lock
+from icechunk_engine.storage.local import file_lock
 
 directory = tempfile.mkdtemp()
-path = os.path.join(directory, _file_lock.LOCK_NAME)
+path = os.path.join(directory, file_lock.LOCK_NAME)
 
 def is_free():
     fd = os.open(path, os.O_RDWR)
-    free = _file_lock._lock(fd, wait=False)
+    free = file_lock._lock(fd, wait=False)
     os.close(fd)
     return free
 
 def idle_child(with_handlers):
     if not with_handlers:  # as if the fork were made by a library in C, which runs no handlers
-        _file_lock._open_fds.clear()
+        file_lock._open_fds.clear()
     pid = os.fork()
     if pid == 0:
         signal.pause()
     return pid
 
-with _file_lock.locked(directory, lambda: None):
+with file_lock.locked(directory, lambda: None):
     child = idle_child(with_handlers=False)
     assert not is_free()
 assert is_free()
@@ -550,12 +552,12 @@ os.waitpid(child, 0)
 read_end, write_end = os.pipe()
 parent = os.fork()
 if parent == 0:
-    fd = _file_lock._acquire(path, lambda: None)
+    fd = file_lock._acquire(path, lambda: None)
     os.write(write_end, b"%d" % idle_child(with_handlers=True))
     os._exit(0)
 orphan = int(os.read(read_end, 20))
 os.waitpid(parent, 0)
-fd = _file_lock._acquire(path, lambda: None)  # waits for the orphan to run its handlers
+fd = file_lock._acquire(path, lambda: None)  # waits for the orphan to run its handlers
 os.kill(orphan, signal.SIGKILL)
 print("fine")
 """
@@ -565,12 +567,12 @@ print("fine")
 def test_serials_are_unique_after_a_fork() -> None:
     code = """
 import os
-from icechunk_engine.storage import _local
+from icechunk_engine.storage.local import store as local_store
 read_end, write_end = os.pipe()
 if os.fork() == 0:
-    os.write(write_end, _local._temporary_for("x").encode())
+    os.write(write_end, local_store._temporary_for("x").encode())
     os._exit(0)
-print(os.read(read_end, 100).decode() != _local._temporary_for("x"))
+print(os.read(read_end, 100).decode() != local_store._temporary_for("x"))
 """
     assert run(code) == "True\n"
 
@@ -603,7 +605,7 @@ def test_old_temporaries_are_swept(storage: LocalStorage) -> None:
 def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What was synced or renamed, in order: base names, ``*`` for a whole file system."""
     events: list[str] = []
-    fsync, syncfs, replace, link = os.fsync, _durability._syncfs, os.replace, os.link
+    fsync, syncfs, replace, link = os.fsync, durability._syncfs, os.replace, os.link
 
     def name_of(fd: int) -> str:
         return os.path.basename(os.readlink(f"/proc/self/fd/{fd}")).split("#")[0]
@@ -625,7 +627,7 @@ def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         link(source, target)
 
     monkeypatch.setattr(os, "fsync", recorded_fsync)
-    monkeypatch.setattr(_durability, "_syncfs", recorded_syncfs)
+    monkeypatch.setattr(durability, "_syncfs", recorded_syncfs)
     monkeypatch.setattr(os, "replace", recorded_replace)
     monkeypatch.setattr(os, "link", recorded_link)
     return events
@@ -664,7 +666,7 @@ def test_create_is_durable(storage: LocalStorage, synced: list[str]) -> None:
 def test_many_files_are_flushed_at_once(
     storage: LocalStorage, synced: list[str], monkeypatch: pytest.MonkeyPatch, has_syncfs: bool
 ) -> None:
-    monkeypatch.setattr(_durability, "_HAS_SYNCFS", has_syncfs)
+    monkeypatch.setattr(durability, "_HAS_SYNCFS", has_syncfs)
     for n in range(100):
         storage.put(f"chunks/{n}", b"1")
     synced.clear()
@@ -681,11 +683,11 @@ def test_the_record_is_bounded(
 ) -> None:
     """A long list is flushed in the background; a writer whom that does not help waits for the disk."""
     started: list[Callable[[], None]] = []
-    monkeypatch.setattr(_durability, "_HAS_SYNCFS", has_syncfs)
-    monkeypatch.setattr(_durability, "_FEW", 2)
-    monkeypatch.setattr(_durability, "_MANY", 10)
-    monkeypatch.setattr(_durability, "_TOO_MANY", 20)
-    monkeypatch.setattr(_durability._background, "submit", started.append)
+    monkeypatch.setattr(durability, "_HAS_SYNCFS", has_syncfs)
+    monkeypatch.setattr(durability, "_FEW", 2)
+    monkeypatch.setattr(durability, "_MANY", 10)
+    monkeypatch.setattr(durability, "_TOO_MANY", 20)
+    monkeypatch.setattr(durability._background, "submit", started.append)
     for n in range(15):
         storage.put(f"chunks/{n}", b"1")
     assert len(started) == 1
@@ -700,7 +702,7 @@ def test_the_record_is_bounded(
 
 
 def test_a_flush_in_the_background_hides_no_error(storage: LocalStorage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_durability, "_MANY", 5)
+    monkeypatch.setattr(durability, "_MANY", 5)
     monkeypatch.setattr(os, "fsync", failing(errno.EIO))
     for n in range(5):
         storage.put(f"chunks/{n}", b"1")
@@ -713,9 +715,9 @@ def test_without_syncfs_in_the_kernel(storage: LocalStorage, monkeypatch: pytest
     """Waiting for all file systems tells no errors, so each file is asked for its own."""
     synced: list[bool] = []
     asked: list[int] = []
-    monkeypatch.setattr(_durability, "_syncfs_of_libc", lambda fd: -1)
-    monkeypatch.setattr(_durability.ctypes, "get_errno", lambda: errno.ENOSYS)
-    monkeypatch.setattr(_durability, "_wait_for_writing", asked.append)
+    monkeypatch.setattr(durability, "_syncfs_of_libc", lambda fd: -1)
+    monkeypatch.setattr(durability.ctypes, "get_errno", lambda: errno.ENOSYS)
+    monkeypatch.setattr(durability, "_wait_for_writing", asked.append)
     monkeypatch.setattr(os, "sync", lambda: synced.append(True))
     for n in range(100):
         storage.put(f"chunks/{n}", b"1")
@@ -817,7 +819,7 @@ def test_the_file_system_may_have_forgotten_whose_error_it_was(
     for n in range(50):
         storage.put(f"chunks/{n}", b"1")
     with monkeypatch.context() as patch:
-        patch.setattr(_durability, "_syncfs", failing(errno.EIO))
+        patch.setattr(durability, "_syncfs", failing(errno.EIO))
         with pytest.raises(StorageError, match=r"and \d+ more") as caught:
             storage.flush()
     assert caught.value.kind == ErrorKind.NOT_DURABLE
@@ -828,7 +830,7 @@ def test_the_file_system_may_know_whose_error_it_was(storage: LocalStorage, monk
     for n in range(50):
         storage.put(f"chunks/{n}", b"1")
     with monkeypatch.context() as patch:
-        patch.setattr(_durability, "_syncfs", failing(errno.EIO))
+        patch.setattr(durability, "_syncfs", failing(errno.EIO))
         patch.setattr(os, "fsync", failing_for("/17", errno.EIO))
         with pytest.raises(StorageError, match="chunks/17 in"):
             storage.flush()
@@ -844,7 +846,7 @@ def test_the_descriptor_that_hears_of_errors_is_older_than_the_files(
     storage.put("chunks/A", b"1")
     watch = storage._unflushed._watch
     assert os.path.samestat(os.fstat(watch), os.stat(storage.root))
-    monkeypatch.setattr(_durability, "_syncfs", lambda fd: heard.append(fd) or True)
+    monkeypatch.setattr(durability, "_syncfs", lambda fd: heard.append(fd) or True)
     for n in range(50):
         storage.put(f"chunks/{n}", b"1")
     storage.flush()
@@ -867,8 +869,8 @@ def test_an_error_of_the_file_system_does_not_count_twice(
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return True
 
-    monkeypatch.setattr(_durability, "_syncfs", syncfs)
-    monkeypatch.setattr(_durability, "_wait_for_writing", asked.append)
+    monkeypatch.setattr(durability, "_syncfs", syncfs)
+    monkeypatch.setattr(durability, "_wait_for_writing", asked.append)
     for n_asked in (0, 50, 0):
         for n in range(50):
             storage.put(f"chunks/{n}", b"1")
@@ -885,23 +887,23 @@ def test_an_error_of_the_file_system_does_not_count_twice(
 
 def test_few_places_are_watched_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no descriptor was kept, each file is asked for its error."""
-    monkeypatch.setattr(_durability, "_watched", {})
-    monkeypatch.setattr(_durability, "_WATCHED_ROOTS", 2)
+    monkeypatch.setattr(durability, "_watched", {})
+    monkeypatch.setattr(durability, "_WATCHED_ROOTS", 2)
     asked: list[int] = []
-    monkeypatch.setattr(_durability, "_wait_for_writing", asked.append)
+    monkeypatch.setattr(durability, "_wait_for_writing", asked.append)
     storages = [LocalStorage(tmp_path / str(n)) for n in range(5)]
     for storage in storages:
         storage.create("repo", b"1")
         for n in range(40):
             storage.put(f"chunks/{n}", b"1")
-    assert len(_durability._watched) == 2
+    assert len(durability._watched) == 2
     storages[4].flush()
     assert not asked
     storages[0].flush()
     assert len(asked) >= 40
     for storage in storages:
         storage.flush()
-    assert not _durability._watched
+    assert not durability._watched
 
 
 def test_a_file_that_cannot_be_opened_is_not_lost(storage: LocalStorage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -919,7 +921,7 @@ def test_every_file_is_waited_for(
     storage: LocalStorage, monkeypatch: pytest.MonkeyPatch, synced: list[str], patience_s: float
 ) -> None:
     """By one thread or by several, also after one of them failed."""
-    monkeypatch.setattr(_durability, "_PATIENCE_S", patience_s)
+    monkeypatch.setattr(durability, "_PATIENCE_S", patience_s)
     names = [f"{n:02d}" for n in range(20)]
     for name in names:
         storage.put(f"chunks/{name}", b"1")
@@ -950,7 +952,7 @@ def test_at_the_end_of_the_interpreter_each_file_is_waited_for_once(
     storage: LocalStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No thread can be given work any more, after some were; the system tells an error to the first who waits only."""
-    monkeypatch.setattr(_durability, "_PATIENCE_S", 0.0)
+    monkeypatch.setattr(durability, "_PATIENCE_S", 0.0)
     names = [f"{n:02d}" for n in range(20)]
     for name in names:
         storage.put(f"chunks/{name}", b"1")
@@ -970,7 +972,7 @@ def test_at_the_end_of_the_interpreter_each_file_is_waited_for_once(
             return submit(*args)
 
         monkeypatch.setattr(threads, "submit", ending)
-        monkeypatch.setattr(_durability._threads, "_executor", threads)
+        monkeypatch.setattr(durability._threads, "_executor", threads)
         monkeypatch.setattr(os, "fsync", tell_once)
         with pytest.raises(StorageError, match="bad disk"):
             storage.flush()
@@ -983,7 +985,7 @@ import os, tempfile
 from icechunk_engine.storage import LocalStorage
 storage = LocalStorage(tempfile.mkdtemp())
 storage.put("parent", b"1")
-with storage._unflushed._turn:  # as if another thread flushed
+with storage._unflushed._sync_lock:  # as if another thread flushed
     pid = os.fork()
     if pid == 0:
         assert not storage._unflushed._paths
@@ -1000,7 +1002,7 @@ print("fine")
 
 def test_a_task_runs_once_where_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
     """The executor keeps the task that it could not start a thread for; running it again closed files of others."""
-    threads, ran = _durability._Threads(2, "test"), []
+    threads, ran = durability._Threads(2, "test"), []
     gate = threading.Event()
     first = threads.submit(gate.wait)
     with monkeypatch.context() as patched:

@@ -20,7 +20,7 @@ def test_each_storage_is_its_own_place() -> None:
     first.put("a", b"1")
     assert second.info("a") is None
     assert first != second
-    assert not first.waits
+    assert not first.is_remote
 
 
 def test_pickles_are_the_same_object() -> None:

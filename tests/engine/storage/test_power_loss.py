@@ -17,7 +17,8 @@ import zarr
 
 import icechunk_engine as ours
 from icechunk_engine.ids import INITIAL_SNAPSHOT_ID
-from icechunk_engine.storage import LocalStorage, Storage, _durability
+from icechunk_engine.storage import LocalStorage, Storage
+from icechunk_engine.storage.local import durability
 from icechunk_engine.storage.wrappers import ObservingStorage, StorageCall
 from icechunk_engine.transaction import commit as commit_module
 
@@ -220,17 +221,17 @@ def test_what_was_acknowledged_is_there(tmp_path: Path, name: str) -> None:
 
 
 def no_sync_of_directories(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(_durability, "sync_directory", lambda path: None)
+    patch.setattr(durability, "sync_directory", lambda path: None)
 
 
 def no_sync_of_chunks(patch: pytest.MonkeyPatch) -> None:
-    add = _durability.Unflushed.add
-    patch.setattr(_durability.Unflushed, "add", lambda self, path: "/chunks" in path or add(self, path))
+    add = durability.Unflushed.add
+    patch.setattr(durability.Unflushed, "add", lambda self, path: "/chunks" in path or add(self, path))
 
 
 def no_sync_of_what_is_swapped_in(patch: pytest.MonkeyPatch) -> None:
-    add = _durability.Unflushed.add
-    patch.setattr(_durability.Unflushed, "add", lambda self, path: "repo#" in path or add(self, path))
+    add = durability.Unflushed.add
+    patch.setattr(durability.Unflushed, "add", lambda self, path: "repo#" in path or add(self, path))
 
 
 def swap_before_sync(patch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from icechunk_engine.config import StorageConcurrencySettings, StorageSettings
-from icechunk_engine.storage._ranges import PartSizes
+from icechunk_engine.storage.ranges import PartSizes
 
 SIZES = st.builds(PartSizes, ideal_bytes=st.integers(0, 100), most=st.integers(0, 20))
 

@@ -5,7 +5,12 @@ from __future__ import annotations
 import pytest
 
 from icechunk_engine.errors import ErrorKind, IcechunkError, InvalidInputError, ObjectNotFoundError, StorageError
-from icechunk_engine.storage._store_errors import RefusedError, UnsatisfiableRangeError, short_text, translated
+from icechunk_engine.storage.object_store.store_errors import (
+    RefusedError,
+    UnsatisfiableRangeError,
+    short_text,
+    translated,
+)
 
 GenericError = type("GenericError", (Exception,), {})
 PreconditionError = type("PreconditionError", (Exception,), {})

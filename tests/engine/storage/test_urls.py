@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from icechunk_engine.config import StorageSettings, StorageTimeoutSettings
-from icechunk_engine.credential_types import (
+from icechunk_engine.credentials.types import (
     AzureAnonymous,
     AzureStatic,
     GcsAnonymous,
@@ -76,7 +76,7 @@ def test_object_stores(url: str, options: dict[str, Any], identity: str, credent
     assert "hunter2" not in repr(storage) + repr(storage.bucket)
     assert pickle.dumps(options) == given
     assert pickle.loads(pickle.dumps(storage)).bucket == storage.bucket
-    assert storage.waits
+    assert storage.is_remote
 
 
 def test_the_web() -> None:

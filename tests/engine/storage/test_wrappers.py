@@ -153,7 +153,7 @@ def test_latency(inner: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
     monkeypatch.setattr(time, "sleep", slept.append)
     storage = LatencyStorage(inner, write_latency_ms=20, read_latency_ms=5)
-    assert storage.waits
+    assert storage.is_remote
     for read in READS.values():
         read(storage)
     assert slept == [0.005] * 5
@@ -165,7 +165,7 @@ def test_latency(inner: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     slept.clear()
     free = LatencyStorage(inner)
     free.put("a", b"1")
-    assert not free.waits
+    assert not free.is_remote
     assert slept == []
     assert "write_latency_ms=20, read_latency_ms=5" in repr(storage)
 

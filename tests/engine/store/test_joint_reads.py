@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from icechunk_engine.chunk_refs import VIRTUAL, ChunkRef
+from icechunk_engine.columns.chunk_refs import VIRTUAL, ChunkRef
 from icechunk_engine.errors import ErrorKind, IcechunkError, StorageError
 from icechunk_engine.store.joint_reads import MAX_GAP_BYTES, MAX_JOINT_BYTES, JointReads
 

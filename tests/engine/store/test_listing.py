@@ -12,12 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from zarr.core.sync import sync
 
-from icechunk_engine import key_listing, view
 from icechunk_engine.errors import StorageError
 from icechunk_engine.repository import Repository
-from icechunk_engine.session import Session
+from icechunk_engine.session import Session, view
 from icechunk_engine.storage import LocalStorage, MemoryStorage
-from icechunk_engine.store import IcechunkStore
+from icechunk_engine.store import IcechunkStore, key_listing
 from tests.engine.store.support import GROUP, array_document, put, read
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, SuffixByteRequest
 from zarr.core.buffer import Buffer, cpu, default_buffer_prototype
 
-from icechunk_engine.chunk_refs import NATIVE, ChunkRefs
+from icechunk_engine.columns.chunk_refs import NATIVE, ChunkRefs
 from icechunk_engine.errors import ErrorKind, InvalidInputError, SessionStateError, StorageError
 from icechunk_engine.format import layout
 from icechunk_engine.ids import ChunkId
@@ -226,7 +226,7 @@ async def test_a_lost_chunk_object_is_no_fill_value(repo: Repository) -> None:
 class CountingStorage(MemoryStorage):
     """Says that it waits, and remembers which threads it was called on."""
 
-    waits = True
+    is_remote = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -236,7 +236,7 @@ class CountingStorage(MemoryStorage):
         self.threads.add(threading.current_thread().name)
         return super().get_range(key, start, stop)
 
-    def put(self, key: str, data: bytes | memoryview, *, is_unknown: bool = False) -> None:
+    def put(self, key: str, data: bytes | memoryview, *, is_new: bool = False) -> None:
         self.threads.add(threading.current_thread().name)
         super().put(key, data)
 

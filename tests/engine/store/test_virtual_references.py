@@ -13,14 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from zarr.core.buffer import default_buffer_prototype
 
-from icechunk_engine.chunk_refs import INLINE, NATIVE, VIRTUAL
+from icechunk_engine.columns.chunk_refs import INLINE, NATIVE, VIRTUAL
 from icechunk_engine.config import RepositoryConfig, VirtualChunkContainer, VirtualChunkSpec, local_filesystem_store
 from icechunk_engine.errors import ErrorKind, IcechunkError, InvalidInputError, NodeNotFoundError, SessionStateError
 from icechunk_engine.repository import Repository
 from icechunk_engine.session import Session
 from icechunk_engine.storage import MemoryStorage
 from icechunk_engine.store import IcechunkStore
-from icechunk_engine.virtual.references import refs_of_grid, whole_seconds
+from icechunk_engine.virtual.specs import refs_of_grid, whole_seconds
 from tests.engine.store.support import GROUP, array_document, put
 
 PREFIX = "file:///data/"

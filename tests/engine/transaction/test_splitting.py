@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from icechunk_engine.chunk_refs import INLINE, ChunkRef, ChunkRefs
+from icechunk_engine.columns.chunk_refs import INLINE, ChunkRef, ChunkRefs
 from icechunk_engine.format.manifest import apparent_size
 from icechunk_engine.transaction import splitting
 from icechunk_engine.transaction.splitting import SplitRule, cut, overlapping, stale_manifests

@@ -17,7 +17,7 @@ from icechunk_engine.config import (
     gcs_store,
     http_store,
     s3_store,
-    urls,
+    virtual_urls,
 )
 from icechunk_engine.config.containers import AnyObjectStoreConfig
 from icechunk_engine.credentials import (
@@ -266,7 +266,7 @@ def test_places_are_kept_in_canonical_form():
     access = access_at(KEYS, "HTTPS://Minio.Example:443/tenant", "http://h:80", "file:///a/../data")
     assert access.places == ("https://minio.example", "http://h", "file:///data/")
     assert access_at(access, "https://h").places == (*access.places, "https://h")
-    assert urls.host_of("https://[::1]:9000") == "[::1]"
+    assert virtual_urls.host_of("https://[::1]:9000") == "[::1]"
     with pytest.raises(InvalidInputError, match="needs a credential"):
         access_at(None, "https://h")
 

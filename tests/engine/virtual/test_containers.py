@@ -15,8 +15,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import icechunk_engine
-from icechunk_engine.chunk_refs import VIRTUAL, ChunkRefs
-from icechunk_engine.columns import BytesTable
+from icechunk_engine.columns.chunk_refs import VIRTUAL, ChunkRefs
+from icechunk_engine.columns.tables import BytesTable
 from icechunk_engine.config import (
     ObjectStoreConfig,
     RepositoryConfig,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from icechunk_engine.chunk_refs import VIRTUAL, ChunkRef
+from icechunk_engine.columns.chunk_refs import VIRTUAL, ChunkRef
 from icechunk_engine.config import VirtualChunkContainer, local_filesystem_store
 from icechunk_engine.credentials import LocalFileSystemAccess, access_at
 from icechunk_engine.errors import ErrorKind, IcechunkError, InvalidInputError, StorageError
@@ -47,7 +47,7 @@ def refusal(reader: VirtualResolver, location: str) -> IcechunkError:
 
 READ = """
 import sys
-from icechunk_engine.chunk_refs import VIRTUAL, ChunkRef
+from icechunk_engine.columns.chunk_refs import VIRTUAL, ChunkRef
 from icechunk_engine.config import VirtualChunkContainer, local_filesystem_store
 from icechunk_engine.credentials import LocalFileSystemAccess
 from icechunk_engine.errors import IcechunkError

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 import icechunk_engine as icechunk
-from icechunk_engine.chunk_refs import VIRTUAL, ChunkRef
+from icechunk_engine.columns.chunk_refs import VIRTUAL, ChunkRef
 from icechunk_engine.config import VirtualChunkContainer, http_store
 from icechunk_engine.credentials import HttpAccess, access_at
 from icechunk_engine.errors import ErrorKind, IcechunkError, InvalidInputError
@@ -238,10 +238,10 @@ def test_durations(text: str, seconds: float):
 
 
 def test_large_ranges_are_read_in_parts_of_one_version(server: Server, monkeypatch: pytest.MonkeyPatch):
-    from icechunk_engine.storage import _obstore
-    from icechunk_engine.storage._ranges import PartSizes
+    from icechunk_engine.storage.object_store import store as object_store
+    from icechunk_engine.storage.ranges import PartSizes
 
-    monkeypatch.setattr(_obstore.read_range, "__defaults__", (PartSizes(ideal_bytes=40, most=4),))
+    monkeypatch.setattr(object_store.read_range, "__defaults__", (PartSizes(ideal_bytes=40, most=4),))
     assert fetch(f"{server.url}/", start=0, stop=100) == DATA
     assert sorted(headers["range"] for _, headers in server.asked) == ["bytes=0-32", "bytes=33-65", "bytes=66-99"]
 

@@ -1,0 +1,1 @@
+"""Numpy columns: tables of byte strings, and chunk references."""

@@ -1,0 +1,415 @@
+"""Chunk references as columns: the one form they have from the file to the public API."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from icechunk_engine.columns.tables import (
+    U8,
+    U32,
+    U64,
+    BytesTable,
+    broadcast_column,
+    column_bounds,
+    concat_tables,
+    lex_order,
+    ragged_positions,
+    rows_differ,
+)
+from icechunk_engine.ids import ChunkId
+from icechunk_engine.types import IntegerEnum
+
+
+class ChunkType(IntegerEnum):
+    """Where a chunk's bytes are; the values are those of the ``kinds`` column."""
+
+    uninitialized = 0
+    native = 1
+    virtual = 2
+    inline = 3
+
+
+DELETED = ChunkType.uninitialized.value
+"""In a change set: the chunk was removed. Never stored in a manifest."""
+NATIVE = ChunkType.native.value
+VIRTUAL = ChunkType.virtual.value
+INLINE = ChunkType.inline.value
+
+NO_CODE = -1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkRef:
+    """One chunk reference, for reading or setting a single chunk."""
+
+    kind: int
+    offset: int = 0
+    length: int = 0
+    chunk_id: ChunkId | None = None
+    location: str | None = None
+    etag: str | None = None
+    last_modified: int = 0
+    inline: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ChunkRefs:
+    """Columns of ``n`` chunk references of one array.
+
+    Attributes
+    ----------
+    indices
+        ``uint32 (n, ndim)``: chunk grid coordinates.
+    kinds
+        ``uint8 (n,)``: values of :class:`ChunkType`; ``DELETED`` only inside a change set.
+    chunk_ids
+        ``uint8 (n, 12)``: object under ``chunks/`` of a native chunk, zeros elsewhere.
+    offsets, lengths
+        ``uint64 (n,)``: byte range in the native object, in the virtual object, or in ``inline_data``.
+    location_codes
+        ``int32 (n,)``: row of ``locations`` for virtual chunks, else -1.
+    etag_codes
+        ``int32 (n,)``: row of ``etags``, -1 for none.
+    last_modified
+        ``uint32 (n,)``: Unix seconds, 0 for none.
+    locations, etags
+        Distinct strings.
+    inline_data
+        ``uint8 (k,)``: payloads of all inline chunks.
+
+    Columns that hold one value may be broadcast views, which take no memory. Rows are in any order; manifests and
+    :meth:`latest` have them sorted by index.
+    """
+
+    indices: U32
+    kinds: U8
+    chunk_ids: U8
+    offsets: U64
+    lengths: U64
+    location_codes: NDArray[np.int32]
+    etag_codes: NDArray[np.int32]
+    last_modified: U32
+    locations: BytesTable
+    etags: BytesTable
+    inline_data: U8
+
+    @classmethod
+    def build(
+        cls,
+        indices: NDArray[Any],
+        kinds: NDArray[Any] | int,
+        *,
+        chunk_ids: U8 | None = None,
+        offsets: NDArray[Any] | int = 0,
+        lengths: NDArray[Any] | int = 0,
+        location_codes: NDArray[Any] | int = NO_CODE,
+        etag_codes: NDArray[Any] | int = NO_CODE,
+        last_modified: NDArray[Any] | int = 0,
+        locations: BytesTable | None = None,
+        etags: BytesTable | None = None,
+        inline_data: U8 | None = None,
+    ) -> Self:
+        """Columns from what differs from the defaults; scalars become broadcast columns."""
+        n = len(indices)
+
+        def column(values: Any, dtype: Any) -> NDArray[Any]:
+            if isinstance(values, np.ndarray) and values.ndim:
+                return values.astype(dtype, copy=False)
+            return broadcast_column(values, n, dtype)
+
+        return cls(
+            indices=indices.astype(np.uint32, copy=False),
+            kinds=column(kinds, np.uint8),
+            chunk_ids=chunk_ids if chunk_ids is not None else broadcast_column(np.zeros(12), n, np.uint8),
+            offsets=column(offsets, np.uint64),
+            lengths=column(lengths, np.uint64),
+            location_codes=column(location_codes, np.int32),
+            etag_codes=column(etag_codes, np.int32),
+            last_modified=column(last_modified, np.uint32),
+            locations=locations if locations is not None else BytesTable.empty(),
+            etags=etags if etags is not None else BytesTable.empty(),
+            inline_data=inline_data if inline_data is not None else np.empty(0, np.uint8),
+        )
+
+    @classmethod
+    def empty(cls, ndim: int) -> Self:
+        """No references of an array of rank ``ndim``."""
+        return cls.build(np.empty((0, ndim), np.uint32), NATIVE)
+
+    @classmethod
+    def of(cls, ndim: int, items: Sequence[tuple[tuple[int, ...], ChunkRef]]) -> Self:
+        """Columns of single references, for the few that were set one by one."""
+        refs = [ref for _, ref in items]
+        inline = [ref.inline or b"" for ref in refs]
+        inline_lengths = np.fromiter(map(len, inline), np.int64, len(inline))
+        inline_starts = (np.cumsum(inline_lengths) - inline_lengths).astype(np.uint64)
+        kinds = np.array([ref.kind for ref in refs], np.uint8)
+        is_inline = kinds == INLINE
+        locations = list(dict.fromkeys(ref.location for ref in refs if ref.location is not None))
+        etags = list(dict.fromkeys(ref.etag for ref in refs if ref.etag is not None))
+        location_code: dict[str | None, int] = {text: code for code, text in enumerate(locations)}
+        etag_code: dict[str | None, int] = {text: code for code, text in enumerate(etags)}
+        ids = b"".join([ref.chunk_id.raw if ref.chunk_id is not None else bytes(12) for ref in refs])
+        return cls.build(
+            np.array([index for index, _ in items], np.uint32).reshape(len(items), ndim),
+            kinds,
+            chunk_ids=np.frombuffer(ids, np.uint8).reshape(len(items), 12),
+            offsets=np.where(is_inline, inline_starts, np.array([ref.offset for ref in refs], np.uint64)),
+            lengths=np.where(
+                is_inline, inline_lengths.astype(np.uint64), np.array([ref.length for ref in refs], np.uint64)
+            ),
+            location_codes=np.array([location_code.get(ref.location, NO_CODE) for ref in refs], np.int32),
+            etag_codes=np.array([etag_code.get(ref.etag, NO_CODE) for ref in refs], np.int32),
+            last_modified=np.array([ref.last_modified for ref in refs], np.uint32),
+            locations=BytesTable.of(locations),
+            etags=BytesTable.of(etags),
+            inline_data=np.frombuffer(b"".join(inline), np.uint8),
+        )
+
+    def __len__(self) -> int:
+        return len(self.kinds)
+
+    @property
+    def ndim(self) -> int:
+        """Rank of the chunk grid."""
+        return int(self.indices.shape[1])
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held by the columns; broadcast columns count as what they take."""
+        total = self.locations.nbytes + self.etags.nbytes + self.inline_data.nbytes
+        for field in _ROW_COLUMNS:
+            column = getattr(self, field)
+            total += column.itemsize * 12 if column.strides[:1] == (0,) else column.nbytes
+        return int(total)
+
+    def take(self, rows: NDArray[Any] | slice) -> ChunkRefs:
+        """The references at ``rows`` (positions or a mask). Tables and inline data are shared, not copied."""
+        if not isinstance(rows, slice) and rows.dtype == np.bool_ and bool(rows.all()):
+            return self
+        columns: dict[str, Any] = {field: _take(getattr(self, field), rows) for field in _ROW_COLUMNS}
+        return dataclasses.replace(self, **columns)
+
+    def copy(self, rows: slice, inline_data: U8) -> ChunkRefs:
+        """Some rows with memory of their own; string tables are shared.
+
+        Parameters
+        ----------
+        inline_data
+            What the offsets of the rows' inline chunks count in.
+        """
+        indices, kinds, ids, offsets, lengths, location_codes, etag_codes, last_modified = [
+            _copy(getattr(self, field)[rows]) for field in _ROW_COLUMNS
+        ]
+        return ChunkRefs(
+            indices=indices,
+            kinds=kinds,
+            chunk_ids=ids,
+            offsets=offsets,
+            lengths=lengths,
+            location_codes=location_codes,
+            etag_codes=etag_codes,
+            last_modified=last_modified,
+            locations=self.locations,
+            etags=self.etags,
+            inline_data=inline_data,
+        )
+
+    def latest(self) -> ChunkRefs:
+        """Sorted by index; of several rows with one index the last one wins."""
+        if len(self) < 2:
+            return self
+        if self.ndim == 0:
+            return self.take(slice(len(self) - 1, len(self)))
+        if _strictly_increasing(self.indices):
+            return self
+        order = lex_order(self.indices)
+        ordered = self.indices[order]
+        return self.take(order[np.append(rows_differ(ordered), True)])
+
+    def within(self, start: Sequence[int], stop: Sequence[int]) -> NDArray[np.bool_]:
+        """Mask of the references inside the half-open box; all True for rank 0."""
+        mask = np.ones(len(self), np.bool_)
+        for axis in range(self.ndim):
+            column = self.indices[:, axis]
+            mask &= (column >= start[axis]) & (column < stop[axis])
+        return mask
+
+    def extents(self) -> NDArray[np.uint32]:
+        """Bounding box ``uint32 (ndim, 2)``: inclusive start, exclusive stop. Needs at least one row."""
+        lowest, highest = column_bounds(self.indices)
+        return np.stack([lowest, highest + np.uint32(1)], axis=1)
+
+    def compact(self) -> ChunkRefs:
+        """Same references with tables and inline data reduced to what the rows use, and rows of their own."""
+        locations, location_codes = _compact_table(self.locations, self.location_codes)
+        etags, etag_codes = _compact_table(self.etags, self.etag_codes)
+        inline = np.flatnonzero(self.kinds == INLINE)
+        offsets, data = self.offsets, self.inline_data
+        if len(inline) == 0:
+            data = np.empty(0, np.uint8)
+        elif int(self.lengths[inline].sum()) != len(data):
+            lengths = self.lengths[inline].astype(np.int64)
+            data = data[ragged_positions(offsets[inline], lengths)]
+            offsets = offsets.copy()
+            offsets[inline] = (np.cumsum(lengths) - lengths).astype(np.uint64)
+        return dataclasses.replace(
+            self,
+            locations=locations,
+            location_codes=location_codes,
+            etags=etags,
+            etag_codes=etag_codes,
+            offsets=offsets,
+            inline_data=data,
+        )
+
+    def row(self, i: int) -> ChunkRef:
+        """Reference ``i`` as an object."""
+        kind, offset, length = int(self.kinds[i]), int(self.offsets[i]), int(self.lengths[i])
+        if kind == NATIVE:
+            return ChunkRef(kind=kind, offset=offset, length=length, chunk_id=ChunkId(self.chunk_ids[i].tobytes()))
+        if kind == INLINE:
+            return ChunkRef(kind=kind, length=length, inline=self.inline_data[offset : offset + length].tobytes())
+        if kind == VIRTUAL:
+            etag_code = int(self.etag_codes[i])
+            return ChunkRef(
+                kind=kind,
+                offset=offset,
+                length=length,
+                location=self.locations.text(int(self.location_codes[i])),
+                etag=None if etag_code == NO_CODE else self.etags.text(etag_code),
+                last_modified=int(self.last_modified[i]),
+            )
+        return ChunkRef(kind=DELETED)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A broadcast column pickles as its one value, so that forks stay small.
+        values = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            constant = field.name in _ROW_COLUMNS and len(value) > 1 and value.strides[0] == 0
+            values[field.name] = (_Constant(value[0]),) if constant else value
+        return _unpickle, (len(self), values)
+
+
+_ROW_COLUMNS = (
+    "indices",
+    "kinds",
+    "chunk_ids",
+    "offsets",
+    "lengths",
+    "location_codes",
+    "etag_codes",
+    "last_modified",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Constant:
+    value: Any
+
+
+def _unpickle(n: int, values: dict[str, Any]) -> ChunkRefs:
+    for name, value in values.items():
+        if isinstance(value, tuple):
+            constant = np.asarray(value[0].value)
+            values[name] = broadcast_column(constant, n, constant.dtype)
+    return ChunkRefs(**values)
+
+
+def _take(column: NDArray[Any], rows: NDArray[Any] | slice) -> NDArray[Any]:
+    if len(column) > 1 and column.strides[0] == 0:
+        n = len(range(*rows.indices(len(column)))) if isinstance(rows, slice) else _count(rows)
+        return broadcast_column(column[0], n, column.dtype)
+    return column[rows]
+
+
+def _copy(column: NDArray[Any]) -> NDArray[Any]:
+    return column if column.strides[0] == 0 else column.copy()
+
+
+def _count(rows: NDArray[Any]) -> int:
+    return int(np.count_nonzero(rows)) if rows.dtype == np.bool_ else len(rows)
+
+
+def _strictly_increasing(indices: U32) -> bool:
+    """True when rows are sorted and distinct, found column by column without building keys."""
+    tied = np.ones(len(indices) - 1, np.bool_)
+    for axis in range(indices.shape[1]):
+        before, after = indices[:-1, axis], indices[1:, axis]
+        if bool((tied & (after < before)).any()):
+            return False
+        tied &= after == before
+    return not bool(tied.any())
+
+
+def _compact_table(table: BytesTable, codes: NDArray[np.int32]) -> tuple[BytesTable, NDArray[np.int32]]:
+    if len(table) == 0 or len(codes) == 0:
+        return BytesTable.empty(), codes
+    used = np.zeros(len(table), np.bool_)
+    used[codes[codes >= 0]] = True
+    if bool(used.all()):
+        return table, codes
+    renumber = np.cumsum(used, dtype=np.int32) - 1
+    return table.take(np.flatnonzero(used)), np.where(codes >= 0, renumber[codes], np.int32(NO_CODE))
+
+
+def concat(parts: Sequence[ChunkRefs]) -> ChunkRefs:
+    """All references of several sets of columns, in that order; tables are put one after another."""
+    if len(parts) == 1:
+        return parts[0]
+    locations, location_codes = _concat_coded([(part.locations, part.location_codes) for part in parts])
+    etags, etag_codes = _concat_coded([(part.etags, part.etag_codes) for part in parts])
+    inline_shifts = np.cumsum([0, *(len(part.inline_data) for part in parts[:-1])])
+    offsets = [
+        np.where(part.kinds == INLINE, part.offsets + np.uint64(shift), part.offsets) if shift else part.offsets
+        for part, shift in zip(parts, inline_shifts, strict=True)
+    ]
+
+    def stack(field: str) -> NDArray[Any]:
+        columns = [getattr(part, field) for part in parts]
+        first = next((column for column in columns if len(column)), columns[0])
+        constant = len(first) and all(
+            not len(column) or ((len(column) == 1 or column.strides[0] == 0) and np.array_equal(column[0], first[0]))
+            for column in columns
+        )
+        if constant:
+            return broadcast_column(first[0], sum(map(len, columns)), first.dtype)
+        return np.concatenate(columns)
+
+    return ChunkRefs(
+        indices=np.concatenate([part.indices for part in parts]),
+        kinds=stack("kinds"),
+        chunk_ids=stack("chunk_ids"),
+        offsets=np.concatenate(offsets),
+        lengths=stack("lengths"),
+        location_codes=location_codes,
+        etag_codes=etag_codes,
+        last_modified=stack("last_modified"),
+        locations=locations,
+        etags=etags,
+        inline_data=np.concatenate([part.inline_data for part in parts]),
+    )
+
+
+def _concat_coded(
+    parts: Sequence[tuple[BytesTable, NDArray[np.int32]]],
+) -> tuple[BytesTable, NDArray[np.int32]]:
+    """Join tables and shift codes; equal strings of different parts are not merged here (see the manifest writer)."""
+    if all(len(table) == 0 for table, _ in parts):
+        return BytesTable.empty(), broadcast_column(NO_CODE, sum(len(codes) for _, codes in parts), np.int32)
+    first = parts[0][0]
+    if all(table is first for table, _ in parts):
+        return first, np.concatenate([codes for _, codes in parts])
+    shifts = np.cumsum([0, *(len(table) for table, _ in parts[:-1])])
+    shifted = [
+        np.where(codes >= 0, codes + np.int32(shift), np.int32(NO_CODE)) if shift else codes
+        for (_, codes), shift in zip(parts, shifts, strict=True)
+    ]
+    return concat_tables([table for table, _ in parts]), np.concatenate(shifted)

@@ -1,0 +1,59 @@
+"""What the disk says of local files that references point into."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from icechunk_engine.errors import ErrorKind, InvalidInputError
+from icechunk_engine.importers.target_urls import listed
+from icechunk_engine.importers.wording import shown
+from icechunk_engine.virtual.containers import location_to_path
+
+
+@dataclass(frozen=True, slots=True)
+class FileFacts:
+    """What the disk says of a file: its length, and when it was modified in Unix seconds rounded up."""
+
+    size_bytes: int
+    modified_s: int
+
+
+def file_facts(locations: Sequence[str]) -> list[FileFacts | None]:
+    """Facts of each location that is a local file; None for those elsewhere.
+
+    Raises
+    ------
+    InvalidInputError
+        ``virtual-chunk-fetch``: files that are not there; the message lists them.
+    """
+    facts: list[FileFacts | None] = []
+    missing = []
+    for location in locations:
+        if not location.startswith("file://"):
+            facts.append(None)
+            continue
+        found = _stat(location_to_path(location))
+        if isinstance(found, str):
+            missing.append(f"{shown(location_to_path(location))} ({found})")
+        else:
+            facts.append(found)
+    if missing:
+        raise InvalidInputError(
+            f"{len(missing)} of the local files that the references point into cannot be used: {listed(missing)}. "
+            f"Put them there, or pass check_files=False to import references to files of another machine",
+            ErrorKind.VIRTUAL_CHUNK_FETCH,
+        )
+    return facts
+
+
+def _stat(path: str) -> FileFacts | str:
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        return error.strerror or "cannot be opened"
+    if not stat.S_ISREG(status.st_mode):
+        return "is not a regular file"
+    return FileFacts(status.st_size, -(-status.st_mtime_ns // 1_000_000_000))

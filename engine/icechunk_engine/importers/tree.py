@@ -1,0 +1,249 @@
+"""The groups and arrays of a reference set, from its metadata keys. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from icechunk_engine import paths
+from icechunk_engine.errors import ErrorKind, InvalidInputError
+from icechunk_engine.format.zarr_metadata import ArrayShape, parse_node_metadata
+from icechunk_engine.importers.chunk_keys import Grid
+from icechunk_engine.importers.limits import ITEMS_OF_A_GROUP, Budget
+from icechunk_engine.importers.metadata_v2 import array_document, group_document, v3_array_document
+from icechunk_engine.importers.reference_columns import METADATA_NAMES
+from icechunk_engine.importers.wording import shown
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetArray:
+    """One array of a reference set.
+
+    Attributes
+    ----------
+    path
+        In the set, e.g. ``/group/air``.
+    content
+        Its v3 document.
+    shape
+        Extent in elements and chunks.
+    chunk_bytes
+        Encoded length of every chunk, None if not fixed or not known.
+    key_has_c
+        True for chunk keys like ``a/c/0/1``.
+    """
+
+    path: str
+    content: bytes
+    shape: ArrayShape
+    chunk_bytes: int | None
+    key_has_c: bool
+
+    @property
+    def grid(self) -> Grid:
+        """What chunk keys must fit."""
+        return Grid(self.shape.num_chunks, self.key_has_c)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetHierarchy:
+    """Nodes of a reference set by path; every ancestor of a node is among the groups unless it is the root array.
+
+    Attributes
+    ----------
+    groups
+        Attributes by path, parents before children.
+    arrays
+        Arrays by path.
+    skipped
+        Paths of arrays left out on demand.
+    """
+
+    groups: dict[str, dict[str, Any]]
+    arrays: dict[str, SetArray]
+    skipped: tuple[str, ...]
+
+
+def build_hierarchy(
+    metadata: Mapping[str, Any],
+    *,
+    skip: Collection[str] = (),
+    fill_value_as_mask: bool = True,
+    budget: Budget | None = None,
+) -> SetHierarchy:
+    """Convert all metadata documents of a set.
+
+    Parameters
+    ----------
+    metadata
+        Values of the metadata keys: JSON text, bytes or parsed.
+    skip
+        Arrays to leave out: paths, or names.
+    fill_value_as_mask
+        See :func:`~icechunk_engine.importers.metadata_v2.array_document`.
+    budget
+        Bounds the depth of keys and documents, pays for groups that nothing but keys below them names, and for fill
+        values.
+
+    Raises
+    ------
+    InvalidInputError
+        ``deserialization``: more than the budget allows. ``bad-metadata``: a document is damaged, or the nodes
+        contradict each other. ``invalid-array-metadata``: an array has no v3 form. The message names the node.
+    """
+    budget = budget if budget is not None else Budget()
+    documents = _documents(metadata, budget)
+    wanted = {paths.normalize(item) if item[:1] == "/" else item for item in skip}
+    groups: dict[str, dict[str, Any]] = {}
+    arrays: dict[str, SetArray] = {}
+    skipped = []
+    for path in sorted(documents, key=paths.tree_order):
+        names = documents[path]
+        if ".zarray" in names and names.get("zarr.json", {}).get("node_type", "array") != "array":
+            raise _bad(path, "it is an array by its .zarray, but not by its zarr.json; take one of them out")
+        if not _is_array(names):
+            groups[path] = _group_attributes(path, names)
+        elif path in wanted or paths.name(path) in wanted:
+            skipped.append(path)
+        else:
+            arrays[path] = _array(path, names, budget, fill_value_as_mask=fill_value_as_mask)
+    for path in _all_above([*arrays, *groups, *skipped]):
+        if path in arrays:
+            raise _bad(path, "it is an array, but other nodes lie below it")
+        if path not in groups:
+            budget.charge_items(ITEMS_OF_A_GROUP, f"keys name groups like {shown(path)}")
+            groups[path] = {}
+    if not arrays and not groups:
+        raise InvalidInputError(
+            "the reference set has no Zarr metadata (.zgroup, .zarray or zarr.json keys): there is nothing to import",
+            ErrorKind.BAD_METADATA,
+        )
+    ordered = {path: groups[path] for path in sorted(groups, key=paths.tree_order)}
+    return SetHierarchy(groups=ordered, arrays=arrays, skipped=tuple(skipped))
+
+
+def _bad(path: str, reason: str) -> InvalidInputError:
+    return InvalidInputError(f"the metadata of {shown(path)} in the reference set: {reason}", ErrorKind.BAD_METADATA)
+
+
+def _all_above(found: list[str]) -> Iterator[str]:
+    """Every ancestor of some paths, each once."""
+    known: set[str] = set()
+    for path in found:
+        for above in paths.ancestors(path):
+            if above in known:  # and with it all that lies above it
+                break
+            known.add(above)
+            yield above
+
+
+def _documents(metadata: Mapping[str, Any], budget: Budget) -> dict[str, dict[str, Any]]:
+    """Parsed documents by node path and name; a consolidated copy counts only where there are no single ones."""
+    consolidated = metadata.get(".zmetadata")
+    single: Mapping[str, Any] = {key: value for key, value in metadata.items() if _name(key) != ".zmetadata"}
+    if not single and consolidated is not None:
+        copied = _parse(".zmetadata", consolidated, budget).get("metadata") or {}
+        if not isinstance(copied, Mapping) or not all(isinstance(key, str) for key in copied):
+            raise _bad(".zmetadata", f"its 'metadata' must be an object, not {shown(copied)}")
+        single = {key: value for key, value in copied.items() if _name(key) in METADATA_NAMES}
+    found: dict[str, dict[str, Any]] = {}
+    for key, value in single.items():
+        found.setdefault(_node_path(key, budget), {})[_name(key)] = _parse(key, value, budget)
+    return found
+
+
+def _node_path(key: str, budget: Budget) -> str:
+    """Path of the node that a metadata key belongs to."""
+    budget.require_depth(key.count("/"), f"the key {shown(key)} is")
+    if key.startswith("/"):
+        # Chunks are looked for under the path as it is spelt, so that this array would be without any.
+        raise _bad(key, "keys must not begin with '/'; rename it and the chunks of the node")
+    try:
+        key.encode()
+        return paths.normalize(key.rpartition("/")[0])
+    except UnicodeEncodeError:
+        raise _bad(key, "the key is not valid Unicode; rename it") from None
+    except InvalidInputError:
+        raise _bad(key, "the key is not a path: its components must not be empty, '.' or '..'; rename it") from None
+
+
+def _name(key: str) -> str:
+    return key.rpartition("/")[2]
+
+
+def _parse(key: str, value: Any, budget: Budget) -> dict[str, Any]:
+    """A metadata document; bare NaN and Infinity are read, as kerchunk writes them."""
+    if isinstance(value, list):
+        raise _bad(key, "it is a reference to a file; put the document itself into the set")
+    try:
+        document = json.loads(value) if isinstance(value, str | bytes | bytearray) else value
+    except json.JSONDecodeError as error:
+        raise _bad(key, f"it is not valid JSON ({error})") from None
+    except UnicodeDecodeError as error:
+        raise _bad(key, f"it is not valid JSON in UTF-8 ({error})") from None
+    except ValueError:
+        raise _bad(key, "a number in it has thousands of digits") from None
+    except RecursionError:
+        raise _bad(key, "it is nested too deeply") from None
+    if not isinstance(document, dict):
+        raise _bad(key, f"it must be a JSON object, not {shown(document)}")
+    _require_shallow(key, document, budget)
+    return document
+
+
+def _require_shallow(key: str, document: dict[str, Any], budget: Budget) -> None:
+    """Walk a document level by level, since recursion would end where the limit is to be told."""
+    level: list[Any] = [document]
+    depth = 0
+    while level:
+        depth += 1
+        budget.require_depth(depth, f"the metadata under {shown(key)} is nested")
+        inner: list[Any] = []
+        for value in level:
+            inner += value.values() if isinstance(value, dict) else value
+        level = [value for value in inner if isinstance(value, dict | list | tuple)]
+
+
+def _is_array(names: Mapping[str, Any]) -> bool:
+    return ".zarray" in names or names.get("zarr.json", {}).get("node_type") == "array"
+
+
+def _group_attributes(path: str, names: Mapping[str, Any]) -> dict[str, Any]:
+    key = next((name for name in ("zarr.json", ".zgroup") if name in names), None)
+    document = names[key] if key is not None else {}
+    if key == "zarr.json" and document.get("node_type") != "group":
+        raise _bad(path, f"'node_type' must be 'group' or 'array', not {shown(document.get('node_type'))}")
+    attributes = document.get("attributes") if key == "zarr.json" else names.get(".zattrs")
+    if attributes is not None and not isinstance(attributes, dict):
+        raise _bad(path, f"its attributes must be an object, not {shown(attributes)}")
+    group_document(attributes or {}, path=path)  # refuses what cannot be stored
+    return dict(attributes or {})
+
+
+def _array(path: str, names: Mapping[str, Any], budget: Budget, *, fill_value_as_mask: bool) -> SetArray:
+    v3 = names.get("zarr.json")
+    if v3 is not None:
+        document = v3_array_document(path, v3)
+    else:
+        document = array_document(
+            path, names[".zarray"], names.get(".zattrs", {}), fill_value_as_mask=fill_value_as_mask, budget=budget
+        )
+    _, shape = parse_node_metadata(document.content, for_write=True, path=path)
+    assert shape is not None
+    if any(count == 0 < length for count, length in zip(shape.num_chunks, shape.lengths, strict=True)):
+        raise _bad(path, f"a chunk edge is 0 where the array has elements: shape {shown(shape.lengths)}")
+    return SetArray(
+        path=path,
+        content=document.content,
+        shape=shape,
+        chunk_bytes=document.chunk_bytes,
+        key_has_c=v3 is not None and _has_c(v3),
+    )
+
+
+def _has_c(document: Mapping[str, Any]) -> bool:
+    encoding = document.get("chunk_key_encoding", "default")
+    name = encoding.get("name") if isinstance(encoding, Mapping) else encoding
+    return name == "default"

@@ -1,0 +1,599 @@
+"""Objects as files below a directory, with plain system calls.
+
+Every object is written under a temporary name and renamed, so that readers, who take no lock, see a whole version or
+none. Temporary names and the lock file end in ``#`` and digits, the form that official does not list either.
+
+Conditional writes exclude each other by a lock on the directory (:mod:`._file_lock`). A writer that does not take it
+(official, whose local commits are not safe against each other) is noticed up to the moment of the rename only.
+An object's file is never modified in place: official keeps backups as hard links.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import itertools
+import os
+import random
+import re
+import shutil
+import stat
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import cached_property
+
+from icechunk_engine._runtime.locks import run_in_child
+from icechunk_engine.config import StorageSettings, default_storage_settings
+from icechunk_engine.errors import (
+    ErrorKind,
+    IcechunkError,
+    InvalidInputError,
+    ObjectNotFoundError,
+    StorageError,
+    VersionMismatchError,
+)
+from icechunk_engine.storage.base import ObjectInfo, Storage, Version
+from icechunk_engine.storage.local import durability
+from icechunk_engine.storage.local.file_lock import LOCK_NAME, QUEUE_NAME, commit_queue, locked
+from icechunk_engine.storage.ranges import check_range, too_short
+from icechunk_engine.storage.store_clock import StoreClock
+
+_READ = os.O_RDONLY | getattr(os, "O_BINARY", 0)
+_WRITE_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+_TEMPORARY = re.compile(r"#[0-9]+\Z")
+_IS_TEMPORARY = _TEMPORARY.search
+_FULL = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)})
+_STALE_AFTER_S = 3600.0
+_NO_HARD_LINKS = frozenset(
+    {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK, errno.EXDEV, errno.EINVAL}
+)
+
+# Unique among all processes that ever wrote here: 63 random bits to start from, anew in every forked child.
+_serials = itertools.count(random.SystemRandom().getrandbits(63))
+
+
+class LocalStorage(Storage):
+    """A directory of a local or network file system that can lock files.
+
+    Parameters
+    ----------
+    path
+        The directory; made on the first write. Relative paths are resolved now.
+    durable
+        True: what a commit refers to is on the disk before the commit is, and the commit when it returns; a crash of
+        the machine loses nothing that was committed. :meth:`put` alone does not wait for the disk; each process must
+        :meth:`flush` what it put before another one commits it. What the disk refused counts as lost until it is
+        written again (:meth:`not_durable`). False: nothing waits for the disk; only the death of processes is
+        survived.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, durable: bool = True) -> None:
+        self._root = os.path.abspath(os.fspath(path))
+        self._durable = durable
+        self._prefix = self._root if self._root.endswith(os.sep) else self._root + os.sep
+        self._unflushed = durability.unflushed(self._root)
+        self._swept = False
+        self._clock = StoreClock()
+        self._versioned: tuple[bytes, Version] | None = None
+
+    @property
+    def root(self) -> str:
+        """The directory as an absolute path."""
+        return self._root
+
+    @cached_property
+    def identity(self) -> str:
+        return "file://" + os.path.realpath(self._root).replace(os.sep, "/")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _restore, (type(self), self._root, self._durable)
+
+    # --- reading -----------------------------------------------------------------------------------------------
+
+    def default_settings(self) -> StorageSettings:
+        return default_storage_settings("local")
+
+    def get(self, key: str) -> bytes:
+        path = self._prefix + key if ".." not in key else self._checked(key)
+        try:
+            fd = os.open(path, _READ)
+            try:
+                return _read(fd, os.fstat(fd).st_size)
+            finally:
+                os.close(fd)
+        except (OSError, ValueError) as error:
+            raise self._failure(error, "read", key) from error
+
+    def get_range(self, key: str, start: int, stop: int) -> bytes:
+        check_range(key, start, stop)
+        path = self._prefix + key if ".." not in key else self._checked(key)
+        try:
+            fd = os.open(path, _READ)
+            try:
+                data = _read_at(fd, stop - start, start)
+                if len(data) != stop - start or start == stop:
+                    size_bytes = os.fstat(fd).st_size
+                    if size_bytes < stop:
+                        raise too_short(f"{key!r} in {self.identity}", size_bytes, stop)
+                return data
+            finally:
+                os.close(fd)
+        except (OSError, ValueError) as error:
+            raise self._failure(error, "read", key) from error
+
+    def get_versioned(self, key: str) -> tuple[bytes, Version]:
+        data = self.get(key)
+        return data, self._version_of(data)
+
+    def info(self, key: str) -> ObjectInfo | None:
+        path = self._prefix + key if ".." not in key else self._checked(key)
+        try:
+            found = os.stat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, ValueError) as error:
+            raise self._failure(error, "look at", key) from error
+        return ObjectInfo(key, found.st_size, found.st_mtime_ns // 1000) if stat.S_ISREG(found.st_mode) else None
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        directory, slash, start = prefix.rpartition("/")
+        if prefix.startswith("/") or "//" in prefix:
+            return
+        self._checked(directory)
+        try:
+            yield from _walk(self._prefix + directory, directory + slash, start)
+        except OSError as error:
+            raise self._failure(error, "list", prefix) from error
+
+    # --- writing -----------------------------------------------------------------------------------------------
+
+    def put(self, key: str, data: bytes | memoryview, *, is_new: bool = False) -> None:
+        path = self._new_path(key)
+        if self._durable:
+            self._unflushed.watch()
+        try:
+            if not is_new:
+                _rename(self._write_temporary(path, data, sync=False), path)
+            else:
+                # Renaming would take as long again as writing a small chunk.
+                try:
+                    self._write_file(path, data, sync=False)
+                except FileExistsError:
+                    _rename(self._write_temporary(path, data, sync=False), path)
+        except OSError as error:
+            raise self._failure(error, "write", key) from error
+        if self._durable:
+            self._unflushed.add(path)
+
+    def create(self, key: str, data: bytes) -> Version:
+        path = self._new_path(key)
+        self._flush_pending()
+        try:
+            if os.path.lexists(path):
+                raise self._exists(key)
+            temporary = self._write_temporary(path, data, sync=self._durable)
+            try:
+                self._link_new(temporary, path, key)
+            finally:
+                with suppress(FileNotFoundError):
+                    os.unlink(temporary)
+            self._sync_parent(path)
+        except OSError as error:
+            raise self._failure(error, "create", key) from error
+        return self._version_of(data)
+
+    def replace(self, key: str, data: bytes, version: Version) -> Version:
+        path = self._new_path(key)
+
+        mismatch = VersionMismatchError(
+            f"{key!r} in {self.identity} is not the version that was read: read it again and decide anew"
+        )
+
+        def compare() -> None:
+            if self._version_at(path) != version:
+                raise mismatch
+
+        compare()
+        try:
+            temporary = self._write_temporary(path, data, sync=False)
+            with self._removed_and_forgotten_on_error(temporary):
+                # The new version reaches the disk together with what it refers to, and before others are made to wait.
+                if self._durable:
+                    self._unflushed.add(temporary)
+                self._flush_pending()
+                with locked(os.path.dirname(path), give_up=compare):
+                    compare()
+                    os.replace(temporary, path)
+            self._sync_parent(path)
+            self._sweep_once(os.path.dirname(path))
+        except FileNotFoundError:  # the directory has vanished, and the object with it
+            raise mismatch from None
+        except OSError as error:
+            raise self._failure(error, "replace", key) from error
+        except KeyboardInterrupt:  # it may have come between the swap and the sync of its directory
+            if self._durable:
+                self._unflushed.add_again(path)
+            raise
+        return self._version_of(data)
+
+    def copy(self, source: str, target: str) -> None:
+        """A hard link where possible: no object is ever modified in place."""
+        old, new = self._checked(source), self._new_path(target)
+        try:
+            os.stat(old)  # or a missing source would pass for a missing directory
+            try:
+                self._with_parents(new, lambda: os.link(old, new))
+            except OSError as error:
+                if error.errno != errno.EEXIST and error.errno not in _NO_HARD_LINKS:
+                    raise
+                temporary = _temporary_for(new)
+                self._with_parents(new, lambda: _copy(old, temporary, new))
+        except OSError as error:
+            raise self._failure(error, "copy", source) from error
+        if self._durable:
+            self._unflushed.add(new)
+
+    def delete(self, keys: Iterable[str]) -> int:
+        n_deleted = 0
+        directories: set[str] = set()
+        for key in keys:
+            path = self._checked(key)
+            try:
+                os.unlink(path)
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                continue
+            except OSError as error:
+                raise self._failure(error, "delete", key) from error
+            n_deleted += 1
+            self._unflushed.forgive(path)
+            directories.add(os.path.dirname(path))
+        if self._durable:
+            for directory in directories:
+                self._unflushed.add_again(directory)
+        return n_deleted
+
+    def flush(self) -> None:
+        """Wait until what this process wrote here is on the disk; free when there is nothing.
+
+        Raises
+        ------
+        StorageError
+            ``not-durable``: the disk refused something, now or at an earlier call, that was not written again since.
+            Everything else is on the disk. :meth:`not_durable` says what is not.
+        """
+        self._flush_pending()
+        if self._durable and self._unflushed.lost:
+            raise self._not_durable(self._unflushed.lost)
+
+    def not_durable(self) -> Mapping[str, str]:
+        record = self._unflushed
+        if not self._durable or not (record.lost or record.inherited):
+            return {}
+        lost = {self._key_of(path): error.strerror or str(error) for path, error in record.lost.copy().items()}
+        theirs = "written by the process that this one was forked from"
+        return dict.fromkeys(map(self._key_of, record.inherited), theirs) | lost
+
+    def heard_us(self) -> int | None:
+        return self._clock.now_us()
+
+    def commit_queue(self) -> AbstractContextManager[None]:
+        return commit_queue(self._root)
+
+    def sweep_temporaries(self, older_than_s: float = _STALE_AFTER_S) -> int:
+        """Remove what writers that died left behind, in all directories; returns how many files."""
+        return sum(_sweep(directory, older_than_s) for directory, _, _ in os.walk(self._root))
+
+    # --- parts -------------------------------------------------------------------------------------------------
+
+    def _checked(self, key: str) -> str:
+        """Path of a key that may not lead out of the root."""
+        if ".." in key and ".." in key.split("/"):
+            raise _bad_key(key)
+        return self._prefix + key
+
+    def _new_path(self, key: str) -> str:
+        """Path of a key that may be written: one that every listing shows again, and official's too."""
+        if not key.isascii() or "\0" in key or ("#" in key and _IS_TEMPORARY(key)):
+            raise _bad_key(key)
+        for part in key.split("/"):
+            if not part or part[0] == ".":
+                raise _bad_key(key)
+        return self._prefix + key
+
+    def _write_temporary(self, path: str, data: bytes | memoryview, *, sync: bool) -> str:
+        temporary = _temporary_for(path)
+        self._write_file(temporary, data, sync=sync)
+        with suppress(OSError):
+            self._clock.hear(os.stat(temporary).st_mtime_ns // 1000)  # on a file server by its clock
+        return temporary
+
+    def _write_file(self, path: str, data: bytes | memoryview, *, sync: bool) -> None:
+        """Write a file that is not there yet; nothing is left of it after a failure."""
+        fd = self._with_parents(path, lambda: os.open(path, _WRITE_NEW, 0o666))
+        try:
+            try:
+                _write(fd, data)
+                if sync:
+                    os.fsync(fd)
+            finally:
+                os.close(fd)
+        except BaseException:
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+            raise
+
+    def _link_new(self, temporary: str, path: str, key: str) -> None:
+        """Give a finished file its name, if nobody has taken it."""
+        try:
+            os.link(temporary, path)
+        except OSError as error:
+            if os.stat(temporary).st_nlink == 2:
+                return  # a network file system did it and lost the reply
+            if error.errno == errno.EEXIST:
+                raise self._exists(key) from None
+            if error.errno not in _NO_HARD_LINKS:
+                raise
+            self._rename_new(temporary, path, key)
+
+    def _rename_new(self, temporary: str, path: str, key: str) -> None:
+        """:meth:`_link_new` for file systems without hard links: exclusive among those who take the lock."""
+
+        def compare() -> None:
+            if os.path.lexists(path):
+                raise self._exists(key)
+
+        with locked(os.path.dirname(path), give_up=compare):
+            compare()
+            os.replace(temporary, path)
+
+    def _with_parents[R](self, path: str, function: Callable[[], R]) -> R:
+        """Call, and call again with the directories made if they were missing; another process may remove them."""
+        for _ in range(3):
+            try:
+                return function()
+            except FileNotFoundError:
+                self._make_directory(os.path.dirname(path))
+        return function()
+
+    def _make_directory(self, path: str) -> None:
+        try:
+            os.mkdir(path)
+        except FileExistsError:
+            return
+        except FileNotFoundError:
+            self._make_directory(os.path.dirname(path))
+            with suppress(FileExistsError):
+                os.mkdir(path)
+        if self._durable:
+            self._unflushed.add(path)
+
+    @contextmanager
+    def _removed_and_forgotten_on_error(self, temporary: str) -> Iterator[None]:
+        try:
+            with _removed_on_error(temporary):
+                yield
+        except BaseException:
+            self._unflushed.forgive(temporary)
+            raise
+
+    def _sync_parent(self, path: str) -> None:
+        """After an object got its name. Until a later one gets it safely, the object counts as lost."""
+        if self._durable:
+            try:
+                durability.sync_directory(os.path.dirname(path))
+            except OSError as error:
+                self._unflushed.lose(path, error)
+                raise self._not_durable({path: error}) from error
+            self._unflushed.forgive(path)
+            self._flush_pending()  # directories made on the way
+
+    def _flush_pending(self) -> None:
+        """:meth:`flush`, without a word on what was known to be lost before."""
+        if self._durable:
+            try:
+                losses = self._unflushed.flush()
+            except OSError as error:
+                raise self._failure(error, "flush writes to", "") from error
+            if losses:
+                raise self._not_durable(losses) from next(iter(losses.values()))
+
+    def _not_durable(self, losses: Mapping[str, OSError]) -> StorageError:
+        errors = dict(losses)
+        keys = [self._key_of(path) or "the whole folder" for path in errors]
+        error = next(iter(errors.values()))
+        shown = ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+        remedy = "free some space" if error.errno in _FULL else "check the disk or the mount"
+        return StorageError(
+            f"the disk refused what was written to {shown} in {self._root} ({error.strerror or error}), and a crash "
+            f"of the machine may damage or remove it. First {remedy}, then write it again",
+            ErrorKind.NOT_DURABLE,
+        )
+
+    def _key_of(self, path: str) -> str:
+        """The key of a file; of a directory the start of all keys below it."""
+        relative = path.removeprefix(self._prefix) if path != self._root else ""
+        if os.path.isdir(path):
+            return relative and relative + "/"
+        return _TEMPORARY.sub("", relative)
+
+    def _version_of(self, data: bytes) -> Version:
+        """A hash of the content. A commit meets the same content several times, and comparing is ten times faster."""
+        known = self._versioned
+        if known is None or known[0] != data:
+            known = self._versioned = bytes(data), Version(hashlib.sha256(data).hexdigest())
+        return known[1]
+
+    def _version_at(self, path: str) -> Version | None:
+        try:
+            fd = os.open(path, _READ)
+        except FileNotFoundError:
+            return None
+        try:
+            return self._version_of(_read(fd, os.fstat(fd).st_size))
+        finally:
+            os.close(fd)
+
+    def _sweep_once(self, directory: str) -> None:
+        """Once in the life of a storage, in the directory of the mutable objects, which is small."""
+        if not self._swept:
+            self._swept = True
+            _sweep(directory, _STALE_AFTER_S)
+
+    def _exists(self, key: str) -> VersionMismatchError:
+        return VersionMismatchError(f"{key!r} exists already in {self.identity}: read it and decide anew")
+
+    def _failure(self, error: OSError | ValueError, action: str, key: str) -> IcechunkError:
+        """What an error of the operating system means here, with the remedy."""
+        if not isinstance(error, OSError):  # a null character or a lone surrogate in the key
+            return _bad_key(key)
+        path = self._prefix + key
+        if isinstance(error, FileNotFoundError | NotADirectoryError):
+            if os.path.lexists(self._root) and not os.path.isdir(self._root):
+                return StorageError(
+                    f"cannot {action} {path}: {self._root} is a file. Give the directory of a repository", ErrorKind.IO
+                )
+            return ObjectNotFoundError(f"no object {key!r} in {self.identity}")
+        if isinstance(error, IsADirectoryError):
+            remedy = "it is a directory, not an object; use the key of an object"
+        elif isinstance(error, PermissionError):
+            remedy = f"check the owner and permissions of {self._root} and what is below it"
+        elif error.errno == errno.EROFS:
+            remedy = "the file system is mounted read-only; open the repository for reading only, or copy it"
+        elif error.errno in _FULL:
+            remedy = "the disk or the quota is full; free some space and try again, nothing was changed"
+        elif error.errno in (errno.EMFILE, errno.ENFILE):
+            remedy = "too many files are open; close some or raise the limit (ulimit -n)"
+        else:
+            remedy = "check the disk or the mount, then try again"
+        return StorageError(f"cannot {action} {path}: {error.strerror or error}; {remedy}", ErrorKind.IO)
+
+
+def _restore(cls: type[LocalStorage], root: str, durable: bool) -> LocalStorage:
+    return cls(root, durable=durable)
+
+
+def _bad_key(key: str) -> InvalidInputError:
+    return InvalidInputError(
+        f"{key!r} is not a key of a local storage: keys are ASCII, relative, separated by single '/'; no part is "
+        f"empty or starts with '.', and the last does not end in '#' and digits",
+        ErrorKind.INVALID_KEY,
+    )
+
+
+def _temporary_for(path: str) -> str:
+    return f"{path}#{next(_serials)}"
+
+
+@contextmanager
+def _removed_on_error(temporary: str) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+def _rename(temporary: str, path: str) -> None:
+    """Give a finished file its name; no file is left over."""
+    with _removed_on_error(temporary):
+        os.replace(temporary, path)
+
+
+def _copy(old: str, temporary: str, new: str) -> None:
+    with _removed_on_error(temporary):
+        shutil.copyfile(old, temporary)
+        os.replace(temporary, new)
+
+
+def _read(fd: int, size_bytes: int) -> bytes:
+    """As many bytes, or all up to the end; the system may return fewer at a time (2 GiB on Linux)."""
+    data = os.read(fd, size_bytes)
+    if len(data) == size_bytes:
+        return data
+    parts = [data]
+    missing = size_bytes - len(data)
+    while missing and (data := os.read(fd, missing)):
+        parts.append(data)
+        missing -= len(data)
+    return b"".join(parts)
+
+
+if sys.platform == "win32":
+
+    def _read_at(fd: int, size_bytes: int, offset: int) -> bytes:
+        os.lseek(fd, offset, os.SEEK_SET)
+        return _read(fd, size_bytes)
+
+else:
+
+    def _read_at(fd: int, size_bytes: int, offset: int) -> bytes:
+        data = os.pread(fd, size_bytes, offset)
+        if len(data) == size_bytes or not data:
+            return data
+        os.lseek(fd, offset + len(data), os.SEEK_SET)
+        return data + _read(fd, size_bytes - len(data))
+
+
+def _write(fd: int, data: bytes | memoryview) -> None:
+    written = os.write(fd, data)
+    rest = memoryview(data).cast("B")[written:]
+    while rest:
+        rest = rest[os.write(fd, rest) :]
+
+
+def _walk(directory: str, parent: str, start: str) -> Iterator[ObjectInfo]:
+    """Objects below a directory, whose keys start with ``parent``; ``start`` restricts the first level's names."""
+    pending = [(directory, parent, start)]
+    followed: set[tuple[int, int]] = set()
+    while pending:
+        directory, parent, start = pending.pop()
+        try:
+            entries = os.scandir(directory)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        with entries:
+            for entry in entries:
+                name = entry.name
+                if not name.startswith(start) or name[0] == ".":
+                    continue
+                try:
+                    if entry.is_dir():
+                        if not entry.is_symlink() or _is_new(entry.path, followed):
+                            pending.append((entry.path, f"{parent}{name}/", ""))
+                    elif entry.is_file() and not ("#" in name and _IS_TEMPORARY(name)):
+                        found = entry.stat()
+                        yield ObjectInfo(parent + name, found.st_size, found.st_mtime_ns // 1000)
+                except FileNotFoundError:
+                    continue  # deleted while we looked
+
+
+def _is_new(link: str, followed: set[tuple[int, int]]) -> bool:
+    """Follow each linked directory once, so that a loop of links ends."""
+    found = os.stat(link)
+    place = found.st_dev, found.st_ino
+    if place in followed:
+        return False
+    followed.add(place)
+    return True
+
+
+def _sweep(directory: str, older_than_s: float) -> int:
+    n_removed = 0
+    before = time.time() - older_than_s
+    with suppress(OSError), os.scandir(directory) as entries:
+        for entry in entries:
+            if _IS_TEMPORARY(entry.name) and entry.name not in (LOCK_NAME, QUEUE_NAME):
+                with suppress(OSError):
+                    if entry.is_file(follow_symlinks=False) and entry.stat(follow_symlinks=False).st_mtime < before:
+                        os.unlink(entry.path)
+                        n_removed += 1
+    return n_removed
+
+
+@run_in_child
+def _begin_other_serials() -> None:
+    global _serials
+    _serials = itertools.count(random.SystemRandom().getrandbits(63))

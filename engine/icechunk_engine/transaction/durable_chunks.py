@@ -1,0 +1,92 @@
+"""Chunks that the disk refused are found before a snapshot that refers to them is published.
+
+The storage remembers which files the disk refused (:mod:`icechunk_engine.catalog.durable_files`). A commit asks it
+before it publishes, and a fork before it travels. The answer stays the same for as long as the edits refer to such a
+file, however often the caller tries again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from icechunk_engine.catalog.durable_files import SHOWN, covers, flush_files, listed, reasons, require_durable
+from icechunk_engine.columns.chunk_refs import NATIVE, ChunkRefs
+from icechunk_engine.errors import ErrorKind, InvalidInputError, StorageError
+from icechunk_engine.format import layout
+from icechunk_engine.format.nodes import NodeTable
+from icechunk_engine.ids import ChunkId, NodeId
+from icechunk_engine.storage.base import Storage
+from icechunk_engine.transaction.change_set import ChangeSet
+
+
+def make_durable(
+    storage: Storage, changes: ChangeSet, base: Callable[[], NodeTable], keys: Collection[str] = ()
+) -> None:
+    """Wait until the chunks of some edits, and the objects ``keys``, survive a crash of the machine.
+
+    Parameters
+    ----------
+    base
+        Gives the nodes that the edits are relative to, to name arrays in the error.
+
+    Raises
+    ------
+    StorageError
+        ``not-durable``: one of them may not. Objects that the edits do not need may be lost meanwhile.
+    """
+    flush_files(storage)
+    lost = storage.not_durable()
+    if not lost:
+        return
+    n_chunks, shown = 0, list[str]()
+    for node_id, edits in changes.chunks.items():
+        if edits:
+            refs = edits.collapse()
+            rows = _lost_rows(refs, lost)
+            n_chunks += len(rows)
+            path = _path_of(node_id, changes, base()) if len(rows) else ""
+            shown += [f"{path} {_chunk(refs, row)}" for row in rows[: SHOWN - len(shown)].tolist()]
+    if n_chunks:
+        raise StorageError(
+            f"the disk refused chunks of this session ({reasons(lost)}), and a crash of the machine may damage or "
+            f"remove them: {listed(shown, n_chunks)}. Nothing was committed. Check the disk and its free space, then "
+            f"write these chunks again in this session, or make the whole change again in a new one",
+            ErrorKind.NOT_DURABLE,
+        )
+    require_durable(storage, keys)
+
+
+def _path_of(node_id: NodeId, changes: ChangeSet, base: NodeTable) -> str:
+    for nodes in (changes.new_nodes, changes.moved_nodes):
+        for node in nodes.values():
+            if node.node_id == node_id:
+                return node.path
+    row = base.row_of_id(node_id)
+    return base.path(row) if row >= 0 else str(node_id)
+
+
+def _lost_rows(refs: ChunkRefs, lost: Mapping[str, str]) -> NDArray[np.intp]:
+    """Rows of the native chunks whose objects are lost."""
+    is_native = refs.kinds == NATIVE
+    if any(covers(place, layout.CHUNKS) for place in lost):
+        return np.flatnonzero(is_native)
+    ids = [found for key in lost if (found := _chunk_id(key)) is not None]
+    column = np.ascontiguousarray(refs.chunk_ids).view("V12").reshape(-1)
+    return np.flatnonzero(is_native & np.isin(column, np.frombuffer(b"".join(ids), "V12")))
+
+
+def _chunk(refs: ChunkRefs, row: int) -> str:
+    chunk_id = ChunkId(refs.chunk_ids[row].tobytes())
+    return f"{tuple(refs.indices[row].tolist())} ({layout.chunk_key(chunk_id)})"
+
+
+def _chunk_id(key: str) -> bytes | None:
+    if not key.startswith(layout.CHUNKS):
+        return None
+    try:
+        return ChunkId.from_str(key.removeprefix(layout.CHUNKS)).raw
+    except InvalidInputError:
+        return None
