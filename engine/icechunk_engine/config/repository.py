@@ -53,7 +53,17 @@ class CompressionConfig(Settings):
 
 @dataclass(slots=True, repr=False)
 class CachingConfig(Settings):
-    """How much a process keeps in memory, counted in what the things hold."""
+    """How much a process keeps in memory.
+
+    Attributes
+    ----------
+    num_snapshot_nodes, num_chunk_refs, num_transaction_changes
+        Number of nodes, chunk references and changes in the decoded files to keep.
+    num_bytes_chunks
+        Bytes of chunks to keep.
+    num_bytes_attributes
+        Has no effect: attributes are part of snapshots. It is kept because official has it.
+    """
 
     num_snapshot_nodes: int | None = setting(U64, effective=500_000)
     num_chunk_refs: int | None = setting(U64, effective=15_000_000)
@@ -100,8 +110,14 @@ class _ContainersKind(Kind):
 class RepositoryConfig(Settings):
     """Configuration of a repository.
 
-    What is not set here holds as stored in the repository, or else by default. :func:`icechunk_engine.config.resolve`
-    gives the effective values.
+    A field that is None takes the value stored in the repository, else the default.
+    :func:`icechunk_engine.config.resolve` returns the effective values.
+
+    Attributes
+    ----------
+    max_concurrent_decodes
+        Has no effect: the thread that fetches a file also decodes it, so ``max_concurrent_requests`` is the limit. It
+        is kept because official has it.
     """
 
     inline_chunk_threshold_bytes: int | None = setting(U16, effective=512)

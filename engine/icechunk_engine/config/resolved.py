@@ -1,4 +1,7 @@
-"""The effective configuration: plain values, nothing unset."""
+"""The effective configuration: plain values, nothing unset.
+
+It holds only the settings that the engine acts on. A test checks that each of them is read somewhere.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,6 @@ class ResolvedCaching:
     num_snapshot_nodes: int
     num_chunk_refs: int
     num_transaction_changes: int
-    num_bytes_attributes: int
     num_bytes_chunks: int
 
 
@@ -65,8 +67,6 @@ class ResolvedConfig:
     inline_chunk_threshold_bytes: int
     compression_level: int
     max_concurrent_requests: int
-    max_concurrent_decodes: int
-    get_partial_values_concurrency: int
     caching: ResolvedCaching
     num_updates_per_repo_info_file: int
     repo_update_max_tries: int
@@ -101,8 +101,6 @@ def resolve(config: RepositoryConfig | None = None) -> ResolvedConfig:
         inline_chunk_threshold_bytes=general("inline_chunk_threshold_bytes"),
         compression_level=min(effective(config.compression, CompressionConfig, "level"), _MAX_LEVEL),
         max_concurrent_requests=general("max_concurrent_requests"),
-        max_concurrent_decodes=general("max_concurrent_decodes"),
-        get_partial_values_concurrency=general("get_partial_values_concurrency"),
         caching=ResolvedCaching(
             **{name: effective(config.caching, CachingConfig, name) for name in ResolvedCaching.__dataclass_fields__}
         ),
