@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .backend import IcechunkBackendEntrypoint, open_dataset, open_datatree
-    from .locate import open_or_create_repository, open_repository
-    from .reduction import store_dask
+    from .dask_writer import store_dask
+    from .locations import open_or_create_repository, open_repository
     from .virtual import ReferenceLimits, import_kerchunk
     from .writer import to_icechunk
 
@@ -36,9 +36,9 @@ _HOMES = {
     "import_kerchunk": "virtual",
     "open_dataset": "backend",
     "open_datatree": "backend",
-    "open_or_create_repository": "locate",
-    "open_repository": "locate",
-    "store_dask": "reduction",
+    "open_or_create_repository": "locations",
+    "open_repository": "locations",
+    "store_dask": "dask_writer",
     "to_icechunk": "writer",
 }
 

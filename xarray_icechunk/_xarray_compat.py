@@ -1,6 +1,7 @@
-"""Private names of xarray, zarr and dask: every use of one is here, with the version it was checked with and why.
+"""The only module that uses private names of xarray, zarr and dask.
 
-Everything else in this package uses public names only, but for :mod:`.wide_pipeline`, which is made here.
+Each use says which version it was checked with, and why no public name would do. The one exception is
+:mod:`.remote_pipeline`, which this module imports.
 """
 
 from __future__ import annotations
@@ -21,18 +22,19 @@ _DEFAULT_CONCURRENCY = 10
 
 
 def fuse_codec_pipeline(array: zarr.Array[Any]) -> None:
-    """Make this array read and write through zarr's fused codec pipeline, whatever the configuration is later.
+    """Pin zarr's fused codec pipeline to this array. Later changes of zarr's configuration do not affect it.
+
+    The default pipeline starts six tasks on the event loop for each chunk. For small chunks the fused one costs a
+    fifth of that. If chunks may lie behind a network, the array gets a
+    :class:`~.remote_pipeline.RemoteCodecPipeline` instead, unless the user has set ``async.concurrency``: then the
+    user decides how many requests run at a time.
+
+    Does nothing if this version of zarr has no fused pipeline, or if the user has chosen a pipeline.
 
     zarr 3.4.2: ``zarr.core.codec_pipeline.FusedCodecPipeline``, ``zarr.core.chunk_utils.ChunkTransform`` and the
-    attribute ``AsyncArray.codec_pipeline``. The pipeline is chosen from the global configuration when an array object
-    is made. Setting the configuration for a moment would do, but it is one for all threads: two that open at once
-    could leave it changed. Per small chunk the fused pipeline costs a fifth of the default one, which starts six
-    tasks on the event loop for each.
-
-    Behind a network it is :class:`~.wide_pipeline.WidePipeline`, unless ``async.concurrency`` was changed: then it is
-    the user who says how many requests are made at a time.
-
-    Does nothing for a zarr without it, or for a user who has chosen a pipeline.
+    attribute ``AsyncArray.codec_pipeline``. zarr chooses the pipeline from its global configuration when it creates
+    an array object. We do not change the configuration, not even for a moment: all threads share it, and two that
+    open arrays at once could leave it changed.
     """
     if zarr.config.get("codec_pipeline.path") != _DEFAULT_PIPELINE:
         return
@@ -40,7 +42,7 @@ def fuse_codec_pipeline(array: zarr.Array[Any]) -> None:
         from zarr.core.chunk_utils import ChunkTransform
         from zarr.core.codec_pipeline import BatchedCodecPipeline, FusedCodecPipeline
 
-        from .wide_pipeline import WidePipeline
+        from .remote_pipeline import RemoteCodecPipeline
     except ImportError:  # older than 3.3
         return
     asynchronous = array.async_array
@@ -53,8 +55,8 @@ def fuse_codec_pipeline(array: zarr.Array[Any]) -> None:
     except TypeError:  # a codec without a synchronous face
         return
     waits = isinstance(array.store, IcechunkStore) and array.store.session.chunks_may_be_remote
-    is_wide = waits and zarr.config.get("async.concurrency") == _DEFAULT_CONCURRENCY
-    fused = (WidePipeline if is_wide else FusedCodecPipeline)(
+    is_remote = waits and zarr.config.get("async.concurrency") == _DEFAULT_CONCURRENCY
+    fused = (RemoteCodecPipeline if is_remote else FusedCodecPipeline)(
         codecs=codecs,
         array_array_codecs=batched.array_array_codecs,
         array_bytes_codec=batched.array_bytes_codec,

@@ -109,10 +109,10 @@ class IcechunkBackendEntrypoint(BackendEntrypoint):
         zarr_format: int | None = None,
     ) -> Dataset:
         """Open one group; see the class for the parameters."""
-        from .opening import open_group
-        from .zarr_arguments import require_usual
+        from .reader import open_group
+        from .zarr_engine_options import check_zarr_engine_options
 
-        require_usual(consolidated=consolidated, zarr_format=zarr_format)
+        check_zarr_engine_options(consolidated=consolidated, zarr_format=zarr_format)
         return open_group(
             filename_or_obj,
             group=group,
@@ -139,26 +139,28 @@ class IcechunkBackendEntrypoint(BackendEntrypoint):
 
     def open_groups_as_dict(self, filename_or_obj: Any, **kwargs: Any) -> dict[str, Dataset]:
         """Open a group and all groups below it; keywords as for :meth:`open_dataset`, keys relative to ``group``."""
-        from .opening import open_groups
+        from .reader import open_groups
 
         return open_groups(filename_or_obj, **_sorted_out(kwargs))
 
     def open_datatree(self, filename_or_obj: Any, **kwargs: Any) -> DataTree:
         """Open a group and all groups below it as a tree whose root is ``group``; keywords as for open_dataset."""
-        from .opening import open_tree
+        from .reader import open_tree
 
         return open_tree(filename_or_obj, **_sorted_out(kwargs))
 
 
 def _sorted_out(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Split the keywords of :meth:`IcechunkBackendEntrypoint.open_dataset` into those of :mod:`.opening`."""
+    """Split the keywords of :meth:`IcechunkBackendEntrypoint.open_dataset` into those of :mod:`.reader`."""
     known = inspect.signature(IcechunkBackendEntrypoint.open_dataset).parameters
     for name in kwargs:
         if name not in known or name in ("self", "filename_or_obj"):
             raise TypeError(f"the icechunk engine has no parameter {name!r}; it has {', '.join(list(known)[2:])}")
-    from .zarr_arguments import require_usual
+    from .zarr_engine_options import check_zarr_engine_options
 
-    require_usual(consolidated=kwargs.pop("consolidated", None), zarr_format=kwargs.pop("zarr_format", None))
+    check_zarr_engine_options(
+        consolidated=kwargs.pop("consolidated", None), zarr_format=kwargs.pop("zarr_format", None)
+    )
     return {
         "group": kwargs.pop("group", None),
         "use_zarr_fill_value_as_mask": kwargs.pop("use_zarr_fill_value_as_mask", None),

@@ -16,7 +16,7 @@ from icechunk_engine.errors.foreign import describe
 from icechunk_engine.session import Session
 
 from ._xarray_compat import fuse_codec_pipeline, validate_encoding, validate_region
-from .zarr_arguments import require_usual
+from .zarr_engine_options import check_zarr_engine_options
 
 __all__ = ["to_icechunk"]
 
@@ -111,7 +111,7 @@ def to_icechunk(
         raise ReadOnlyError(
             "the session is read-only. Write in one made by repository.writable_session(branch), before its commit"
         )
-    require_usual(consolidated=consolidated, zarr_format=zarr_format)
+    check_zarr_engine_options(consolidated=consolidated, zarr_format=zarr_format)
     if isinstance(obj, xr.DataTree) and (append_dim is not None or region is not None):
         raise InvalidInputError(
             "append_dim and region are for one dataset, not for a tree: write the nodes one by one, with group=",
@@ -182,7 +182,7 @@ class _Writes:
     def write_dask(self, session: Session, split_every: int | None, options: Mapping[str, Any]) -> None:
         if not self.dask:
             return
-        from .reduction import reopened, store_dask  # dask is optional, and installed if there are dask arrays
+        from .dask_writer import reopened, store_dask  # dask is optional, and installed if there are dask arrays
 
         fork = session.fork()
         merged = store_dask(

@@ -77,4 +77,4 @@ def merge_sessions_array_kwargs(*sessions: Any, axis: Any = None, keepdims: Any 
 
 
 def _plugin() -> Any:
-    return importlib.import_module("xarray_icechunk.reduction")
+    return importlib.import_module("xarray_icechunk.dask_writer")

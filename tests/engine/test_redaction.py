@@ -29,7 +29,7 @@ from icechunk_engine.errors import IcechunkError, StorageError
 from icechunk_engine.errors.redaction import masked, redacted, without_values
 from icechunk_engine.storage import FsspecStorage, Storage, storage_from_url
 from xarray_icechunk import open_or_create_repository
-from xarray_icechunk.locate import _normal_location, split_pipeline
+from xarray_icechunk.locations import _normal_location, split_pipeline
 
 SECRET = "c4n4ry"
 KEY_ID = f"AKIA{SECRET}EXAMPLE"

@@ -16,7 +16,7 @@ import zarr
 from distributed import Client, LocalCluster
 
 import xarray_icechunk as xi
-from xarray_icechunk import reduction
+from xarray_icechunk import dask_writer
 
 from .conftest import write
 
@@ -175,7 +175,7 @@ def test_write_that_is_repeated(
     client: Client, repo: Any, location: str, tmp_path: Path, big: xr.Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flag = tmp_path / "flag"
-    monkeypatch.setattr(reduction, "_Target", lambda array: ForgetfulTarget(array, flag))
+    monkeypatch.setattr(dask_writer, "_Target", lambda array: ForgetfulTarget(array, flag))
     write(repo, chunked(big), chunkmanager_store_kwargs={"retries": 1})
     assert flag.exists()
     require_equal(location, big)

@@ -20,7 +20,7 @@ import xarray_icechunk as xi
 from icechunk_engine.errors import IcechunkError, InvalidInputError, ReadOnlyError, StorageError
 from icechunk_engine.session import ForkSession, Session
 from icechunk_engine.storage.wrappers import FaultStorage, LatencyStorage, StorageCall
-from xarray_icechunk.reduction import merge_forks
+from xarray_icechunk.dask_writer import merge_forks
 
 from .conftest import write
 

@@ -15,7 +15,7 @@ import zarr
 import icechunk_engine as ic
 from icechunk_engine.storage.wrappers import FaultStorage, StorageCall, WrapperStorage
 from xarray_icechunk import to_icechunk
-from xarray_icechunk.wide_pipeline import REQUESTS
+from xarray_icechunk.remote_pipeline import REQUESTS
 
 CHUNKS = 300
 ONE_CHUNK = {"a": {"chunks": (100,), "compressors": None}}

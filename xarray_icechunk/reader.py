@@ -12,8 +12,8 @@ from xarray.backends import StoreBackendEntrypoint, ZarrStore
 from icechunk_engine.errors import ErrorKind, InvalidInputError, NodeNotFoundError
 
 from ._xarray_compat import fuse_codec_pipeline
-from .dask_names import SnapshotVariable
-from .locate import Located, locate
+from .chunking import SnapshotVariable
+from .locations import Located, locate
 
 __all__ = ["open_group", "open_groups", "open_tree"]
 
@@ -26,7 +26,7 @@ def open_group(
     where: Mapping[str, Any],
     decoders: Mapping[str, Any],
 ) -> xr.Dataset:
-    """One group as a dataset; ``where`` goes to :func:`~.locate.locate`, ``decoders`` to xarray."""
+    """One group as a dataset; ``where`` goes to :func:`~.locations.locate`, ``decoders`` to xarray."""
     located = locate(source, **where)
     path = _group_path(located, group)
     return _read(located, path, located.source, use_zarr_fill_value_as_mask, decoders)

@@ -16,13 +16,13 @@ from zarr.abc.store import ByteGetter, ByteRequest, ByteSetter
 from zarr.core.buffer import Buffer, BufferPrototype, NDBuffer
 from zarr.core.codec_pipeline import FusedCodecPipeline
 
-__all__ = ["WidePipeline"]
+__all__ = ["RemoteCodecPipeline"]
 
 REQUESTS = 128
 """Of one array at a time: with 50 ms of latency some 2 500 a second, which is what Python can handle."""
 
 
-class WidePipeline(FusedCodecPipeline):
+class RemoteCodecPipeline(FusedCodecPipeline):
     """Zarr's fused pipeline, with more requests at a time."""
 
     async def read(

@@ -17,7 +17,7 @@ from icechunk_engine.errors import (
     RepositoryNotFoundError,
     SnapshotNotFoundError,
 )
-from xarray_icechunk.locate import locate
+from xarray_icechunk.locations import locate
 
 from .conftest import write
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from icechunk_engine.errors import ErrorKind, InvalidInputError
 
-__all__ = ["require_usual"]
+__all__ = ["check_zarr_engine_options"]
 
 
-def require_usual(*, consolidated: bool | None, zarr_format: int | None) -> None:
+def check_zarr_engine_options(*, consolidated: bool | None, zarr_format: int | None) -> None:
     """Accept what is so anyway, or left open, and refuse the rest.
 
     Raises
