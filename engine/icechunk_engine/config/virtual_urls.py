@@ -124,6 +124,10 @@ def normalize(url: str) -> str:
 
 
 def _normalize_file(url: str) -> str:
+    # The reference implementation takes all text before the first "://" for the scheme. It reads "file:C://x" as a
+    # URL with the scheme "file:c", which no container can have.
+    if "://" in url and url.index("://") != len("file"):
+        raise ValueError("it has '://' in its path; write file:///absolute/path")
     text = url.strip(_TRIMMED).translate(_REMOVED)[len("file:") :]
     text, number, fragment = text.partition("#")
     text, question, query = text.partition("?")

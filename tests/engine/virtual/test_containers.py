@@ -11,7 +11,7 @@ import icechunk as official
 import numpy as np
 import pytest
 import zarr
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 import icechunk_engine
@@ -279,6 +279,7 @@ def test_locations_fare_as_with_official(oracle: Oracle, location: str):
         ("https:/h/a", "'//'"),
         ("file://tmp/a", "file:///absolute/path"),
         ("file://server/share/a", "file:///absolute/path"),
+        ("file:C://a", "'://' in its path"),
         ("vcc:///a", "bucket or host"),
         ("1s3://a/b", "absolute URL"),
         ("://a", "absolute URL"),
@@ -299,8 +300,19 @@ PIECES = st.sampled_from(
 
 
 @given(st.sampled_from(["file:", "file:/", "file:///", "FILE:///", "file:///tmp/"]), st.lists(PIECES, max_size=7))
+@example("file:", ["C:", "//"])
+@example("file:", ["C:", "//", "a"])
+@example("file:/", ["a", "/", "C:", "//", "b"])
+@example("file:", ["C:", "\t", "//"])
+@example("file:///", ["C:", "//"])
 def test_file_urls_become_what_official_makes_of_them(oracle: Oracle, start: str, pieces: list[str]):
     location = start + "".join(pieces)
+    if "://" in location and not location.lower().startswith("file://"):
+        with pytest.raises(InvalidInputError, match="'://' in its path"):
+            normalize_location(location)
+        # Official refuses it too, or stores it with a scheme such as "file:c".
+        assert not (oracle.stored(location) or "").startswith("file://")
+        return
     try:
         canonical = normalize_location(location)
     except InvalidInputError as error:
