@@ -282,9 +282,9 @@ def grow_history(engine: Engine, path: Path, count: int) -> None:
 
     Making that many commits would take either library minutes, and what is measured reads none of them.
     """
-    from icechunk_engine.catalog.updates import AddCommit, advance
+    from icechunk_engine.catalog.changes import AddCommit, advance
     from icechunk_engine.format.repo_info import decode_repo_info, encode_repo_info
-    from icechunk_engine.format.snapshot_table import SnapshotInfo
+    from icechunk_engine.format.snapshot_table import SnapshotRecord
     from icechunk_engine.ids import SnapshotId
 
     repository = create(engine, path)
@@ -292,11 +292,11 @@ def grow_history(engine: Engine, path: Path, count: int) -> None:
     create_array(session.store, "a", (10,), (10,))[:] = 1
     last = session.commit("array")
     info = decode_repo_info((path / "repo").read_bytes())
-    tip = info.snapshots.info(info.snapshots.find(SnapshotId.from_str(last)))
+    tip = info.snapshots.record(info.snapshots.find(SnapshotId.from_str(last)))
     middle = tip.id
     for number in range(count - 2):
         at_us = tip.flushed_at_us + number + 1
-        made = SnapshotInfo(
+        made = SnapshotRecord(
             id=SnapshotId.random(), parent_id=middle, flushed_at_us=at_us, message=f"step {number}", metadata={}
         )
         info = advance(info, AddCommit("main", made), now_us=at_us, backup_name="none", max_updates=1000)

@@ -11,8 +11,9 @@ from typing import Any, Self
 from icechunk_engine._runtime.observing import operation
 from icechunk_engine._runtime.pools import POOL_SIZE, async_twin
 from icechunk_engine.assets import AssetManager
-from icechunk_engine.catalog import creating, inspection, updates
+from icechunk_engine.catalog import changes, creating, inspection
 from icechunk_engine.catalog.ancestry_graph import AncestryGraph, Entry, children_first
+from icechunk_engine.catalog.base import Catalog, needs_spec_2
 from icechunk_engine.catalog.history import (
     ManifestFileInfo,
     SnapshotInfo,
@@ -21,9 +22,8 @@ from icechunk_engine.catalog.history import (
     public_status,
     us_of_datetime,
 )
-from icechunk_engine.catalog.publishing import publish, references
-from icechunk_engine.catalog.refs import References, needs_spec_2
-from icechunk_engine.catalog.refs_spec_2 import RepoFileReferences, update_repo_file
+from icechunk_engine.catalog.opening import open_catalog, publish
+from icechunk_engine.catalog.spec_2_repo_file import RepoFileCatalog, update_repo_file
 from icechunk_engine.config import RepositoryConfig, StorageSettings, resolve
 from icechunk_engine.credentials import AnyCredential
 from icechunk_engine.errors import (
@@ -36,8 +36,7 @@ from icechunk_engine.errors import (
 )
 from icechunk_engine.errors.foreign import describe
 from icechunk_engine.format import layout
-from icechunk_engine.format.repo_info import Availability, RepoInfo, decode_repo_info
-from icechunk_engine.format.repo_info import SnapshotInfo as SnapshotRecord
+from icechunk_engine.format.repo_info import Availability, RepoInfo, SnapshotRecord, decode_repo_info
 from icechunk_engine.ids import ManifestId, SnapshotId
 from icechunk_engine.session import Session, SessionMode
 from icechunk_engine.session.preloading import start_preload
@@ -64,7 +63,7 @@ Authorizations = Mapping[str, AnyCredential | None]
 Place = Storage | str | os.PathLike[str]
 """What says where a repository is: a storage, a path or a URL."""
 
-DEFAULT_BRANCH = updates.MAIN
+DEFAULT_BRANCH = changes.MAIN
 
 
 class Repository:
@@ -207,7 +206,7 @@ class Repository:
         config: RepositoryConfig | None,
         authorize_virtual_chunk_access: Authorizations | None,
         attribution: Attribution | None,
-    ) -> tuple[Self, References]:
+    ) -> tuple[Self, Catalog]:
         """The repository, and its refs as they were seen on opening."""
         warn_of_missing_credentials(authorize_virtual_chunk_access)
         if config is not None:
@@ -222,7 +221,7 @@ class Repository:
             attribution=attribution,
             spec_version=found.spec_version,
         )
-        return repository, found.refs or references(repository._assets)
+        return repository, found.refs or open_catalog(repository._assets)
 
     open_async = classmethod(async_twin(open.__func__))  # type: ignore[attr-defined]
 
@@ -347,14 +346,14 @@ class Repository:
         return f"<Repository {self._storage.identity}>"
 
     def _repr_html_(self) -> str:
-        refs = references(self._assets)
+        refs = open_catalog(self._assets)
         rows: list[tuple[str, object]] = [
             ("storage", self._storage.identity),
             ("format", f"version {int(self.spec_version)}"),
             ("branches", ", ".join(sorted(refs.branches())[:20])),
             ("tags", ", ".join(sorted(refs.tags())[:20]) or "—"),
         ]
-        if isinstance(refs, RepoFileReferences):
+        if isinstance(refs, RepoFileCatalog):
             rows.append(("status", refs.info.status.availability.name.lower()))
             rows.append(("snapshots", len(refs.info.snapshots)))
         return html_table("icechunk Repository", rows)
@@ -388,7 +387,7 @@ class Repository:
 
     def save_config(self) -> None:
         """Persist the settings in force."""
-        publish(self._assets, updates.SetConfig(self._config.to_dict()))
+        publish(self._assets, changes.SetConfig(self._config.to_dict()))
 
     save_config_async = async_twin(save_config)
 
@@ -413,13 +412,13 @@ class Repository:
 
     def set_metadata(self, metadata: dict[str, Any]) -> None:
         """Replace the repository's metadata (JSON-like values)."""
-        self._update(updates.SetMetadata(metadata), "repository metadata")
+        self._update(changes.SetMetadata(metadata), "repository metadata")
 
     set_metadata_async = async_twin(set_metadata)
 
     def update_metadata(self, metadata: dict[str, Any]) -> dict[str, Any]:
         """Add to the repository's metadata; returns all of it."""
-        return dict(self._update(updates.SetMetadata(metadata, merge=True), "repository metadata").metadata)
+        return dict(self._update(changes.SetMetadata(metadata, merge=True), "repository metadata").metadata)
 
     update_metadata_async = async_twin(update_metadata)
 
@@ -439,7 +438,7 @@ class Repository:
         if not isinstance(status, RepoStatus):
             raise TypeError(f"status must be a RepoStatus, not {describe(status)}")
         availability = Availability[status.availability.name.upper()]
-        self._update(updates.SetStatus(availability, status.limited_availability_reason), "repository status")
+        self._update(changes.SetStatus(availability, status.limited_availability_reason), "repository status")
 
     set_status_async = async_twin(set_status)
 
@@ -464,7 +463,7 @@ class Repository:
 
     def set_feature_flag(self, name: str, setting: bool | None) -> None:
         """Switch a feature on or off; None goes back to its default."""
-        self._update(updates.SetFeatureFlag(feature_flag_id(name), setting), "feature flags")
+        self._update(changes.SetFeatureFlag(feature_flag_id(name), setting), "feature flags")
 
     set_feature_flag_async = async_twin(set_feature_flag)
 
@@ -474,8 +473,8 @@ class Repository:
             raise needs_spec_2(what)
         return self._assets.repo_info()[0]
 
-    @operation(lambda self, update, *_: f"{updates.describe(update)} of {self.storage.identity}")
-    def _update(self, update: updates.Update, what: str) -> RepoInfo:
+    @operation(lambda self, update, *_: f"{changes.describe(update)} of {self.storage.identity}")
+    def _update(self, update: changes.CatalogChange, what: str) -> RepoInfo:
         if self.spec_version < SpecVersion.v2:
             raise needs_spec_2(what)
         return update_repo_file(self._assets, update)
@@ -484,20 +483,20 @@ class Repository:
 
     def list_branches(self) -> set[str]:
         """Names of all branches."""
-        return references(self._assets).branches()
+        return open_catalog(self._assets).branches()
 
     list_branches_async = async_twin(list_branches)
 
     def lookup_branch(self, branch: str) -> str:
         """Id of the snapshot at a branch's tip. Raises RefNotFoundError."""
-        return str(references(self._assets).branch_tip(branch))
+        return str(open_catalog(self._assets).branch_tip(branch))
 
     lookup_branch_async = async_twin(lookup_branch)
 
     def create_branch(self, branch: str, snapshot_id: str) -> None:
         """A new branch at a snapshot. Raises AlreadyExistsError, SnapshotNotFoundError."""
-        name = updates.require_ref_name(branch)
-        publish(self._assets, updates.CreateBranch(name, SnapshotId.from_str(snapshot_id)))
+        name = changes.require_ref_name(branch)
+        publish(self._assets, changes.CreateBranch(name, SnapshotId.from_str(snapshot_id)))
 
     create_branch_async = async_twin(create_branch)
 
@@ -510,38 +509,38 @@ class Repository:
             Only if the branch is there now; else ConflictError (``branch-update-conflict``).
         """
         expected = None if from_snapshot_id is None else SnapshotId.from_str(from_snapshot_id)
-        publish(self._assets, updates.ResetBranch(branch, SnapshotId.from_str(snapshot_id), expected))
+        publish(self._assets, changes.ResetBranch(branch, SnapshotId.from_str(snapshot_id), expected))
 
     reset_branch_async = async_twin(reset_branch)
 
     def delete_branch(self, branch: str) -> None:
         """Remove a branch; ``main`` cannot be removed."""
-        publish(self._assets, updates.DeleteBranch(branch))
+        publish(self._assets, changes.DeleteBranch(branch))
 
     delete_branch_async = async_twin(delete_branch)
 
     def list_tags(self) -> set[str]:
         """Names of all tags."""
-        return references(self._assets).tags()
+        return open_catalog(self._assets).tags()
 
     list_tags_async = async_twin(list_tags)
 
     def lookup_tag(self, tag: str) -> str:
         """Id of the snapshot that a tag names. Raises RefNotFoundError."""
-        return str(references(self._assets).tag_target(tag))
+        return str(open_catalog(self._assets).tag_target(tag))
 
     lookup_tag_async = async_twin(lookup_tag)
 
     def create_tag(self, tag: str, snapshot_id: str) -> None:
         """Name a snapshot for good. Raises AlreadyExistsError, also for a name that was deleted."""
-        name = updates.require_ref_name(tag)
-        publish(self._assets, updates.CreateTag(name, SnapshotId.from_str(snapshot_id)))
+        name = changes.require_ref_name(tag)
+        publish(self._assets, changes.CreateTag(name, SnapshotId.from_str(snapshot_id)))
 
     create_tag_async = async_twin(create_tag)
 
     def delete_tag(self, tag: str) -> None:
         """Remove a tag; its name can never be used again."""
-        publish(self._assets, updates.DeleteTag(tag))
+        publish(self._assets, changes.DeleteTag(tag))
 
     delete_tag_async = async_twin(delete_tag)
 
@@ -551,7 +550,7 @@ class Repository:
         self, *, branch: str | None = None, tag: str | None = None, snapshot_id: str | None = None
     ) -> Iterator[SnapshotInfo]:
         """Snapshots from a ref back to the first one, newest first; one request, in spec version 1 one for each."""
-        refs = references(self._assets)
+        refs = open_catalog(self._assets)
         return refs.history(self._resolve(refs, branch, tag, snapshot_id))
 
     async def async_ancestry(
@@ -580,7 +579,7 @@ class Repository:
         plain
             Without colours.
         """
-        refs = references(self._assets)
+        refs = open_catalog(self._assets)
         branches = {name: refs.branch_tip(name) for name in refs.branches()}
         tags = {name: refs.tag_target(name) for name in refs.tags()}
         if branch is tag is snapshot_id is None:
@@ -606,7 +605,7 @@ class Repository:
 
     def lookup_snapshot(self, snapshot_id: str) -> SnapshotInfo:
         """One snapshot of the history. Raises SnapshotNotFoundError."""
-        return SnapshotInfo.of(references(self._assets).snapshot(SnapshotId.from_str(snapshot_id)))
+        return SnapshotInfo.of(open_catalog(self._assets).snapshot(SnapshotId.from_str(snapshot_id)))
 
     lookup_snapshot_async = async_twin(lookup_snapshot)
 
@@ -644,7 +643,7 @@ class Repository:
     def _composite_log(self, snapshot_id: SnapshotId) -> inspection.CompositeLog | None:
         """The merged log of a snapshot that stands for expired ones; None for all others."""
         try:
-            pruned = references(self._assets).snapshot(snapshot_id).pruned
+            pruned = open_catalog(self._assets).snapshot(snapshot_id).pruned
         except SnapshotNotFoundError:  # a file that no repo info lists: what it says itself
             return None
         if not pruned:
@@ -720,7 +719,7 @@ class Repository:
         InvalidInputError
             ``bad-snapshot-chain-for-diff``: the first is not an ancestor of the second.
         """
-        refs = references(self._assets)
+        refs = open_catalog(self._assets)
         start = refs.snapshot(self._resolve(refs, from_branch, from_tag, from_snapshot_id)).id
         stop = self._resolve(refs, to_branch, to_tag, to_snapshot_id)
         records: list[SnapshotRecord] = []
@@ -751,7 +750,7 @@ class Repository:
             make_store=open_store,
         )
 
-    def _resolve(self, refs: References, branch: str | None, tag: str | None, snapshot_id: str | None) -> SnapshotId:
+    def _resolve(self, refs: Catalog, branch: str | None, tag: str | None, snapshot_id: str | None) -> SnapshotId:
         given = [name for name, value in _named(branch, tag, snapshot_id) if value is not None]
         if len(given) != 1:
             raise InvalidInputError(
@@ -790,11 +789,11 @@ class Repository:
         RefNotFoundError, SnapshotNotFoundError
             No such ref or snapshot, or none at that time.
         """
-        return self._readonly_session(references(self._assets), branch, tag, snapshot_id, as_of)
+        return self._readonly_session(open_catalog(self._assets), branch, tag, snapshot_id, as_of)
 
     def _readonly_session(
         self,
-        refs: References,
+        refs: Catalog,
         branch: str | None,
         tag: str | None,
         snapshot_id: str | None,
@@ -825,7 +824,7 @@ class Repository:
     )
     def writable_session(self, branch: str) -> Session:
         """A session whose commit goes to a branch, based on the branch's present tip."""
-        refs = references(self._assets)
+        refs = open_catalog(self._assets)
         tip = refs.branch_tip(branch)
         refs.require_online()
         start_preload(self._assets, tip)
@@ -845,9 +844,9 @@ class Repository:
             ``feature-flag-disabled``: ``move_node`` is switched off.
         """
         info = self._info("moves")
-        tip = updates.branch_tip(info, branch)
-        updates.require_online(info)
-        updates.require_flag(info, updates.FLAG_MOVE_NODE, "move_node")
+        tip = changes.branch_tip(info, branch)
+        changes.require_online(info)
+        changes.require_flag(info, changes.FLAG_MOVE_NODE, "move_node")
         start_preload(self._assets, tip)
         return Session(self._context(), tip, branch=branch, mode=SessionMode.rearrange)
 

@@ -232,7 +232,7 @@ def told(info: RepoInfo) -> dict[str, Any]:
     """All that a repo info says but the time of the upgrade."""
     return {
         "refs": (info.branches, info.tags, info.deleted_tags),
-        "snapshots": [info.snapshots.info(row) for row in range(len(info.snapshots))],
+        "snapshots": [info.snapshots.record(row) for row in range(len(info.snapshots))],
         "updates": [info.updates.record(row) for row in range(1, len(info.updates))],
         "top": (info.updates.record(0).kind, info.updates.record(0).from_version, info.updates.record(0).to_version),
         "rest": (info.spec_version, info.status, info.metadata, info.config, info.repo_before_updates),

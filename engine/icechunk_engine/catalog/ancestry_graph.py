@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
-from icechunk_engine.format.repo_info import SnapshotInfo
+from icechunk_engine.format.repo_info import SnapshotRecord
 from icechunk_engine.ids import SnapshotId
 
 _COLORS = ("#B7E400", "#A653FF", "#5EC4F7", "#FF8C42", "#F72585", "#2EC4B6", "#FFD166")
@@ -29,7 +29,7 @@ class Entry:
     tags: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, record: SnapshotInfo, branches: tuple[str, ...], tags: tuple[str, ...]) -> Entry:
+    def of(cls, record: SnapshotRecord, branches: tuple[str, ...], tags: tuple[str, ...]) -> Entry:
         """A snapshot with the names that point at it."""
         parent_id = None if record.parent_id is None else str(record.parent_id)
         return cls(id=str(record.id), parent_id=parent_id, message=record.message, branches=branches, tags=tags)
@@ -161,7 +161,7 @@ def _plain_label(entry: Entry) -> str:
     return f"{entry.id[:_SHORT_ID]}{f' ({names})' if names else ''} {entry.headline}"
 
 
-def children_first(records: Mapping[SnapshotId, SnapshotInfo]) -> Iterator[SnapshotInfo]:
+def children_first(records: Mapping[SnapshotId, SnapshotRecord]) -> Iterator[SnapshotRecord]:
     """Snapshots, newest first, but none before its children, whatever the times say; parents form no circle."""
     n_children = Counter(record.parent_id for record in records.values())
     ready = [(-record.flushed_at_us, record.id.raw) for record in records.values() if not n_children[record.id]]

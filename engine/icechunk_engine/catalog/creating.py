@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from icechunk_engine.assets import AssetManager
+from icechunk_engine.catalog.base import Catalog
+from icechunk_engine.catalog.changes import MAIN
 from icechunk_engine.catalog.clock_check import now_us, require_right_clock
-from icechunk_engine.catalog.refs import References
-from icechunk_engine.catalog.refs_spec_2 import RepoFileReferences
-from icechunk_engine.catalog.updates import MAIN
+from icechunk_engine.catalog.spec_2_repo_file import RepoFileCatalog
 from icechunk_engine.config import RepositoryConfig, resolve
 from icechunk_engine.config.yaml_form import from_yaml, to_yaml
 from icechunk_engine.errors import (
@@ -48,7 +48,7 @@ class Found:
 
     spec_version: SpecVersion
     config: RepositoryConfig | None
-    refs: References | None
+    refs: Catalog | None
 
 
 def find(storage: Storage) -> Found:
@@ -72,7 +72,7 @@ def find(storage: Storage) -> Found:
             return Found(SpecVersion.v1, _v1_config(storage), None)
         raise
     config = None if info.config is None else RepositoryConfig.from_stored(info.config)
-    return Found(SpecVersion.v2, config, RepoFileReferences(info, version))
+    return Found(SpecVersion.v2, config, RepoFileCatalog(info, version))
 
 
 def _v1_config(storage: Storage) -> RepositoryConfig | None:
@@ -155,11 +155,11 @@ def make_repository(assets: AssetManager, config: dict[str, Any] | None) -> None
     except VersionMismatchError:
         raise already_there(storage) from None
     except StorageError as error:
-        if error.kind is ErrorKind.NOT_DURABLE or not _landed(storage, last, data):
+        if error.kind is ErrorKind.NOT_DURABLE or not _was_created(storage, last, data):
             raise error from None
 
 
-def _landed(storage: Storage, key: str, data: bytes) -> bool:
+def _was_created(storage: Storage, key: str, data: bytes) -> bool:
     """Whether a creation whose answer was lost took place."""
     try:
         return storage.get(key) == data

@@ -12,8 +12,7 @@ import numpy as np
 
 from icechunk_engine.columns.tables import I64, U64
 from icechunk_engine.errors import ErrorKind, FormatError
-from icechunk_engine.format.repo_info import NO_PARENT, SnapshotTable, Status, UpdateKind, UpdateRecord
-from icechunk_engine.format.repo_info import SnapshotInfo as SnapshotRecord
+from icechunk_engine.format.repo_info import NO_PARENT, SnapshotRecord, SnapshotTable, Status, UpdateKind, UpdateRecord
 from icechunk_engine.ids import base32_of_rows
 from icechunk_engine.types import RepoAvailability, RepoStatus
 

@@ -16,7 +16,14 @@ from icechunk_engine.errors import FormatError
 from icechunk_engine.format import header
 from icechunk_engine.format.header import FileType
 from icechunk_engine.format.nodes import Node
-from icechunk_engine.format.repo_info import RepoInfo, SnapshotInfo, Status, UpdateKind, UpdateRecord, decode_repo_info
+from icechunk_engine.format.repo_info import (
+    RepoInfo,
+    SnapshotRecord,
+    Status,
+    UpdateKind,
+    UpdateRecord,
+    decode_repo_info,
+)
 from icechunk_engine.format.snapshot import decode_snapshot
 from icechunk_engine.format.transaction_log import TransactionLog, decode_transaction_log
 from icechunk_engine.ids import ManifestId, NodeId, SnapshotId
@@ -64,7 +71,7 @@ def repo_info_document(data: bytes) -> Document:
         "branches": _refs(info.branches),
         "tags": _refs(info.tags),
         "deleted_tags": sorted(info.deleted_tags),
-        "snapshots": [_snapshot_record(info.snapshots.info(row)) for row in range(len(info.snapshots))],
+        "snapshots": [_snapshot_record(info.snapshots.record(row)) for row in range(len(info.snapshots))],
         "metadata": info.metadata,
         "latest_updates": list(_updates(info)),
     }
@@ -74,7 +81,7 @@ def _refs(refs: Mapping[str, object]) -> Document:
     return {name: str(snapshot_id) for name, snapshot_id in sorted(refs.items())}
 
 
-def _snapshot_record(record: SnapshotInfo) -> Document:
+def _snapshot_record(record: SnapshotRecord) -> Document:
     return {
         "id": str(record.id),
         **({} if record.parent_id is None else {"parent_id": str(record.parent_id)}),

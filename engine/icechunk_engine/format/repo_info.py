@@ -34,7 +34,7 @@ from icechunk_engine.format.ops_log import (
 from icechunk_engine.format.snapshot import INITIAL_MESSAGE, INITIAL_METADATA
 from icechunk_engine.format.snapshot_table import (
     NO_PARENT,
-    SnapshotInfo,
+    SnapshotRecord,
     SnapshotTable,
     read_snapshots,
     write_snapshots,
@@ -45,7 +45,7 @@ __all__ = [
     "NO_PARENT",
     "Availability",
     "RepoInfo",
-    "SnapshotInfo",
+    "SnapshotRecord",
     "SnapshotTable",
     "Status",
     "UpdateKind",
@@ -103,7 +103,7 @@ class RepoInfo:
 
 def initial_repo_info(created_at_us: int, config: dict[str, Any] | None) -> RepoInfo:
     """State of a fresh repository: the initial snapshot, and branch ``main`` at it."""
-    root = SnapshotInfo(
+    root = SnapshotRecord(
         id=INITIAL_SNAPSHOT_ID,
         parent_id=None,
         flushed_at_us=created_at_us,

@@ -34,7 +34,7 @@ NO_PARENT = -1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SnapshotInfo:
+class SnapshotRecord:
     """What the repo info knows of one snapshot.
 
     Attributes
@@ -75,7 +75,7 @@ class SnapshotTable:
     metadata
         One list a snapshot, values in FlexBuffers.
     pruned_starts
-        ``int64 (n + 1,)``, for ``pruned_ids`` ``uint8 (k, 12)``: see :class:`SnapshotInfo`.
+        ``int64 (n + 1,)``, for ``pruned_ids`` ``uint8 (k, 12)``: see :class:`SnapshotRecord`.
     """
 
     ids: U8
@@ -87,25 +87,25 @@ class SnapshotTable:
     pruned_ids: U8
 
     @classmethod
-    def of(cls, infos: Sequence[SnapshotInfo]) -> SnapshotTable:
+    def of(cls, records: Sequence[SnapshotRecord]) -> SnapshotTable:
         """A table of distinct snapshots, whose parents must be among them."""
-        infos = sorted(infos, key=lambda info: info.id.raw)
-        rows = {info.id: row for row, info in enumerate(infos)}
-        parents = [NO_PARENT if info.parent_id is None else rows[info.parent_id] for info in infos]
+        records = sorted(records, key=lambda record: record.id.raw)
+        rows = {record.id: row for row, record in enumerate(records)}
+        parents = [NO_PARENT if record.parent_id is None else rows[record.parent_id] for record in records]
         return cls(
-            ids=_id_rows([info.id for info in infos]),
+            ids=_id_rows([record.id for record in records]),
             parents=np.array(parents, np.int32),
-            flushed_at=np.array([info.flushed_at_us for info in infos], np.uint64),
-            messages=BytesTable.of([encode_text(info.message, "the message") for info in infos]),
-            metadata=MetadataColumns.of([info.metadata for info in infos]),
-            pruned_starts=starts_of(np.array([len(info.pruned) for info in infos], np.int64)),
-            pruned_ids=_id_rows([pruned_id for info in infos for pruned_id in info.pruned]),
+            flushed_at=np.array([record.flushed_at_us for record in records], np.uint64),
+            messages=BytesTable.of([encode_text(record.message, "the message") for record in records]),
+            metadata=MetadataColumns.of([record.metadata for record in records]),
+            pruned_starts=starts_of(np.array([len(record.pruned) for record in records], np.int64)),
+            pruned_ids=_id_rows([pruned_id for record in records for pruned_id in record.pruned]),
         )
 
     @classmethod
-    def of_root(cls, info: SnapshotInfo) -> SnapshotTable:
+    def of_root(cls, record: SnapshotRecord) -> SnapshotTable:
         """A table of one snapshot, whose parent does not count."""
-        return cls.of([replace(info, parent_id=None)])
+        return cls.of([replace(record, parent_id=None)])
 
     def __len__(self) -> int:
         return len(self.parents)
@@ -126,11 +126,11 @@ class SnapshotTable:
         """Id of the snapshot in a row."""
         return SnapshotId(self.ids[row].tobytes())
 
-    def info(self, row: int) -> SnapshotInfo:
+    def record(self, row: int) -> SnapshotRecord:
         """One snapshot as an object. Raises FormatError when its metadata is damaged."""
         parent = int(self.parents[row])
         pruned = self.pruned_ids[self.pruned_starts[row] : self.pruned_starts[row + 1]]
-        return SnapshotInfo(
+        return SnapshotRecord(
             id=self.id(row),
             parent_id=None if parent == NO_PARENT else self.id(parent),
             flushed_at_us=int(self.flushed_at[row]),
@@ -150,16 +150,16 @@ class SnapshotTable:
             row = parents[row]
         return np.array(rows, np.int64)
 
-    def ancestors(self, row: int) -> Iterator[SnapshotInfo]:
+    def ancestors(self, row: int) -> Iterator[SnapshotRecord]:
         """A snapshot and its ancestors one by one, for who may not need all. Raises FormatError as above."""
         for _ in range(len(self)):
-            yield self.info(row)
+            yield self.record(row)
             row = int(self.parents[row])
             if row == NO_PARENT:
                 return
         raise _circle()
 
-    def insert(self, info: SnapshotInfo) -> SnapshotTable:
+    def insert(self, info: SnapshotRecord) -> SnapshotTable:
         """With one more snapshot, whose parent must be here.
 
         Raises

@@ -16,11 +16,11 @@ from itertools import batched
 from icechunk_engine._runtime.pools import map_requests
 from icechunk_engine.assets import AssetManager
 from icechunk_engine.catalog import creating
+from icechunk_engine.catalog.changes import MAIN, unknown_branch
 from icechunk_engine.catalog.clock_check import now_us
 from icechunk_engine.catalog.durable_files import settle
 from icechunk_engine.catalog.history import require_date
-from icechunk_engine.catalog.refs_spec_1 import RefFileReferences, list_refs, parents_form_circle
-from icechunk_engine.catalog.updates import MAIN, unknown_branch
+from icechunk_engine.catalog.spec_1_ref_files import RefFileCatalog, list_refs, parents_form_circle
 from icechunk_engine.config import RepositoryConfig, resolve
 from icechunk_engine.errors import (
     ConflictError,
@@ -35,7 +35,7 @@ from icechunk_engine.errors.foreign import describe
 from icechunk_engine.format import layout, v1
 from icechunk_engine.format.ops_log import Availability, Status, UpdateKind, UpdateRecord, UpdateTable
 from icechunk_engine.format.repo_info import RepoInfo, encode_repo_info
-from icechunk_engine.format.snapshot_table import SnapshotInfo, SnapshotTable
+from icechunk_engine.format.snapshot_table import SnapshotRecord, SnapshotTable
 from icechunk_engine.ids import SnapshotId
 from icechunk_engine.repository import Repository
 from icechunk_engine.storage.base import Storage
@@ -151,20 +151,20 @@ def _read_ref(storage: Storage, key: str) -> SnapshotId | None:
         return None  # deleted since it was listed
 
 
-def _read_history(assets: AssetManager, refs: Refs, concurrency: int) -> dict[SnapshotId, SnapshotInfo]:
+def _read_history(assets: AssetManager, refs: Refs, concurrency: int) -> dict[SnapshotId, SnapshotRecord]:
     """All snapshots that the refs lead to. Reading every file is quicker than to follow parents one by one."""
-    history = RefFileReferences(assets)
+    history = RefFileCatalog(assets)
 
-    def read(snapshot_id: SnapshotId) -> SnapshotInfo | None:
+    def read(snapshot_id: SnapshotId) -> SnapshotRecord | None:
         try:
             return history.snapshot(snapshot_id)
         except IcechunkError:
             return None  # an error only if a ref leads there
 
-    listed: dict[SnapshotId, SnapshotInfo] = {}
+    listed: dict[SnapshotId, SnapshotRecord] = {}
     for ids in batched(_listed_snapshots(assets.storage), concurrency):
         listed |= {info.id: info for info in map_requests(assets.storage, read, ids) if info is not None}
-    reached: dict[SnapshotId, SnapshotInfo] = {}
+    reached: dict[SnapshotId, SnapshotRecord] = {}
     for ref, target in refs.targets():
         line: set[SnapshotId] = set()
         following: SnapshotId | None = target
@@ -198,7 +198,7 @@ def _listed_snapshots(storage: Storage) -> Iterator[SnapshotId]:
 
 
 def upgraded_repo_info(
-    refs: Refs, snapshots: Mapping[SnapshotId, SnapshotInfo], config: RepositoryConfig | None, at_us: int
+    refs: Refs, snapshots: Mapping[SnapshotId, SnapshotRecord], config: RepositoryConfig | None, at_us: int
 ) -> RepoInfo:
     """The repo info that says what refs and snapshots of spec 1 say. Pure.
 
@@ -229,13 +229,15 @@ def upgraded_repo_info(
     )
 
 
-def _line(snapshots: Mapping[SnapshotId, SnapshotInfo], tip: SnapshotId | None) -> Iterator[SnapshotInfo]:
+def _line(snapshots: Mapping[SnapshotId, SnapshotRecord], tip: SnapshotId | None) -> Iterator[SnapshotRecord]:
     while tip is not None:
         yield snapshots[tip]
         tip = snapshots[tip].parent_id
 
 
-def _events(refs: Refs, snapshots: Mapping[SnapshotId, SnapshotInfo], root: SnapshotInfo) -> Iterator[UpdateRecord]:
+def _events(
+    refs: Refs, snapshots: Mapping[SnapshotId, SnapshotRecord], root: SnapshotRecord
+) -> Iterator[UpdateRecord]:
     """What must have happened, each commit once, ``main`` first."""
     yield UpdateRecord(kind=UpdateKind.REPO_INITIALIZED, updated_at_us=root.flushed_at_us)
     seen = {root.id}

@@ -17,10 +17,16 @@ from typing import TYPE_CHECKING, Any
 from icechunk_engine._runtime.locks import memory_lock
 from icechunk_engine._runtime.observing import operation
 from icechunk_engine._runtime.pools import async_twin
-from icechunk_engine.catalog.publishing import publish, references, require_published
-from icechunk_engine.catalog.refs import References, needs_spec_2
+from icechunk_engine.catalog.base import Catalog, needs_spec_2
+from icechunk_engine.catalog.changes import (
+    AddCommit,
+    AddDetachedSnapshot,
+    AmendCommit,
+    CatalogChange,
+    require_amendable,
+)
+from icechunk_engine.catalog.opening import open_catalog, publish, require_published
 from icechunk_engine.catalog.swapping import wait_after_lost_commit
-from icechunk_engine.catalog.updates import AddCommit, AddDetachedSnapshot, AmendCommit, Update, require_amendable
 from icechunk_engine.errors import (
     ConflictError,
     ErrorKind,
@@ -377,7 +383,7 @@ class Session(Workspace):
         assets = self._context.assets
         memo: ManifestMemo = {}
         base_id, changes, attempts = state.snapshot_id, state.changes, 0
-        refs = references(assets)
+        refs = open_catalog(assets)
         while True:
             refs.require_online()
             started = time.monotonic()
@@ -405,14 +411,14 @@ class Session(Workspace):
             if base_id == refs.branch_tip(branch):  # it was lost after the branch was looked at
                 if assets.storage.is_remote:
                     wait_after_lost_commit(attempts, time.monotonic() - started)
-                refs = references(assets)
+                refs = open_catalog(assets)
             base_id, changes = rebase_changes(assets, refs, branch, base_id, changes, solver)
 
-    def _publish(self, new: NewSnapshot, update: Update, refs: References) -> None:
+    def _publish(self, new: NewSnapshot, change: CatalogChange, refs: Catalog) -> None:
         """Publish, and remember it until it is known not to have taken place, or the session has ended."""
         self._unsettled.append((new, self._edits_token()))  # before: an interrupt may come as soon as it took place
         try:
-            publish(self._context.assets, update, refs)
+            publish(self._context.assets, change, refs)
         except IcechunkError as error:
             if not isinstance(error, StorageError):
                 self._unsettled.pop()
@@ -428,7 +434,7 @@ class Session(Workspace):
         """
         if not self._unsettled:
             return None
-        refs = references(self._context.assets)
+        refs = open_catalog(self._context.assets)
         line = {info.id for info in refs.ancestry(refs.branch_tip(branch))}
         for new, token in self._unsettled:
             if new.info.id in line:
@@ -445,7 +451,7 @@ class Session(Workspace):
         """The error of a lost race, with what conflicts and with which commit, as far as that can be found out."""
         assets = self._context.assets
         try:
-            found = describe_conflicts(assets, references(assets), branch, base_id, changes)
+            found = describe_conflicts(assets, open_catalog(assets), branch, base_id, changes)
         except IcechunkError as unknown:
             found = f"what conflicts could not be found out: {unknown}"
         return ConflictError(error.expected_parent, error.actual_parent, f"{error.message}. {found}", error.kind)
@@ -492,7 +498,7 @@ class Session(Workspace):
         assets, base_id, changes = self._context.assets, state.snapshot_id, state.changes
         if assets.spec_version == 1:
             raise needs_spec_2("cannot amend")
-        refs = references(assets)
+        refs = open_catalog(assets)
         refs.require_online()
         try:
             _require_tip(refs, branch, base_id)
@@ -569,7 +575,9 @@ class Session(Workspace):
             with self._lock:
                 self._require_quiet()
                 token, state = self._edits_token(), self._state.copy()
-            tip, changes = rebase_changes(assets, references(assets), branch, state.snapshot_id, state.changes, solver)
+            tip, changes = rebase_changes(
+                assets, open_catalog(assets), branch, state.snapshot_id, state.changes, solver
+            )
             rebased = ViewState(tip, changes, assets.snapshot(tip))
             with self._lock:
                 self._require_quiet()
@@ -702,7 +710,7 @@ def _require_arguments(message: object, solver: object = None) -> None:
         raise TypeError(f"the solver must be a ConflictSolver, not {describe(solver)}")
 
 
-def _require_tip(refs: References, branch: str, expected: SnapshotId) -> None:
+def _require_tip(refs: Catalog, branch: str, expected: SnapshotId) -> None:
     """Raise ConflictError unless a branch is where the session began: what has lost already need not be written."""
     tip = refs.branch_tip(branch)
     if tip != expected:

@@ -1,8 +1,8 @@
 """From a change set to a new snapshot, whose files are written but which nothing refers to yet.
 
 A commit writes manifests, the snapshot and its transaction log, and last swaps ``repo``, or in spec 1 the
-branch's file (:mod:`.publishing`). Until the swap nothing that exists is touched; after it everything is there. What a
-failed commit leaves behind are unreferenced files, which garbage collection removes.
+branch's file (:mod:`icechunk_engine.catalog`). Until the swap nothing that exists is touched; after it everything is
+there. What a failed commit leaves behind are unreferenced files, which garbage collection removes.
 
 Requests of a commit that changed ``a`` arrays into ``m`` manifests: 1 GET of ``repo``, one GET a stale manifest that
 is not cached, ``m`` PUTs, 2 PUTs (snapshot, log), and 1 COPY + 1 conditional PUT of ``repo``. A swap that is lost to
@@ -30,7 +30,7 @@ from icechunk_engine.format import layout
 from icechunk_engine.format.locations import LocationCompression
 from icechunk_engine.format.manifest import Manifest, encode_manifest
 from icechunk_engine.format.nodes import ManifestRef, Node
-from icechunk_engine.format.repo_info import SnapshotInfo
+from icechunk_engine.format.repo_info import SnapshotRecord
 from icechunk_engine.format.snapshot import ManifestFiles, Snapshot, encode_snapshot
 from icechunk_engine.format.transaction_log import TransactionLog, encode_transaction_log
 from icechunk_engine.ids import ManifestId, NodeId, SnapshotId
@@ -49,7 +49,7 @@ class NewSnapshot:
     """A snapshot whose files are written, ready to be published."""
 
     snapshot: Snapshot
-    info: SnapshotInfo
+    info: SnapshotRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +189,7 @@ def write_snapshot(
         require_right_clock(assets.storage, layout.snapshot_key(snapshot_id), began_us, now_us())
         make_durable(assets.storage, changes, lambda: base.nodes, files.keys())
     assets.remember_snapshot(snapshot)
-    info = SnapshotInfo(
+    info = SnapshotRecord(
         id=snapshot_id,
         parent_id=base.snapshot_id,
         flushed_at_us=snapshot.flushed_at_us,

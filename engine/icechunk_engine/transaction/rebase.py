@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from icechunk_engine.assets import AssetManager
-from icechunk_engine.catalog.refs import References
+from icechunk_engine.catalog.base import Catalog
 from icechunk_engine.errors import ErrorKind, RebaseFailedError, SessionStateError, SnapshotNotFoundError
-from icechunk_engine.format.repo_info import SnapshotInfo
+from icechunk_engine.format.repo_info import SnapshotRecord
 from icechunk_engine.format.transaction_log import TransactionLog
 from icechunk_engine.ids import INITIAL_SNAPSHOT_ID, SnapshotId
 from icechunk_engine.transaction.change_set import ChangeSet
@@ -36,12 +36,12 @@ class _Step:
         Which logs tell what it changed.
     """
 
-    commit: SnapshotInfo
+    commit: SnapshotRecord
     log_ids: Sequence[SnapshotId]
     is_undone: bool = False
 
 
-def _steps(refs: References, branch: str, base_id: SnapshotId, tip: SnapshotId) -> list[_Step]:
+def _steps(refs: Catalog, branch: str, base_id: SnapshotId, tip: SnapshotId) -> list[_Step]:
     """The way from the base to the tip: back to their last common snapshot, then forward, oldest first."""
     forward: list[_Step] = []
     for commit in refs.ancestry(tip):
@@ -91,7 +91,7 @@ def _logs(assets: AssetManager, steps: Sequence[_Step]) -> list[list[Transaction
 
 
 def _find_conflicts(
-    assets: AssetManager, refs: References, branch: str, tip: SnapshotId, base_id: SnapshotId, changes: ChangeSet
+    assets: AssetManager, refs: Catalog, branch: str, tip: SnapshotId, base_id: SnapshotId, changes: ChangeSet
 ) -> list[tuple[_Step, list[Conflict]]]:
     """The commits that our edits conflict with, oldest first, and how."""
     steps = _steps(refs, branch, base_id, tip)
@@ -112,7 +112,7 @@ def _find_conflicts(
 
 def rebase_changes(
     assets: AssetManager,
-    refs: References,
+    refs: Catalog,
     branch: str,
     base_id: SnapshotId,
     changes: ChangeSet,
@@ -148,7 +148,7 @@ def _rebase_failure(step: _Step, conflicts: Sequence[Conflict]) -> str:
 
 
 def describe_conflicts(
-    assets: AssetManager, refs: References, branch: str, base_id: SnapshotId, changes: ChangeSet
+    assets: AssetManager, refs: Catalog, branch: str, base_id: SnapshotId, changes: ChangeSet
 ) -> str:
     """What came first, and what of it conflicts, for the message of a commit that came too late."""
     tip = refs.branch_tip(branch)

@@ -27,7 +27,7 @@ from icechunk_engine.format.header import FileType
 from icechunk_engine.format.repo_info import (
     Availability,
     RepoInfo,
-    SnapshotInfo,
+    SnapshotRecord,
     SnapshotTable,
     Status,
     UpdateKind,
@@ -45,7 +45,7 @@ from tests.engine.format.damage import assert_survives, body_of
 NOW_US = 1_700_000_000_000_000
 
 
-def info_of(parent: SnapshotId | None, message: str = "m", **more: Any) -> SnapshotInfo:
+def info_of(parent: SnapshotId | None, message: str = "m", **more: Any) -> SnapshotRecord:
     fields = {
         "id": SnapshotId.random(),
         "parent_id": parent,
@@ -53,11 +53,11 @@ def info_of(parent: SnapshotId | None, message: str = "m", **more: Any) -> Snaps
         "message": message,
         "metadata": {},
     }
-    return SnapshotInfo(**(fields | more))
+    return SnapshotRecord(**(fields | more))
 
 
-def all_infos(table: SnapshotTable) -> dict[SnapshotId, SnapshotInfo]:
-    return {table.id(row): table.info(row) for row in range(len(table))}
+def all_infos(table: SnapshotTable) -> dict[SnapshotId, SnapshotRecord]:
+    return {table.id(row): table.record(row) for row in range(len(table))}
 
 
 def all_records(table: UpdateTable) -> list[UpdateRecord]:
@@ -110,11 +110,11 @@ def test_expiration_moves_children_and_prunes() -> None:
         table.remove(rows)
     pruned = (a.id, *b.pruned, b.id)
     changed = table.replace_parents(np.array([table.find(c.id)]), np.array([table.find(root.id)]), [pruned])
-    assert changed.info(changed.find(b.id)) == b
+    assert changed.record(changed.find(b.id)) == b
     left = changed.remove(rows)
     assert all_infos(left) == {root.id: root, c.id: dataclasses.replace(c, parent_id=root.id, pruned=pruned)}
     kept = changed.replace_parents(np.array([changed.find(c.id)]), np.array([-1]))
-    assert kept.info(kept.find(c.id)) == dataclasses.replace(c, parent_id=None, pruned=pruned)
+    assert kept.record(kept.find(c.id)) == dataclasses.replace(c, parent_id=None, pruned=pruned)
 
 
 def test_circle_of_parents() -> None:
@@ -406,7 +406,7 @@ def use(info: RepoInfo) -> None:
     """Everything that an update does with a repo info."""
     for row in range(len(info.snapshots)):
         try:
-            info.snapshots.info(row)
+            info.snapshots.record(row)
             info.snapshots.ancestry_rows(row)
         except FormatError:
             continue

@@ -21,7 +21,7 @@ from icechunk_engine.catalog.ancestry_graph import children_first
 from icechunk_engine.flatbuf.reader import Buffer
 from icechunk_engine.format import layout, schema, v1
 from icechunk_engine.format.header import FileType, pack
-from icechunk_engine.format.repo_info import RepoInfo, SnapshotInfo, decode_repo_info, encode_repo_info
+from icechunk_engine.format.repo_info import RepoInfo, SnapshotRecord, decode_repo_info, encode_repo_info
 from icechunk_engine.format.snapshot import decode_snapshot, encode_snapshot
 from icechunk_engine.ids import SnapshotId
 from icechunk_engine.ops.migrate import upgrade_icechunk_repository
@@ -228,7 +228,7 @@ def test_children_come_before_their_parents_whatever_their_times(place: Path) ->
     """A graph that lists a parent first would keep a lane open for each."""
     ids = [SnapshotId.random() for _ in range(2000)]
     records = {
-        own: SnapshotInfo(id=own, parent_id=parent, flushed_at_us=-i, message="", metadata={})
+        own: SnapshotRecord(id=own, parent_id=parent, flushed_at_us=-i, message="", metadata={})
         for i, (own, parent) in enumerate(zip(ids, [None, *ids], strict=False))
     }
     assert [record.id for record in children_first(records)] == ids[::-1]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import icechunk_engine as ic
 from icechunk_engine import ErrorKind, Repository, UpdateType, upgrade_icechunk_repository
 from icechunk_engine.format import layout
-from icechunk_engine.format.snapshot_table import SnapshotInfo
+from icechunk_engine.format.snapshot_table import SnapshotRecord
 from icechunk_engine.ids import SnapshotId
 from icechunk_engine.ops.migrate import Refs, upgraded_repo_info
 from icechunk_engine.storage import Version
@@ -343,14 +343,14 @@ def test_requests(storage: ic.Storage) -> None:
 
 
 @st.composite
-def histories(draw: st.DrawFn) -> tuple[Refs, dict[SnapshotId, SnapshotInfo]]:
+def histories(draw: st.DrawFn) -> tuple[Refs, dict[SnapshotId, SnapshotRecord]]:
     """A tree of snapshots, whose clocks may stand still or run back, and refs into it."""
     n = draw(st.integers(1, 12))
     ids = [SnapshotId(bytes([0] * 11 + [i + 1])) for i in range(n)]
     infos = {}
     for i, snapshot_id in enumerate(ids):
         parent = None if i == 0 else ids[draw(st.integers(0, i - 1))]
-        infos[snapshot_id] = SnapshotInfo(
+        infos[snapshot_id] = SnapshotRecord(
             id=snapshot_id, parent_id=parent, flushed_at_us=draw(st.integers(0, 9)), message=f"{i}", metadata={}
         )
     target = st.sampled_from(ids)
@@ -362,11 +362,11 @@ def histories(draw: st.DrawFn) -> tuple[Refs, dict[SnapshotId, SnapshotInfo]]:
 
 
 @given(histories(), st.integers(0, 20))
-def test_what_the_repo_info_says(history: tuple[Refs, dict[SnapshotId, SnapshotInfo]], at_us: int) -> None:
+def test_what_the_repo_info_says(history: tuple[Refs, dict[SnapshotId, SnapshotRecord]], at_us: int) -> None:
     refs, infos = history
     info = upgraded_repo_info(refs, infos, None, at_us)
     assert (info.branches, info.tags, info.deleted_tags) == (refs.branches, refs.tags, set(refs.deleted_tags))
-    assert {one.id: one for one in map(info.snapshots.info, range(len(info.snapshots)))} == infos
+    assert {one.id: one for one in map(info.snapshots.record, range(len(info.snapshots)))} == infos
     records = [info.updates.record(row) for row in range(len(info.updates))]
     times = [record.updated_at_us for record in records]
     assert all(newer > older for newer, older in zip(times, times[1:], strict=False))

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 import icechunk_engine as ic
 from icechunk_engine import ErrorKind, Repository, Session
-from icechunk_engine.catalog import clock_check, refs_spec_2
+from icechunk_engine.catalog import clock_check, spec_2_repo_file
 from icechunk_engine.transaction import commit
 from tests.engine.transaction.edits import State, data_edits, made, moves, started, state
 
@@ -62,10 +62,10 @@ class HistoryMachine(RuleBasedStateMachine):
         self.offset_us = 0
         self._clock, self._tolerance_us = commit.now_us, clock_check.TOLERANCE_US
         clock_check.TOLERANCE_US = 10**12  # the storage's clock does not jump along
-        commit.now_us = refs_spec_2.now_us = lambda: self._clock() + self.offset_us
+        commit.now_us = spec_2_repo_file.now_us = lambda: self._clock() + self.offset_us
 
     def teardown(self) -> None:
-        commit.now_us = refs_spec_2.now_us = self._clock
+        commit.now_us = spec_2_repo_file.now_us = self._clock
         clock_check.TOLERANCE_US = self._tolerance_us
 
     def refused(self, kind: ErrorKind, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:

@@ -12,24 +12,23 @@ from contextlib import suppress
 
 from icechunk_engine._runtime.observing import request
 from icechunk_engine.assets import AssetManager
-from icechunk_engine.catalog import updates
+from icechunk_engine.catalog import changes
+from icechunk_engine.catalog.base import Catalog
 from icechunk_engine.catalog.clock_check import now_us, require_right_clock, warn_of_future
 from icechunk_engine.catalog.durable_files import require_durable
-from icechunk_engine.catalog.history import SnapshotInfo as PublicSnapshotInfo
-from icechunk_engine.catalog.history import snapshot_infos
-from icechunk_engine.catalog.refs import References
+from icechunk_engine.catalog.history import SnapshotInfo, snapshot_infos
 from icechunk_engine.catalog.swapping import swap
 from icechunk_engine.columns.tables import I64
 from icechunk_engine.errors import IcechunkError, StorageError, VersionMismatchError
 from icechunk_engine.format import layout
-from icechunk_engine.format.repo_info import RepoInfo, SnapshotInfo, encode_repo_info
+from icechunk_engine.format.repo_info import RepoInfo, SnapshotRecord, encode_repo_info
 from icechunk_engine.ids import ObjectId, SnapshotId
 from icechunk_engine.storage.base import Version
 
 _LOG = logging.getLogger(__name__)
 
 
-class RepoFileReferences(References):
+class RepoFileCatalog(Catalog):
     """Refs and history as one version of ``repo`` has them."""
 
     def __init__(self, info: RepoInfo, version: Version | None = None) -> None:
@@ -43,21 +42,21 @@ class RepoFileReferences(References):
         return set(self.info.tags)
 
     def branch_tip(self, name: str) -> SnapshotId:
-        return updates.branch_tip(self.info, name)
+        return changes.branch_tip(self.info, name)
 
     def tag_target(self, name: str) -> SnapshotId:
-        return updates.tag_target(self.info, name)
+        return changes.tag_target(self.info, name)
 
-    def snapshot(self, snapshot_id: SnapshotId) -> SnapshotInfo:
-        return self.info.snapshots.info(updates.snapshot_row(self.info, snapshot_id))
+    def snapshot(self, snapshot_id: SnapshotId) -> SnapshotRecord:
+        return self.info.snapshots.record(changes.snapshot_row(self.info, snapshot_id))
 
     def _rows(self, snapshot_id: SnapshotId) -> I64:
-        return self.info.snapshots.ancestry_rows(updates.snapshot_row(self.info, snapshot_id))
+        return self.info.snapshots.ancestry_rows(changes.snapshot_row(self.info, snapshot_id))
 
-    def ancestry(self, snapshot_id: SnapshotId) -> Iterator[SnapshotInfo]:
-        return self.info.snapshots.ancestors(updates.snapshot_row(self.info, snapshot_id))
+    def ancestry(self, snapshot_id: SnapshotId) -> Iterator[SnapshotRecord]:
+        return self.info.snapshots.ancestors(changes.snapshot_row(self.info, snapshot_id))
 
-    def history(self, snapshot_id: SnapshotId) -> Iterator[PublicSnapshotInfo]:
+    def history(self, snapshot_id: SnapshotId) -> Iterator[SnapshotInfo]:
         return snapshot_infos(self.info.snapshots, self._rows(snapshot_id))
 
     def newest_at(self, tip: SnapshotId, time_us: int) -> SnapshotId | None:
@@ -66,11 +65,11 @@ class RepoFileReferences(References):
         return table.id(int(early[0])) if len(early) else None
 
     def require_online(self) -> None:
-        updates.require_online(self.info)
+        changes.require_online(self.info)
 
 
 def update_repo_file(
-    assets: AssetManager, update: updates.Update, present: RepoFileReferences | None = None
+    assets: AssetManager, update: changes.CatalogChange, present: RepoFileCatalog | None = None
 ) -> RepoInfo:
     """Apply one update to the present repo info and swap it in; retried while others win the swap.
 
@@ -100,7 +99,7 @@ def update_repo_file(
         info, version = known.pop() if known else assets.repo_info()
         time_us = now_us()
         backup = layout.backup_name(time_us // 1000, str(ObjectId.random()))
-        changed = updates.advance(
+        changed = changes.advance(
             info,
             update,
             now_us=time_us,
@@ -118,7 +117,7 @@ def update_repo_file(
                 version = storage.replace(layout.REPO, data, version)
         except StorageError as error:
             found = _read_back(assets, error)
-            if updates.has_landed(found, backup):
+            if changes.has_landed(found, backup):
                 require_durable(storage, [layout.REPO])
                 return found
             if isinstance(error, VersionMismatchError):  # after others the swap may still come, and need its backup

@@ -27,7 +27,7 @@ from icechunk_engine.errors import (
 from icechunk_engine.format.repo_info import (
     Availability,
     RepoInfo,
-    SnapshotInfo,
+    SnapshotRecord,
     Status,
     UpdateKind,
     UpdateRecord,
@@ -85,7 +85,7 @@ class AddCommit:
     """A new snapshot becomes the tip of a branch, whose tip must be the snapshot's parent."""
 
     branch: str
-    snapshot: SnapshotInfo
+    snapshot: SnapshotRecord
     has_moves: bool = False
 
 
@@ -98,7 +98,7 @@ class AmendCommit:
 
     branch: str
     amended: SnapshotId
-    snapshot: SnapshotInfo
+    snapshot: SnapshotRecord
     has_moves: bool = False
 
 
@@ -106,7 +106,7 @@ class AmendCommit:
 class AddDetachedSnapshot:
     """A new snapshot that no branch points to."""
 
-    snapshot: SnapshotInfo
+    snapshot: SnapshotRecord
     has_moves: bool = False
 
 
@@ -141,7 +141,7 @@ class SetFeatureFlag:
     setting: bool | None
 
 
-Update = (
+CatalogChange = (
     CreateBranch
     | ResetBranch
     | DeleteBranch
@@ -157,7 +157,7 @@ Update = (
 )
 
 
-def describe(update: Update) -> str:
+def describe(update: CatalogChange) -> str:
     """What an update does, for messages."""
     match update:
         case CreateBranch(name=name):
@@ -186,7 +186,7 @@ def describe(update: Update) -> str:
             return f"setting feature flag {flag_id}"
 
 
-def advance(info: RepoInfo, update: Update, *, now_us: int, backup_name: str, max_updates: int) -> RepoInfo:
+def advance(info: RepoInfo, update: CatalogChange, *, now_us: int, backup_name: str, max_updates: int) -> RepoInfo:
     """The repo info after one update.
 
     The update's time is ``now_us``, or just after the latest update where another writer's clock runs ahead: entries
@@ -393,7 +393,7 @@ def _(update: AddCommit, info: RepoInfo, at_us: int) -> tuple[RepoInfo, UpdateRe
 def _(update: AmendCommit, info: RepoInfo, at_us: int) -> tuple[RepoInfo, UpdateRecord]:
     _require_moves_allowed(info, update.has_moves)
     tip = next_tip(update, branch_tip(info, update.branch))
-    amended = info.snapshots.info(snapshot_row(info, update.amended))
+    amended = info.snapshots.record(snapshot_row(info, update.amended))
     require_amendable(amended)
     snapshot = replace(update.snapshot, parent_id=amended.parent_id, pruned=amended.pruned)
     changed = replace(info, snapshots=info.snapshots.insert(snapshot), branches={**info.branches, update.branch: tip})
@@ -406,7 +406,7 @@ def _(update: AmendCommit, info: RepoInfo, at_us: int) -> tuple[RepoInfo, Update
     )
 
 
-def require_amendable(snapshot: SnapshotInfo) -> None:
+def require_amendable(snapshot: SnapshotRecord) -> None:
     """Raise SessionStateError (``no-amend-for-initial-commit``) for a snapshot without parent."""
     if snapshot.parent_id is None:
         raise SessionStateError(

@@ -5,13 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
-from icechunk_engine.catalog.history import SnapshotInfo as PublicSnapshotInfo
+from icechunk_engine.catalog.history import SnapshotInfo
 from icechunk_engine.errors import ErrorKind, FormatError
-from icechunk_engine.format.repo_info import SnapshotInfo
+from icechunk_engine.format.repo_info import SnapshotRecord
 from icechunk_engine.ids import SnapshotId
 
 
-class References(ABC):
+class Catalog(ABC):
     """Branches, tags and lines of snapshots, as they are now; short-lived, ask anew for each operation."""
 
     @abstractmethod
@@ -31,16 +31,16 @@ class References(ABC):
         """Snapshot that a tag points to. Raises RefNotFoundError."""
 
     @abstractmethod
-    def snapshot(self, snapshot_id: SnapshotId) -> SnapshotInfo:
+    def snapshot(self, snapshot_id: SnapshotId) -> SnapshotRecord:
         """What is known of a snapshot. Raises SnapshotNotFoundError."""
 
     @abstractmethod
-    def ancestry(self, snapshot_id: SnapshotId) -> Iterator[SnapshotInfo]:
+    def ancestry(self, snapshot_id: SnapshotId) -> Iterator[SnapshotRecord]:
         """A snapshot and those it is based on, newest first. Raises SnapshotNotFoundError."""
 
-    def history(self, snapshot_id: SnapshotId) -> Iterator[PublicSnapshotInfo]:
+    def history(self, snapshot_id: SnapshotId) -> Iterator[SnapshotInfo]:
         """:meth:`ancestry` as it is shown."""
-        return map(PublicSnapshotInfo.of, self.ancestry(snapshot_id))
+        return map(SnapshotInfo.of, self.ancestry(snapshot_id))
 
     def newest_at(self, tip: SnapshotId, time_us: int) -> SnapshotId | None:
         """The newest of a line of snapshots that was there at some time (Unix microseconds), None for none."""

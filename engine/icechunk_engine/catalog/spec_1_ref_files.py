@@ -17,10 +17,10 @@ from typing import Any
 
 from icechunk_engine._runtime.observing import request
 from icechunk_engine.assets import AssetManager
-from icechunk_engine.catalog import updates
+from icechunk_engine.catalog import changes
+from icechunk_engine.catalog.base import Catalog, needs_spec_2
 from icechunk_engine.catalog.clock_check import now_us
 from icechunk_engine.catalog.durable_files import settle
-from icechunk_engine.catalog.refs import References, needs_spec_2
 from icechunk_engine.catalog.swapping import swap
 from icechunk_engine.config.yaml_form import to_yaml
 from icechunk_engine.errors import (
@@ -32,14 +32,14 @@ from icechunk_engine.errors import (
     VersionMismatchError,
 )
 from icechunk_engine.format import layout, v1
-from icechunk_engine.format.repo_info import SnapshotInfo
+from icechunk_engine.format.repo_info import SnapshotRecord
 from icechunk_engine.ids import ObjectId, SnapshotId
 from icechunk_engine.storage.base import Storage, Version
 
 _LOG = logging.getLogger(__name__)
 
 
-class RefFileReferences(References):
+class RefFileCatalog(Catalog):
     """Refs and history from their files, each read when asked for."""
 
     def __init__(self, assets: AssetManager) -> None:
@@ -47,7 +47,7 @@ class RefFileReferences(References):
 
     def _names(self) -> layout.RefFiles:
         names = list_refs(self._assets.storage)
-        if updates.MAIN not in names.branches:
+        if changes.MAIN not in names.branches:
             _require_not_upgraded(self._assets.storage)
         return names
 
@@ -69,11 +69,11 @@ class RefFileReferences(References):
                 return v1.decode_ref(storage.get(key), key)
             except ObjectNotFoundError:
                 _require_not_upgraded(storage)
-        raise updates.unknown_tag(name, self.tags(), was_deleted=was_deleted)
+        raise changes.unknown_tag(name, self.tags(), was_deleted=was_deleted)
 
-    def snapshot(self, snapshot_id: SnapshotId) -> SnapshotInfo:
+    def snapshot(self, snapshot_id: SnapshotId) -> SnapshotRecord:
         found = self._assets.snapshot(snapshot_id)
-        return SnapshotInfo(
+        return SnapshotRecord(
             id=found.snapshot_id,
             parent_id=found.parent_id,
             flushed_at_us=found.flushed_at_us,
@@ -81,10 +81,10 @@ class RefFileReferences(References):
             metadata=found.metadata,
         )
 
-    def ancestry(self, snapshot_id: SnapshotId) -> Iterator[SnapshotInfo]:
+    def ancestry(self, snapshot_id: SnapshotId) -> Iterator[SnapshotRecord]:
         return self._walk(self.snapshot(snapshot_id))
 
-    def _walk(self, info: SnapshotInfo) -> Iterator[SnapshotInfo]:
+    def _walk(self, info: SnapshotRecord) -> Iterator[SnapshotRecord]:
         seen = {info.id}
         yield info
         while info.parent_id is not None:
@@ -118,12 +118,12 @@ def _branch(storage: Storage, name: str) -> tuple[SnapshotId, Version]:
             data, version = storage.get_versioned(key)
     except ObjectNotFoundError:
         _require_not_upgraded(storage)
-        raise updates.unknown_branch(name, list_refs(storage).branches) from None
+        raise changes.unknown_branch(name, list_refs(storage).branches) from None
     return v1.decode_ref(data, key), version
 
 
 def _ref_name(name: str) -> str:
-    updates.require_text(name)
+    changes.require_text(name)
     if "/" in name or "\0" in name or not _is_unicode(name):
         raise InvalidInputError(
             f"{name!r} is no branch or tag name in a repository of spec version 1: names are text without '/' and NUL",
@@ -153,7 +153,7 @@ def _require_not_upgraded(storage: Storage) -> None:
 # --- updates -----------------------------------------------------------------------------------------------------
 
 
-def update_ref_files(assets: AssetManager, update: updates.Update) -> None:
+def update_ref_files(assets: AssetManager, update: changes.CatalogChange) -> None:
     """Make one update.
 
     Raises
@@ -176,7 +176,7 @@ def _apply(update: Any, assets: AssetManager) -> None:
 
 
 @_apply.register
-def _(update: updates.CreateBranch, assets: AssetManager) -> None:
+def _(update: changes.CreateBranch, assets: AssetManager) -> None:
     storage, key = assets.storage, layout.branch_ref_key(_ref_name(update.name))
     if storage.info(key) is None:
         assets.snapshot(update.snapshot_id)  # raises unless it is there
@@ -184,22 +184,22 @@ def _(update: updates.CreateBranch, assets: AssetManager) -> None:
         with suppress(VersionMismatchError):
             storage.create(key, v1.encode_ref(update.snapshot_id))
             return
-    raise updates.branch_taken(update.name)
+    raise changes.branch_taken(update.name)
 
 
 @_apply.register
-def _(update: updates.ResetBranch, assets: AssetManager) -> None:
+def _(update: changes.ResetBranch, assets: AssetManager) -> None:
     tip, version = _branch(assets.storage, update.name)
-    target = updates.next_tip(update, tip)
+    target = changes.next_tip(update, tip)
     assets.snapshot(target)
     _move_branch(update.name, target, version, assets.storage)
 
 
 @_apply.register
-def _(update: updates.AddCommit, assets: AssetManager) -> None:
+def _(update: changes.AddCommit, assets: AssetManager) -> None:
     tip, version = _branch(assets.storage, update.branch)
     if tip != update.snapshot.id:  # else an earlier attempt took effect and its answer was lost
-        _move_branch(update.branch, updates.next_tip(update, tip), version, assets.storage)
+        _move_branch(update.branch, changes.next_tip(update, tip), version, assets.storage)
 
 
 def _move_branch(name: str, target: SnapshotId, version: Version, storage: Storage) -> None:
@@ -210,8 +210,8 @@ def _move_branch(name: str, target: SnapshotId, version: Version, storage: Stora
 
 
 @_apply.register
-def _(update: updates.DeleteBranch, assets: AssetManager) -> None:
-    updates.require_deletable(update.name)
+def _(update: changes.DeleteBranch, assets: AssetManager) -> None:
+    changes.require_deletable(update.name)
     _branch(assets.storage, update.name)
     _require_not_upgraded(assets.storage)
     assets.storage.delete([layout.branch_ref_key(update.name)])
@@ -219,7 +219,7 @@ def _(update: updates.DeleteBranch, assets: AssetManager) -> None:
 
 
 @_apply.register
-def _(update: updates.CreateTag, assets: AssetManager) -> None:
+def _(update: changes.CreateTag, assets: AssetManager) -> None:
     storage, key = assets.storage, layout.tag_ref_key(_ref_name(update.name))
     was_deleted = storage.info(layout.deleted_tag_key(update.name)) is not None
     if not was_deleted and storage.info(key) is None:
@@ -228,28 +228,28 @@ def _(update: updates.CreateTag, assets: AssetManager) -> None:
         with suppress(VersionMismatchError):
             storage.create(key, v1.encode_ref(update.snapshot_id))
             return
-    raise updates.tag_taken(update.name, was_deleted=was_deleted)
+    raise changes.tag_taken(update.name, was_deleted=was_deleted)
 
 
 @_apply.register
-def _(update: updates.DeleteTag, assets: AssetManager) -> None:
-    references = RefFileReferences(assets)
+def _(update: changes.DeleteTag, assets: AssetManager) -> None:
+    references = RefFileCatalog(assets)
     references.tag_target(update.name)
     _require_not_upgraded(assets.storage)
     try:
         assets.storage.create(layout.deleted_tag_key(update.name), b"")
     except VersionMismatchError:
-        raise updates.unknown_tag(update.name, references.tags(), was_deleted=True) from None
+        raise changes.unknown_tag(update.name, references.tags(), was_deleted=True) from None
 
 
 @_apply.register
-def _(update: updates.AddDetachedSnapshot, assets: AssetManager) -> None:
+def _(update: changes.AddDetachedSnapshot, assets: AssetManager) -> None:
     """The snapshot's files are all there is to it."""
     _require_not_upgraded(assets.storage)
 
 
 @_apply.register
-def _(update: updates.SetConfig, assets: AssetManager) -> None:
+def _(update: changes.SetConfig, assets: AssetManager) -> None:
     storage, data = assets.storage, to_yaml(update.config or {})
     _require_not_upgraded(storage)
     try:

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from icechunk_engine._runtime.observing import operation
 from icechunk_engine.assets import AssetManager
+from icechunk_engine.catalog.base import Catalog
+from icechunk_engine.catalog.changes import CatalogChange, describe
 from icechunk_engine.catalog.durable_files import settle
-from icechunk_engine.catalog.refs import References
-from icechunk_engine.catalog.refs_spec_1 import RefFileReferences, update_ref_files
-from icechunk_engine.catalog.refs_spec_2 import RepoFileReferences, update_repo_file
-from icechunk_engine.catalog.updates import Update, describe
+from icechunk_engine.catalog.spec_1_ref_files import RefFileCatalog, update_ref_files
+from icechunk_engine.catalog.spec_2_repo_file import RepoFileCatalog, update_repo_file
 from icechunk_engine.format import layout
 
 
-def references(assets: AssetManager) -> References:
+def open_catalog(assets: AssetManager) -> Catalog:
     """The refs and history of a repository as they are now."""
-    return RefFileReferences(assets) if assets.spec_version == 1 else RepoFileReferences(*assets.repo_info())
+    return RefFileCatalog(assets) if assets.spec_version == 1 else RepoFileCatalog(*assets.repo_info())
 
 
 @operation(lambda assets, update, *_: f"{describe(update)} of {assets.storage.identity}")
-def publish(assets: AssetManager, update: Update, present: References | None = None) -> None:
+def publish(assets: AssetManager, update: CatalogChange, present: Catalog | None = None) -> None:
     """Make one update, all or nothing; tried again while others are faster.
 
     Parameters
@@ -36,7 +36,7 @@ def publish(assets: AssetManager, update: Update, present: References | None = N
     if assets.spec_version == 1:
         update_ref_files(assets, update)
     else:
-        update_repo_file(assets, update, present if isinstance(present, RepoFileReferences) else None)
+        update_repo_file(assets, update, present if isinstance(present, RepoFileCatalog) else None)
 
 
 def require_published(assets: AssetManager, branch: str) -> None:
