@@ -209,9 +209,9 @@ FAILURES: dict[str, Callable[[], object]] = {
 @pytest.mark.parametrize("name", FAILURES)
 def test_errors_show_no_secret(name: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
     from icechunk_engine.storage.object_store import places
-    from icechunk_engine.virtual import web
+    from icechunk_engine.virtual import http_servers
 
-    monkeypatch.setattr(web, "_PATIENCE_S", -1)
+    monkeypatch.setattr(http_servers, "_PATIENCE_S", -1)
     with_settings = places.with_settings
     once = icechunk.StorageSettings(retries=icechunk.StorageRetriesSettings(max_tries=1))
     monkeypatch.setattr(

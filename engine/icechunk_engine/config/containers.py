@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from icechunk_engine.config import virtual_urls
 from icechunk_engine.config.base import U32, Choice, Flag, Kind, Settings, Text, setting
-from icechunk_engine.config.headers import problem_of_headers
+from icechunk_engine.config.http_headers import problem_of_headers
 from icechunk_engine.errors import ErrorKind, InvalidInputError
 from icechunk_engine.errors.foreign import describe
 from icechunk_engine.errors.redaction import MASK, masked, redacted

@@ -18,7 +18,7 @@ from icechunk_engine.errors import ErrorKind, InvalidInputError, NodeNotFoundErr
 from icechunk_engine.keys import ChunkIndex
 from icechunk_engine.session import Session
 from icechunk_engine.transaction.chunks import ArrayReader
-from icechunk_engine.virtual.specs import (
+from icechunk_engine.virtual.virtual_refs import (
     Checksum,
     ReferenceBatch,
     reference_batches,

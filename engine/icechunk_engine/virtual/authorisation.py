@@ -18,8 +18,8 @@ from icechunk_engine.credentials import AccessAt, AnyCredential, Credentials, as
 from icechunk_engine.credentials.types import AzureAnonymous, GcsAnonymous, S3Anonymous
 from icechunk_engine.errors import ErrorKind, InvalidInputError
 from icechunk_engine.errors.redaction import redacted
-from icechunk_engine.virtual.advice import grant, is_known_scheme
-from icechunk_engine.virtual.routes import is_safe_without_secrets, route_of
+from icechunk_engine.virtual.container_endpoints import is_safe_without_secrets, route_of
+from icechunk_engine.virtual.error_remedies import grant, is_known_scheme
 
 _S3_STORES = (ObjectStoreConfig.S3, ObjectStoreConfig.S3Compatible, ObjectStoreConfig.Tigris)
 

@@ -22,8 +22,8 @@ from icechunk_engine.columns.tables import BytesTable
 from icechunk_engine.config import ObjectStoreConfig, VirtualChunkContainer, is_valid_container, virtual_urls
 from icechunk_engine.config.virtual_urls import with_trailing_slash
 from icechunk_engine.errors import ErrorKind, InvalidInputError
-from icechunk_engine.virtual.advice import no_container
-from icechunk_engine.virtual.text_blocks import TextBlock, text_blocks
+from icechunk_engine.virtual.error_remedies import no_container
+from icechunk_engine.virtual.vectorized_strings import StringBlock, string_blocks
 
 __all__ = [
     "accepted_locations",
@@ -76,7 +76,7 @@ def normalize_location(location: str) -> str:
 
 def normalize_locations(locations: BytesTable) -> BytesTable:
     """:func:`normalize_location` of every string; the same table when all are canonical."""
-    canonical = [_is_canonical(block) for block in text_blocks(locations)]
+    canonical = [_is_canonical(block) for block in string_blocks(locations)]
     unusual = np.flatnonzero(~np.concatenate(canonical)) if canonical else np.empty(0, np.intp)
     if len(unusual) == 0:
         return locations
@@ -86,7 +86,7 @@ def normalize_locations(locations: BytesTable) -> BytesTable:
     return BytesTable.of(texts)
 
 
-def _is_canonical(block: TextBlock) -> NDArray[np.bool_]:
+def _is_canonical(block: StringBlock) -> NDArray[np.bool_]:
     """True for strings that :func:`normalize_location` certainly leaves as they are."""
     canonical = block.starts_with(b"file:///")
     if canonical.any():
@@ -132,11 +132,11 @@ def match_containers(locations: BytesTable | Sequence[str], containers: Containe
     """
     table = locations if isinstance(locations, BytesTable) else BytesTable.of(locations)
     prefixes = [(prefix.encode(), row) for prefix, row in _prefixes(containers)]
-    blocks = [_match_block(block, prefixes) for block in text_blocks(table)]
+    blocks = [_match_block(block, prefixes) for block in string_blocks(table)]
     return np.concatenate(blocks) if blocks else np.empty(0, np.int32)
 
 
-def _match_block(block: TextBlock, prefixes: Sequence[tuple[bytes, int]]) -> NDArray[np.int32]:
+def _match_block(block: StringBlock, prefixes: Sequence[tuple[bytes, int]]) -> NDArray[np.int32]:
     rows = np.full(len(block), NO_CONTAINER, np.int32)
     for prefix, row in prefixes:
         free = rows == NO_CONTAINER
@@ -158,7 +158,7 @@ def accepted_locations(locations: BytesTable, containers: Containers) -> NDArray
     strict = accepted.copy()
     strict[accepted] = ~literal[rows[accepted]]
     if strict.any():
-        unusual = np.concatenate([_has_unusual_segments(block) for block in text_blocks(locations)])
+        unusual = np.concatenate([_has_unusual_segments(block) for block in string_blocks(locations)])
         for row in np.flatnonzero(strict & unusual).tolist():
             accepted[row] = _is_addressable(locations.text(row), containers)
     return accepted
@@ -172,7 +172,7 @@ def _is_addressable(location: str, containers: Containers) -> bool:
     return virtual_urls.is_addressable(virtual_urls.decoded_path(url))
 
 
-def _has_unusual_segments(block: TextBlock) -> NDArray[np.bool_]:
+def _has_unusual_segments(block: StringBlock) -> NDArray[np.bool_]:
     """False for strings that certainly have no empty or dot segments, written plainly or percent-encoded."""
     unusual = block.pairs(b"/.") | block.pairs(b"//") | (block.pairs(b"%2") & block.third(b"eEfF"))
     # The "//" behind the scheme is one pair, in file URLs two.
@@ -262,7 +262,7 @@ def expand_names(locations: BytesTable, containers: Containers) -> list[str]:
     """Locations with the URL prefix of the container in place of ``vcc://name/``; unknown names stay."""
     texts = locations.texts()
     prefixes = {container.name: container.url_prefix for container in containers.values() if container.name}
-    named = [block.starts_with(_VCC.encode()) for block in text_blocks(locations)]
+    named = [block.starts_with(_VCC.encode()) for block in string_blocks(locations)]
     for row in np.flatnonzero(np.concatenate(named)).tolist() if named else []:
         prefix = prefixes.get(virtual_urls.authority_of(texts[row]))
         if prefix is not None:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from icechunk_engine.columns.chunk_refs import ChunkRef
 from icechunk_engine.errors import ErrorKind, InvalidInputError, StorageError
-from icechunk_engine.virtual.advice import grant
+from icechunk_engine.virtual.error_remedies import grant
 
 _FLAGS = os.O_RDONLY
 for _name in ("O_CLOEXEC", "O_BINARY", "O_NOCTTY", "O_NONBLOCK"):  # the last: a pipe without writer must not wait

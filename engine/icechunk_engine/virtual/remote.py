@@ -23,7 +23,7 @@ from icechunk_engine.storage.object_store.places import (
     with_settings,
 )
 from icechunk_engine.storage.object_store.store import PartReader, RangeRead, bare_etag, read_range
-from icechunk_engine.virtual import literal_keys, web
+from icechunk_engine.virtual import http_servers, s3_literal_keys
 
 _TIGRIS = "https://t3.storage.dev"
 
@@ -85,11 +85,14 @@ def _s3(name: str, options: S3Options, credential: AnyCredential | None) -> Buck
 
 
 def part_reader_of(bucket: Bucket, key: str, url: str, places: Sequence[str], prefix: str) -> PartReader | None:
-    """How an object is read otherwise than through obstore, if it is; parameters as for :func:`.web.read_part`."""
+    """Return a reader for an object that obstore cannot read, or None.
+
+    See :func:`.http_servers.read_part` for the parameters.
+    """
     if bucket.kind is StoreKind.HTTP:
-        return lambda start, stop: web.read_part(bucket, key, start, stop, url, places=places, prefix=prefix)
-    if literal_keys.is_literal(bucket, key):
-        return lambda start, stop: literal_keys.read_part(bucket, key, start, stop, url)
+        return lambda start, stop: http_servers.read_part(bucket, key, start, stop, url, places=places, prefix=prefix)
+    if s3_literal_keys.is_literal(bucket, key):
+        return lambda start, stop: s3_literal_keys.read_part(bucket, key, start, stop, url)
     return None
 
 

@@ -20,7 +20,7 @@ from icechunk_engine.repository import Repository
 from icechunk_engine.session import Session
 from icechunk_engine.storage import MemoryStorage
 from icechunk_engine.store import IcechunkStore
-from icechunk_engine.virtual.specs import refs_of_grid, whole_seconds
+from icechunk_engine.virtual.virtual_refs import refs_of_grid, whole_seconds
 from tests.engine.store.support import GROUP, array_document, put
 
 PREFIX = "file:///data/"

@@ -38,7 +38,7 @@ from icechunk_engine.credentials import (
     s3_anonymous_credentials,
 )
 from icechunk_engine.errors import ErrorKind, IcechunkError, InvalidInputError
-from icechunk_engine.virtual import text_blocks
+from icechunk_engine.virtual import vectorized_strings
 from icechunk_engine.virtual.authorisation import authorize
 from icechunk_engine.virtual.containers import (
     accepted_locations,
@@ -52,7 +52,7 @@ from icechunk_engine.virtual.containers import (
     require_container,
     resolve_location,
 )
-from icechunk_engine.virtual.text_blocks import TextBlock
+from icechunk_engine.virtual.vectorized_strings import StringBlock
 
 # --- official as oracle ----------------------------------------------------------------------------------------------
 
@@ -343,7 +343,7 @@ def test_columns_and_single_locations_agree(locations: list[str], block_rows: in
         except InvalidInputError:
             continue
     table = BytesTable.of(locations)
-    default, text_blocks.BLOCK_ROWS = text_blocks.BLOCK_ROWS, block_rows
+    default, vectorized_strings.BLOCK_ROWS = vectorized_strings.BLOCK_ROWS, block_rows
     try:
         if len(singles) < len(locations):
             with pytest.raises(InvalidInputError):
@@ -355,7 +355,7 @@ def test_columns_and_single_locations_agree(locations: list[str], block_rows: in
         rows = match_containers(table, OURS)
         accepted = accepted_locations(table, OURS)
     finally:
-        text_blocks.BLOCK_ROWS = default
+        vectorized_strings.BLOCK_ROWS = default
     assert rows.dtype == np.int32
     assert rows.tolist() == [longest_prefix(location) for location in singles]
     assert accepted.tolist() == [our_outcome(location, validate=True) == "ok" for location in singles]
@@ -371,9 +371,9 @@ def longest_prefix(location: str) -> int:
 
 
 @given(st.lists(st.text("ab/.%2eE", max_size=12), max_size=8), st.text("ab/.%2", min_size=1, max_size=11))
-def test_text_blocks(texts: list[str], prefix: str):
+def test_string_blocks(texts: list[str], prefix: str):
     table = BytesTable.of(["x", *texts])
-    block = TextBlock(table.data, table.starts[1:])
+    block = StringBlock(table.data, table.starts[1:])
     assert block.starts_with(prefix.encode()).tolist() == [text.startswith(prefix) for text in texts]
     assert block.byte_at(3).tolist() == [ord(text[3]) if len(text) > 3 else 0 for text in texts]
     dots = block.count(block.data == ord(".")).tolist()

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from icechunk_engine.config import ChecksumAlgorithm, S3Options, StorageSettings
-from icechunk_engine.config.headers import problem_of_headers
+from icechunk_engine.config.http_headers import problem_of_headers
 from icechunk_engine.credentials.types import AnyAzureCredential, AnyGcsCredential, AnyS3Credential, S3Anonymous
 from icechunk_engine.errors import ErrorKind, InvalidInputError, StorageError
 from icechunk_engine.errors.redaction import redacted

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from icechunk_engine.importers.dtypes_v2 import DataType, Unsupported, endian_of
-from icechunk_engine.importers.wording import shown
+from icechunk_engine.importers.short_repr import short_repr
+from icechunk_engine.importers.zarr_v2.dtypes import DataType, Unsupported, endian_of
 
 OBJECT_CODECS = frozenset({"vlen-utf8", "vlen-bytes"})
 """Filters that turn objects into bytes and have a v3 form."""
@@ -87,7 +87,7 @@ def codec_chain(dtype: DataType, chunk_shape: Sequence[int], order: Any, filters
         A codec, or the combination, has no v3 form.
     """
     if order not in ("C", "F"):
-        raise Unsupported(f"order {shown(order)}")
+        raise Unsupported(f"order {short_repr(order)}")
     pending = _configurations(filters, compressor)
     codecs: list[Codec] = []
     if order == "F" and len(chunk_shape) > 1:
@@ -97,7 +97,7 @@ def codec_chain(dtype: DataType, chunk_shape: Sequence[int], order: Any, filters
     is_packed = False
     while pending and pending[0]["id"] in _ARRAY_FILTERS:
         if is_packed:
-            raise Unsupported(f"filter {shown(pending[0]['id'])} after 'packbits'")
+            raise Unsupported(f"filter {short_repr(pending[0]['id'])} after 'packbits'")
         stage = _array_stage(pending.pop(0), current)
         if stage.codec is not None:
             codecs.append(stage.codec)
@@ -134,7 +134,7 @@ def _configurations(filters: Any, compressor: Any) -> list[dict[str, Any]]:
     found = [*(filters or ()), *([compressor] if compressor is not None else ())] if _is_list(filters) else [filters]
     for configuration in found:
         if not isinstance(configuration, dict) or not isinstance(configuration.get("id"), str):
-            raise Unsupported(f"the codec {shown(configuration)}")
+            raise Unsupported(f"the codec {short_repr(configuration)}")
     return found
 
 
@@ -149,7 +149,7 @@ def _array_stage(configuration: dict[str, Any], current: np.dtype[Any]) -> _Stag
     codec_id = configuration["id"]
     takes_name, makes_name = _ARRAY_FILTERS[codec_id]
     if current.hasobject or current.names is not None:
-        raise Unsupported(f"filter {shown(codec_id)} on data type {current}")
+        raise Unsupported(f"filter {short_repr(codec_id)} on data type {current}")
     takes = _dtype(codec_id, configuration.get(takes_name), current) if takes_name else current
     makes = _dtype(codec_id, configuration.get(makes_name), takes) if makes_name else takes
     if codec_id == "packbits":
@@ -158,7 +158,7 @@ def _array_stage(configuration: dict[str, Any], current: np.dtype[Any]) -> _Stag
         makes = np.dtype(np.uint8)
     # v2 reinterprets what a filter returns as the type before it, v3 converts it: they agree on equal types only.
     if takes != current:
-        raise Unsupported(f"filter {shown(codec_id)} that returns {takes.str} where {current.str} is stored")
+        raise Unsupported(f"filter {short_repr(codec_id)} that returns {takes.str} where {current.str} is stored")
     codec = _numcodecs(configuration)
     if codec_id == "quantize":
         # v3 readers do not ask this codec which type it stores: they hand it the array's, in the machine's byte order.
@@ -182,9 +182,9 @@ def _dtype(codec_id: str, spec: Any, default: np.dtype[Any]) -> np.dtype[Any]:
         # numpy's own grammar is wide: dictionaries, "(1000000000,)f8", names that it warns of.
         found: np.dtype[Any] = np.dtype(spec if isinstance(spec, str) and _NUMBER.fullmatch(spec) else "O")
     except (TypeError, ValueError, OverflowError):
-        raise Unsupported(f"filter {shown(codec_id)} with data type {shown(spec)}") from None
+        raise Unsupported(f"filter {short_repr(codec_id)} with data type {short_repr(spec)}") from None
     if found.kind not in "biufcmM":
-        raise Unsupported(f"filter {shown(codec_id)} with data type {shown(spec)}")
+        raise Unsupported(f"filter {short_repr(codec_id)} with data type {short_repr(spec)}")
     return found
 
 
@@ -206,13 +206,13 @@ _ARRAY_FILTERS: Mapping[str, tuple[str | None, str | None]] = MappingProxyType(
 
 def _variable_length(configuration: Mapping[str, Any], dtype: DataType, current: np.dtype[Any]) -> Codec:
     if (configuration["id"], dtype.kind) not in (("vlen-utf8", "T"), ("vlen-bytes", "B")):
-        raise Unsupported(f"filter {shown(configuration['id'])} on data type {shown(dtype.v3)}")
+        raise Unsupported(f"filter {short_repr(configuration['id'])} on data type {short_repr(dtype.v3)}")
     return {"name": configuration["id"], "configuration": {}}
 
 
 def _numeric_array(configuration: Mapping[str, Any], dtype: DataType, current: np.dtype[Any]) -> Codec:
     if not dtype.is_numeric or current != dtype.stored or endian_of(current) == "big":
-        raise Unsupported(f"codec {shown(configuration['id'])} on data type {current.str}")
+        raise Unsupported(f"codec {short_repr(configuration['id'])} on data type {current.str}")
     return _numcodecs(configuration)
 
 
@@ -236,10 +236,10 @@ def _byte_codec(configuration: dict[str, Any], item_size: int) -> Codec:
     if convert is not None:
         return convert(configuration, item_size)
     if codec_id in _ARRAY_FILTERS or codec_id in _TO_BYTES:
-        raise Unsupported(f"filter {shown(codec_id)} behind a codec that works on bytes")
+        raise Unsupported(f"filter {short_repr(codec_id)} behind a codec that works on bytes")
     if codec_id == "grib":
         raise Unsupported("codec 'grib' (no Zarr v3 reader decodes GRIB messages that kerchunk refers to)")
-    raise Unsupported(f"codec {shown(codec_id)}")
+    raise Unsupported(f"codec {short_repr(codec_id)}")
 
 
 def _as_is(configuration: Mapping[str, Any], item_size: int) -> Codec:
@@ -249,14 +249,14 @@ def _as_is(configuration: Mapping[str, Any], item_size: int) -> Codec:
 def _gzip(configuration: Mapping[str, Any], item_size: int) -> Codec:
     level = configuration.get("level", 1)
     if type(level) is not int:
-        raise Unsupported(f"codec 'gzip' with level {shown(level)}")
+        raise Unsupported(f"codec 'gzip' with level {short_repr(level)}")
     return _codec("gzip", level=level) if level in range(10) else _numcodecs(configuration)
 
 
 def _zstd(configuration: Mapping[str, Any], item_size: int) -> Codec:
     level = configuration.get("level", 0)
     if type(level) is not int or not _ZSTD_LEVELS[0] <= level <= _ZSTD_LEVELS[1]:
-        raise Unsupported(f"codec 'zstd' with level {shown(level)}")
+        raise Unsupported(f"codec 'zstd' with level {short_repr(level)}")
     return _codec("zstd", level=level, checksum=bool(configuration.get("checksum", False)))
 
 
@@ -265,12 +265,13 @@ def _blosc(configuration: Mapping[str, Any], item_size: int) -> Codec:
     names = {0: "noshuffle", 1: "shuffle", 2: "bitshuffle", -1: "shuffle" if item_size > 1 else "bitshuffle"}
     shuffle = configuration.get("shuffle", 1)
     if type(shuffle) is not int or shuffle not in names:
-        raise Unsupported(f"codec 'blosc' with shuffle {shown(shuffle)}")
+        raise Unsupported(f"codec 'blosc' with shuffle {short_repr(shuffle)}")
     cname, clevel = configuration.get("cname", "lz4"), configuration.get("clevel", 5)
     blocksize = configuration.get("blocksize", 0)
     if cname not in _BLOSC_COMPRESSORS or type(clevel) is not int or type(blocksize) is not int:
         raise Unsupported(
-            f"codec 'blosc' with cname {shown(cname)}, clevel {shown(clevel)}, blocksize {shown(blocksize)}"
+            f"codec 'blosc' with cname {short_repr(cname)}, clevel {short_repr(clevel)}, "
+            f"blocksize {short_repr(blocksize)}"
         )
     return _codec(
         "blosc",

@@ -28,7 +28,7 @@ from icechunk_engine.errors import ErrorKind, InvalidInputError, ObjectNotFoundE
 from icechunk_engine.storage.object_store.places import Bucket
 from icechunk_engine.storage.object_store.store import Part
 from icechunk_engine.storage.ranges import too_short
-from icechunk_engine.virtual.advice import grant
+from icechunk_engine.virtual.error_remedies import grant
 
 _MOST_REDIRECTS = 10
 _MOST_TRIES = 10

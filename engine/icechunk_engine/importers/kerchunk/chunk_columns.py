@@ -13,10 +13,10 @@ from icechunk_engine.columns.chunk_refs import INLINE as INLINE_KIND
 from icechunk_engine.columns.chunk_refs import VIRTUAL, ChunkRefs
 from icechunk_engine.columns.tables import I64, U32, U64, BytesTable, factorize, ragged_positions
 from icechunk_engine.errors import ErrorKind, InvalidInputError
-from icechunk_engine.importers.chunk_keys import Assignment, assign
-from icechunk_engine.importers.reference_columns import INLINE, RANGE, WHOLE_FILE, References
-from icechunk_engine.importers.reference_set import ReferenceSet
-from icechunk_engine.importers.tree import SetArray, SetHierarchy
+from icechunk_engine.importers.kerchunk.chunk_keys import Assignment, assign
+from icechunk_engine.importers.kerchunk.groups_and_arrays import SetArray, SetHierarchy
+from icechunk_engine.importers.kerchunk.reference_columns import INLINE, RANGE, WHOLE_FILE, References
+from icechunk_engine.importers.kerchunk.reference_set import ReferenceSet
 
 UNKNOWN_SIZE = -1
 

@@ -15,12 +15,12 @@ import fsspec
 
 from icechunk_engine.errors import ErrorKind, InvalidInputError, ObjectNotFoundError, StorageError
 from icechunk_engine.format.decompression import DamagedError, TooLargeError, gunzip, unzstd
-from icechunk_engine.importers import templates as rendering
-from icechunk_engine.importers.generation import generated
+from icechunk_engine.importers.kerchunk import templates as rendering
+from icechunk_engine.importers.kerchunk.gen_items import generated
+from icechunk_engine.importers.kerchunk.json_members import ReferenceDocument, bad_json
+from icechunk_engine.importers.kerchunk.reference_columns import KeyedReferences, ReferenceBuilder
 from icechunk_engine.importers.limits import Budget, ReferenceLimits, over_limit
-from icechunk_engine.importers.member_stream import ReferenceDocument, bad_json
-from icechunk_engine.importers.reference_columns import KeyedReferences, ReferenceBuilder
-from icechunk_engine.importers.wording import shown
+from icechunk_engine.importers.short_repr import short_repr
 
 _GZIP_MAGIC, _ZSTD_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _MEMBERS_PER_BLOCK = 4096
@@ -91,7 +91,7 @@ def read_reference_set(
         builder.add(block)
     # Only now is `top` complete.
     if top.get("version", 1) != 1:
-        raise bad_json(f"version {shown(top['version'])} is not known, only 0 and 1 are")
+        raise bad_json(f"version {short_repr(top['version'])} is not known, only 0 and 1 are")
     templates = _templates(top.get("templates"), template_overrides)
     if templates:
         builder.rename_urls([_render_url(url, templates, budget) for url in builder.urls])

@@ -19,7 +19,7 @@ from icechunk_engine.errors import ErrorKind, StorageError
 from icechunk_engine.storage.object_store.places import Bucket, StoreKind, s3_endpoint_of_environment
 from icechunk_engine.storage.object_store.providers import access
 from icechunk_engine.storage.object_store.store import Part
-from icechunk_engine.virtual import web
+from icechunk_engine.virtual import http_servers
 
 _NO_CONTENT = hashlib.sha256(b"").hexdigest()
 _UNRESERVED = "-_.~"
@@ -39,7 +39,7 @@ def is_literal(bucket: Bucket, key: str) -> bool:
 
 
 def read_part(bucket: Bucket, key: str, start: int, stop: int, shown: str) -> Part:
-    """Bytes ``start:stop`` (at least one) of an object in S3; errors as for :func:`.web.read_part`."""
+    """Bytes ``start:stop`` (at least one) of an object in S3; errors as for :func:`.http_servers.read_part`."""
     options = dict(bucket.options)
     region = options.get("region") or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     region = region or "us-east-1"
@@ -47,7 +47,7 @@ def read_part(bucket: Bucket, key: str, start: int, stop: int, shown: str) -> Pa
         options.get("endpoint") or s3_endpoint_of_environment() or f"https://s3.{region}.amazonaws.com"
     )
     origin = f"{endpoint.scheme}://{endpoint.netloc}"
-    server = web.server_of(replace(bucket, kind=StoreKind.HTTP, name=origin, options=(), credential=None))
+    server = http_servers.server_of(replace(bucket, kind=StoreKind.HTTP, name=origin, options=(), credential=None))
     path = f"{endpoint.path.rstrip('/')}/{bucket.name}/{key}"
     extra = {"x-amz-request-payer": "requester"} if options.get("request_payer") else {}
 
@@ -57,15 +57,15 @@ def read_part(bucket: Bucket, key: str, start: int, stop: int, shown: str) -> Pa
         if keys is not None:
             headers = signed(keys, region, path, headers, datetime.now(UTC))
         with server.answer_for_path(origin, quote(path, f"/{_UNRESERVED}"), headers, start, stop) as answer:
-            if answer.status in web.REDIRECTS or answer.status == 400:
+            if answer.status in http_servers.REDIRECTS or answer.status == 400:
                 raise StorageError(
                     f"{shown}: the server answered {answer.status}. If the bucket is in another region, pass its "
                     f"region in the container's s3_store",
                     ErrorKind.STORAGE_CONFIG,
                 )
-            return web.part_of(answer, start, stop, shown)
+            return http_servers.part_of(answer, start, stop, shown)
 
-    return web.with_patience(ask, shown)
+    return http_servers.with_patience(ask, shown)
 
 
 def signed(keys: Keys, region: str, path: str, headers: Mapping[str, str], time: datetime) -> dict[str, str]:

@@ -17,7 +17,7 @@ BLOCK_ROWS = 1 << 12  # temporaries of a block stay in the processor cache
 _WORD = 8
 
 
-class TextBlock:
+class StringBlock:
     """Consecutive strings of a table.
 
     Attributes
@@ -81,7 +81,7 @@ class TextBlock:
         return np.bincount(rows, minlength=len(self))
 
 
-def text_blocks(table: BytesTable) -> Iterator[TextBlock]:
+def string_blocks(table: BytesTable) -> Iterator[StringBlock]:
     """The strings of a table, some at a time."""
     for first in range(0, len(table), BLOCK_ROWS):
-        yield TextBlock(table.data, table.starts[first : first + BLOCK_ROWS + 1])
+        yield StringBlock(table.data, table.starts[first : first + BLOCK_ROWS + 1])

@@ -13,7 +13,7 @@ _REPR = Repr(
 )
 
 
-def shown(value: Any) -> str:
+def short_repr(value: Any) -> str:
     """The ``repr`` of a value, cut to a length that people read.
 
     ``repr`` itself fails for integers of thousands of digits and for values nested thousands deep.

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from icechunk_engine.errors import ErrorKind, InvalidInputError
-from icechunk_engine.importers.codecs_v2 import codec_chain, object_codec_of
-from icechunk_engine.importers.dtypes_v2 import (
+from icechunk_engine.importers.limits import Budget
+from icechunk_engine.importers.short_repr import short_repr
+from icechunk_engine.importers.zarr_v2.codecs import codec_chain, object_codec_of
+from icechunk_engine.importers.zarr_v2.dtypes import (
     DataType,
     Unsupported,
     fill_attribute,
@@ -24,8 +26,6 @@ from icechunk_engine.importers.dtypes_v2 import (
     read_fill,
     read_fill_attribute,
 )
-from icechunk_engine.importers.limits import Budget
-from icechunk_engine.importers.wording import shown
 
 DIMENSIONS = "_ARRAY_DIMENSIONS"
 FILL_VALUE = "_FillValue"
@@ -55,7 +55,7 @@ class ArrayDocument:
 
 def bad_array(path: str, reason: str) -> InvalidInputError:
     """The error for an array that cannot be imported."""
-    short = shown(path)
+    short = short_repr(path)
     return InvalidInputError(
         f"array {short[1:-1]} cannot be imported: {reason}. Leave it out with skip=[{short}], or rewrite its data",
         ErrorKind.INVALID_ARRAY_METADATA,
@@ -105,12 +105,12 @@ def _array_document(
     array: Mapping[str, Any], attributes: Mapping[str, Any], budget: Budget, *, fill_value_as_mask: bool
 ) -> ArrayDocument:
     if array.get("zarr_format", 2) != 2:
-        raise _Damaged(f'its .zarray must say "zarr_format": 2, not {shown(array["zarr_format"])}')
+        raise _Damaged(f'its .zarray must say "zarr_format": 2, not {short_repr(array["zarr_format"])}')
     shape, edges = _sizes(array, "shape"), _sizes(array, "chunks")
     if len(shape) != len(edges):
-        raise _Damaged(f"'shape' {shown(shape)} and 'chunks' {shown(edges)} have different lengths")
+        raise _Damaged(f"'shape' {short_repr(shape)} and 'chunks' {short_repr(edges)} have different lengths")
     if any(edge == 0 < length for edge, length in zip(edges, shape, strict=True)):
-        raise _Damaged(f"'chunks' {shown(edges)} has a 0 where the array has elements")
+        raise _Damaged(f"'chunks' {short_repr(edges)} has a 0 where the array has elements")
     chunk_shape = [edge or 1 for edge in edges]
     filters = array.get("filters")
     dtype = parse_dtype(array.get("dtype"), object_codec_of(filters))
@@ -189,7 +189,7 @@ def strict_json(value: Any) -> Any:
 def _sizes(array: Mapping[str, Any], name: str) -> list[int]:
     value = array.get(name)
     if not isinstance(value, list) or not all(_is_size(item) for item in value):
-        raise _Damaged(f"its '{name}' must be a list of non-negative integers, not {shown(value)}")
+        raise _Damaged(f"its '{name}' must be a list of non-negative integers, not {short_repr(value)}")
     if len(value) > _MAX_RANK:
         raise _Damaged(f"it has {len(value)} dimensions, where numpy and zarr have at most {_MAX_RANK}")
     return [int(item) for item in value]

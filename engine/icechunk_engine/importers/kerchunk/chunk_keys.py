@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from icechunk_engine.columns.tables import I64, U8, U32
 from icechunk_engine.errors import ErrorKind, InvalidInputError
-from icechunk_engine.importers.reference_columns import KeyedReferences
-from icechunk_engine.importers.wording import shown
+from icechunk_engine.importers.kerchunk.reference_columns import KeyedReferences
+from icechunk_engine.importers.short_repr import short_repr
 
 MAX_DIGITS = 10
 _NUL, _DOT, _ZERO, _NINE, _LETTER_C = 0, ord("."), ord("0"), ord("9"), ord("c")
@@ -264,7 +264,7 @@ def _indices(path: str, grid: Grid, keyed: KeyedReferences, rows: I64, heads: _H
 def _misfit(path: str, grid: Grid, key: str) -> InvalidInputError:
     shape = " × ".join(map(str, grid.num_chunks)) or "one chunk (a scalar)"
     return InvalidInputError(
-        f"the key {shown(key)} names no chunk of array {shown(f'/{path}')}, whose chunk grid is {shape}. "
+        f"the key {short_repr(key)} names no chunk of array {short_repr(f'/{path}')}, whose chunk grid is {shape}. "
         f"Correct the key, or the shape and chunks in the array's metadata",
         ErrorKind.INVALID_CHUNK_INDEX,
     )

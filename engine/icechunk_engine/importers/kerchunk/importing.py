@@ -13,9 +13,7 @@ from icechunk_engine.columns.chunk_refs import INLINE
 from icechunk_engine.config import resolve
 from icechunk_engine.errors import AlreadyExistsError, ErrorKind, InternalError
 from icechunk_engine.errors.foreign import describe
-from icechunk_engine.importers.limits import ReferenceLimits
-from icechunk_engine.importers.metadata_v2 import group_document
-from icechunk_engine.importers.plan import (
+from icechunk_engine.importers.kerchunk.plan import (
     ArrayChunks,
     Checksum,
     ImportOptions,
@@ -23,7 +21,9 @@ from icechunk_engine.importers.plan import (
     ImportReport,
     plan_import,
 )
-from icechunk_engine.importers.reference_set import read_reference_set
+from icechunk_engine.importers.kerchunk.reference_set import read_reference_set
+from icechunk_engine.importers.limits import ReferenceLimits
+from icechunk_engine.importers.zarr_v2.metadata import group_document
 from icechunk_engine.session import Session
 
 Progress = Callable[[str, int, int], None]

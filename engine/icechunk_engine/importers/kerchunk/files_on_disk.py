@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from icechunk_engine.errors import ErrorKind, InvalidInputError
-from icechunk_engine.importers.target_urls import listed
-from icechunk_engine.importers.wording import shown
+from icechunk_engine.importers.kerchunk.target_urls import listed
+from icechunk_engine.importers.short_repr import short_repr
 from icechunk_engine.virtual.containers import location_to_path
 
 
@@ -37,7 +37,7 @@ def file_facts(locations: Sequence[str]) -> list[FileFacts | None]:
             continue
         found = _stat(location_to_path(location))
         if isinstance(found, str):
-            missing.append(f"{shown(location_to_path(location))} ({found})")
+            missing.append(f"{short_repr(location_to_path(location))} ({found})")
         else:
             facts.append(found)
     if missing:

@@ -25,7 +25,7 @@ from icechunk_engine.columns.chunk_refs import VIRTUAL, ChunkRef
 from icechunk_engine.config import VirtualChunkContainer, http_store
 from icechunk_engine.credentials import HttpAccess, access_at
 from icechunk_engine.errors import ErrorKind, IcechunkError, InvalidInputError
-from icechunk_engine.virtual import web
+from icechunk_engine.virtual import http_servers
 from icechunk_engine.virtual.resolver import VirtualResolver
 
 DATA = bytes(range(100))
@@ -175,7 +175,7 @@ def test_answers_that_are_final(server: Server, answer: Any, kind: ErrorKind):
 
 @pytest.mark.parametrize(("status", "kind"), [(503, ErrorKind.VIRTUAL_CHUNK_FETCH), (429, ErrorKind.THROTTLED)])
 def test_patience_ends(server: Server, status: int, kind: ErrorKind, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(web, "_PATIENCE_S", -1)
+    monkeypatch.setattr(http_servers, "_PATIENCE_S", -1)
     server.answers.append((status, {}, b""))
     assert failure(f"{server.url}/").kind is kind
     server.server_close()
@@ -234,7 +234,7 @@ def test_options_that_mean_nothing(server: Server, store: Any, named: str):
     [("30s", 30), ("1min 30s", 90), ("500ms", 0.5), ("2h", 7200), ("1 day", 86400), ("1h5m", 3900)],
 )
 def test_durations(text: str, seconds: float):
-    assert web.duration_s(text, None) == pytest.approx(seconds)
+    assert http_servers.duration_s(text, None) == pytest.approx(seconds)
 
 
 def test_large_ranges_are_read_in_parts_of_one_version(server: Server, monkeypatch: pytest.MonkeyPatch):
@@ -341,7 +341,7 @@ def test_certificates_are_checked(server: Server, encrypted: Callable[[], str], 
     assert fetch(f"{server.url}/", store=http_store({"root_certificate": certificate})) == DATA[10:20]
     with pytest.warns(Warning, match="certificate verification"):
         fetch(f"{server.url}/", store=http_store({"allow_invalid_certificates": "true"}))
-    monkeypatch.setattr(web, "_PATIENCE_S", -1)
+    monkeypatch.setattr(http_servers, "_PATIENCE_S", -1)
     assert failure(f"{server.url}/").kind is ErrorKind.VIRTUAL_CHUNK_FETCH
     assert len(server.asked) == 2
 

@@ -9,7 +9,7 @@ from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
-from icechunk_engine.virtual.literal_keys import Keys, signed
+from icechunk_engine.virtual.s3_literal_keys import Keys, signed
 
 
 @pytest.mark.parametrize("token", [None, "session token"])

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from icechunk_engine.errors import ErrorKind, InvalidInputError
 from icechunk_engine.importers.limits import Budget
-from icechunk_engine.importers.wording import shown
+from icechunk_engine.importers.short_repr import short_repr
 
 Column = NDArray[Any]
 """Object column of ``str``, ``int`` or ``float`` values."""
@@ -40,9 +40,9 @@ _OTHER_SYNTAX = re.compile(r"\{%|\{#")
 def bad_template(text: str, reason: str) -> InvalidInputError:
     """The error for a template that cannot be rendered."""
     return InvalidInputError(
-        f"the template {shown(text)} in the reference set cannot be rendered: {reason}. Only {{{{name}}}}, integer "
-        f"arithmetic (+ - * / // %) and calls like {{{{f(c='text')}}}} are evaluated; expand the templates before "
-        f"importing",
+        f"the template {short_repr(text)} in the reference set cannot be rendered: {reason}. Only {{{{name}}}}, "
+        f"integer arithmetic (+ - * / // %) and calls like {{{{f(c='text')}}}} are evaluated. Expand the "
+        f"templates before you import the set",
         ErrorKind.INVALID_VIRTUAL_REF,
     )
 
@@ -91,7 +91,7 @@ def render(source: str, scope: Scope) -> list[str]:
         part = _texts(source, piece, scope) if is_expression else [piece] * scope.n
         num_chars = sum(map(len, part)) if is_expression else len(piece) * scope.n
         # A reference to each text takes eight bytes, also to an empty one.
-        scope.budget.charge_bytes(num_chars + 8 * scope.n, f"the template {shown(source)} is rendered")
+        scope.budget.charge_bytes(num_chars + 8 * scope.n, f"the template {short_repr(source)} is rendered")
         parts.append(part)
     if len(parts) == 1:
         return parts[0]
@@ -127,7 +127,7 @@ def _texts(source: str, expression: str, scope: Scope) -> list[str]:
         raise bad_template(source, "the expression is too long")
     node = _parse(expression)
     if node is None:
-        raise bad_template(source, f"{shown(expression)} is not understood")
+        raise bad_template(source, f"{short_repr(expression)} is not understood")
     return list(map(str, _values(source, node, scope)))
 
 
@@ -157,7 +157,7 @@ def require_small(where: str, *values: Any) -> None:
     for value in values:
         if isinstance(value, int) and abs(value) > MAX_INTEGER:
             raise InvalidInputError(
-                f"{where} in the reference set holds the integer {shown(value)}, which is larger than any offset",
+                f"{where} in the reference set holds the integer {short_repr(value)}, which is larger than any offset",
                 ErrorKind.INVALID_VIRTUAL_REF,
             )
 
@@ -191,7 +191,7 @@ def _variable(source: str, name: str, scope: Scope) -> Any:
         return scope.variables[name]
     template = scope.templates.get(name)
     if template is None:
-        raise bad_template(source, f"there is no template {shown(name)}")
+        raise bad_template(source, f"there is no template {short_repr(name)}")
     if is_template(template):
         raise bad_template(source, f"the template {name!r} takes arguments: call it like {name}(c='text')")
     return template

@@ -14,9 +14,9 @@ from urllib.parse import quote
 import numpy as np
 
 from icechunk_engine.errors import ErrorKind, InvalidInputError
-from icechunk_engine.importers.wording import shown
+from icechunk_engine.importers.short_repr import short_repr
 from icechunk_engine.virtual import containers as rules
-from icechunk_engine.virtual.advice import container_lines
+from icechunk_engine.virtual.error_remedies import container_lines
 
 _SAFE = "/:@!$&'()*+,;=~-._[]|"
 """What stays as it is in a path; the rest would not survive as a URL, or is changed when file URLs are normalised."""
@@ -77,7 +77,7 @@ def resolve_urls(urls: Iterable[str | None], *, target: str | None = None, fs_ro
         try:
             locations.append(_location(url, target, fs_root))
         except BadUrl as error:
-            refused.append(f"{shown(url)} ({error})")
+            refused.append(f"{short_repr(url)} ({error})")
     if refused:
         raise InvalidInputError(
             f"{len(refused)} of the URLs in the reference set cannot be locations of virtual chunks: "

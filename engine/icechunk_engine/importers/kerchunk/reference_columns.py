@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from icechunk_engine.columns.tables import U8, U64
 from icechunk_engine.errors import ErrorKind, InvalidInputError
-from icechunk_engine.importers.wording import shown
+from icechunk_engine.importers.short_repr import short_repr
 
 RANGE, WHOLE_FILE, INLINE = 1, 2, 3
 """Values of the ``kinds`` column: a byte range of a URL, all of a URL, bytes in the set itself."""
@@ -35,7 +35,7 @@ _without_prefix = itemgetter(slice(7, None))
 
 def bad_reference(key: str, reason: str) -> InvalidInputError:
     """The error for a reference that cannot be imported."""
-    return InvalidInputError(f"reference {shown(key)}: {reason}", ErrorKind.INVALID_VIRTUAL_REF)
+    return InvalidInputError(f"reference {short_repr(key)}: {reason}", ErrorKind.INVALID_VIRTUAL_REF)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -155,7 +155,7 @@ class ReferenceBuilder:
         if set(map(type, keys)) != {str}:
             odd = next(key for key in keys if type(key) is not str)
             raise InvalidInputError(
-                f"the keys of a reference set must be strings, not {shown(odd)}", ErrorKind.INVALID_VIRTUAL_REF
+                f"the keys of a reference set must be strings, not {short_repr(odd)}", ErrorKind.INVALID_VIRTUAL_REF
             )
         parts = list(map(_split_key, keys))
         heads, tails = list(map(_head, parts)), list(map(_tail, parts))
@@ -226,11 +226,11 @@ class ReferenceBuilder:
             lengths[ranged] = _integers(some_keys, some, _length)
         else:
             row = int(np.flatnonzero(~np.isin(sizes, (1, 3)))[0])
-            raise bad_reference(keys[row], f"expected [url] or [url, offset, length], not {shown(values[row])}")
+            raise bad_reference(keys[row], f"expected [url] or [url, offset, length], not {short_repr(values[row])}")
         urls = list(map(_url, values))
         if not set(map(type, urls)) <= {str, type(None)}:
             row = next(row for row, url in enumerate(urls) if not isinstance(url, str | None))
-            raise bad_reference(keys[row], f"the URL must be a string, not {shown(urls[row])}")
+            raise bad_reference(keys[row], f"the URL must be a string, not {short_repr(urls[row])}")
         codes = _codes(urls, self._url_codes, self.urls)
         return References(
             kinds=kinds, url_codes=codes, offsets=offsets, lengths=lengths, inline_data=np.empty(0, np.uint8)
@@ -266,17 +266,17 @@ def _integers(keys: Sequence[str], values: list[list[Any]], item: itemgetter[int
         numbers = [int(number) if isinstance(number, float) and number.is_integer() else number for number in numbers]
         for key, number in zip(keys, numbers, strict=True):
             if type(number) is not int:
-                raise bad_reference(key, f"offset and length must be integers, not {shown(number)}")
+                raise bad_reference(key, f"offset and length must be integers, not {short_repr(number)}")
     try:
         column = np.fromiter(numbers, np.int64, len(numbers))
     except OverflowError:
         row = next(row for row, number in enumerate(numbers) if not -(2**63) <= number < 2**63)
         raise bad_reference(
-            keys[row], f"{shown(numbers[row])} is not a number of bytes: offset and length must be below 2**63"
+            keys[row], f"{short_repr(numbers[row])} is not a number of bytes: offset and length must be below 2**63"
         ) from None
     if len(column) and int(column.min()) < 0:
         row = int(np.argmin(column))
-        raise bad_reference(keys[row], f"offset and length must not be negative, found {shown(numbers[row])}")
+        raise bad_reference(keys[row], f"offset and length must not be negative, found {short_repr(numbers[row])}")
     return column.view(np.uint64)
 
 
@@ -319,8 +319,10 @@ def _as_text(key: str, value: Any) -> str:
         try:
             return json.dumps(value)
         except (TypeError, ValueError, RecursionError):
-            raise bad_reference(key, f"the object {shown(value)} cannot be written as JSON") from None
-    raise bad_reference(key, f"the value must be text, a list [url, offset, length] or an object, not {shown(value)}")
+            raise bad_reference(key, f"the object {short_repr(value)} cannot be written as JSON") from None
+    raise bad_reference(
+        key, f"the value must be text, a list [url, offset, length] or an object, not {short_repr(value)}"
+    )
 
 
 def _encode(keys: list[str], values: list[str]) -> list[bytes]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from icechunk_engine.importers.wording import shown
+from icechunk_engine.importers.short_repr import short_repr
 
 NAT = -(2**63)
 
@@ -98,7 +98,7 @@ def parse_dtype(spec: Any, object_codec: str | None = None, *, depth: int = 0) -
         return _parse_record(spec, depth)
     match = _TYPE.fullmatch(spec) if isinstance(spec, str) else None
     if match is None:
-        raise Unsupported(f"data type {shown(spec)}")
+        raise Unsupported(f"data type {short_repr(spec)}")
     letter = match[2]
     size = int(match[3] or 0)
     if letter == "O":
@@ -106,7 +106,7 @@ def parse_dtype(spec: Any, object_codec: str | None = None, *, depth: int = 0) -
     if letter in _TIMES and match[5] is not None:
         return _parse_time(spec, letter, int(match[4] or 1), match[5])
     if match[5] is not None or size == 0:
-        raise Unsupported(f"data type {shown(spec)}")
+        raise Unsupported(f"data type {short_repr(spec)}")
     stored = _numpy_dtype(spec)
     if letter == "b" and size == 1:
         return DataType(kind="b", stored=stored, v3="bool")
@@ -118,14 +118,14 @@ def parse_dtype(spec: Any, object_codec: str | None = None, *, depth: int = 0) -
         return DataType(kind="U", stored=stored, v3=_named("fixed_length_utf32", length_bytes=stored.itemsize))
     if letter == "V":
         return DataType(kind="V", stored=stored, v3=_named("raw_bytes", length_bytes=size))
-    raise Unsupported(f"data type {shown(spec)}")
+    raise Unsupported(f"data type {short_repr(spec)}")
 
 
 def _numpy_dtype(spec: Any) -> np.dtype[Any]:
     try:
         found: np.dtype[Any] = np.dtype(spec)
     except (TypeError, ValueError, OverflowError):
-        raise Unsupported(f"data type {shown(spec)}") from None
+        raise Unsupported(f"data type {short_repr(spec)}") from None
     return found
 
 
@@ -143,20 +143,22 @@ def _parse_object(codec: str | None) -> DataType:
         return DataType(kind="T", stored=np.dtype(object), v3="string")
     if codec == "vlen-bytes":
         return DataType(kind="B", stored=np.dtype(object), v3="variable_length_bytes")
-    raise Unsupported(f"objects encoded by {shown(codec)}" if codec else "objects without a filter that encodes them")
+    raise Unsupported(
+        f"objects encoded by {short_repr(codec)}" if codec else "objects without a filter that encodes them"
+    )
 
 
 def _parse_record(spec: list[Any], depth: int) -> DataType:
     if depth >= _MAX_RECORD_DEPTH:
         raise Unsupported(f"a record nested more than {_MAX_RECORD_DEPTH} levels deep")
     if not all(isinstance(field, list) and len(field) in (2, 3) and isinstance(field[0], str) for field in spec):
-        raise Unsupported(f"record type {shown(spec)}")
+        raise Unsupported(f"record type {short_repr(spec)}")
     if any(len(field) == 3 and field[2] not in ([], 1) for field in spec):
         raise Unsupported("a record whose fields are arrays")
     fields = tuple([(field[0], parse_dtype(field[1], depth=depth + 1)) for field in spec])
     names = [name for name, _ in fields]
     if not names or "" in names or len(set(names)) != len(names):
-        raise Unsupported(f"a record with the field names {shown(names)}")
+        raise Unsupported(f"a record with the field names {short_repr(names)}")
     stored = _numpy_dtype([(name, field.stored) for name, field in fields])
     if stored.itemsize != sum(field.stored.itemsize for _, field in fields):  # numpy's sum is of 32 bits
         raise Unsupported("a record of 2 GiB or more")
@@ -201,7 +203,7 @@ def read_fill(dtype: DataType, value: Any) -> Any:
     except (ValueError, TypeError, OverflowError, binascii.Error) as error:
         if isinstance(error, Unsupported):
             raise
-        raise Unsupported(f"fill value {shown(value)} for data type {shown(dtype.v3)}") from None
+        raise Unsupported(f"fill value {short_repr(value)} for data type {short_repr(dtype.v3)}") from None
 
 
 def fill_json(dtype: DataType, value: Any) -> Any:
@@ -246,7 +248,7 @@ def read_fill_attribute(dtype: DataType, value: Any) -> Any:
     try:
         return _read_fill_attribute(dtype, value)
     except (ValueError, TypeError, OverflowError):
-        raise Unsupported(f"_FillValue {shown(value)}") from None
+        raise Unsupported(f"_FillValue {short_repr(value)}") from None
 
 
 def _read_fill_attribute(dtype: DataType, value: Any) -> Any:
@@ -283,7 +285,7 @@ def _read_double_text(text: str) -> float:
     try:
         value: float = struct.unpack("<d", base64.b64decode(text, validate=True))[0]
     except (ValueError, struct.error):
-        raise Unsupported(f"_FillValue {shown(text)}") from None
+        raise Unsupported(f"_FillValue {short_repr(text)}") from None
     return value
 
 
@@ -297,7 +299,7 @@ def _read_integer(dtype: DataType, value: Any) -> int:
     number = 0 if value is None else _integer(value)
     limits = np.iinfo(dtype.stored)
     if not limits.min <= number <= limits.max:
-        raise Unsupported(f"fill value {shown(value)}, which is outside the range of {dtype.v3}")
+        raise Unsupported(f"fill value {short_repr(value)}, which is outside the range of {dtype.v3}")
     return number
 
 

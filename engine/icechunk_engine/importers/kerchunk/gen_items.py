@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from icechunk_engine.importers import templates as rendering
+from icechunk_engine.importers.kerchunk import templates as rendering
+from icechunk_engine.importers.kerchunk.json_members import bad_json
 from icechunk_engine.importers.limits import Budget
-from icechunk_engine.importers.member_stream import bad_json
-from icechunk_engine.importers.wording import shown
+from icechunk_engine.importers.short_repr import short_repr
 
 BLOCK_ROWS = 4096
 MAX_DIMENSIONS = 32
@@ -56,20 +56,20 @@ def generated(items: Any, templates: Mapping[str, str], budget: Budget) -> Itera
         raise bad_json("'gen' must be a list")
     checked = [_checked(item, budget) for item in items or ()]
     for item in checked:
-        budget.charge_items(math.prod(item.shape), f"'gen' makes references like {shown(item.key)}")
+        budget.charge_items(math.prod(item.shape), f"'gen' makes references like {short_repr(item.key)}")
     for item in checked:
         yield from _blocks(item, templates, budget)
 
 
 def _checked(item: Any, budget: Budget) -> _Item:
     if not isinstance(item, Mapping) or not all(isinstance(item.get(name), str) for name in _TEXTS):
-        raise bad_json(f"an item of 'gen' needs 'key', 'url' and 'dimensions', not {shown(item)}")
+        raise bad_json(f"an item of 'gen' needs 'key', 'url' and 'dimensions', not {short_repr(item)}")
     if ("offset" in item) != ("length" in item):
-        raise bad_json(f"the item of 'gen' for {shown(item['key'])} needs both 'offset' and 'length', or neither")
+        raise bad_json(f"the item of 'gen' for {short_repr(item['key'])} needs both 'offset' and 'length', or neither")
     sizes = tuple(item[name] for name in ("offset", "length") if name in item)
     for size in sizes:
         if type(size) is not int and not isinstance(size, str):
-            raise bad_json(f"offset and length of 'gen' must be texts or integers, not {shown(size)}")
+            raise bad_json(f"offset and length of 'gen' must be texts or integers, not {short_repr(size)}")
     dimensions = item.get("dimensions")
     if not isinstance(dimensions, Mapping) or len(dimensions) > MAX_DIMENSIONS:
         raise bad_json(f"an item of 'gen' needs 'dimensions', an object with at most {MAX_DIMENSIONS} members")
@@ -81,17 +81,19 @@ def _dimension_values(name: Any, value: Any, budget: Budget) -> list[Any] | rang
     if isinstance(value, Mapping):
         bounds = [value.get("start", 0), value.get("stop"), value.get("step", 1)]
         if not all(type(bound) is int for bound in bounds) or bounds[2] == 0:
-            raise bad_json(f"dimension {shown(name)} of 'gen' needs integers start, stop and step, not {shown(value)}")
-        rendering.require_small(f"dimension {shown(name)} of 'gen'", *bounds)
+            raise bad_json(
+                f"dimension {short_repr(name)} of 'gen' needs integers start, stop and step, not {short_repr(value)}"
+            )
+        rendering.require_small(f"dimension {short_repr(name)} of 'gen'", *bounds)
         # Slicing first: len() of a range beyond 2**63 raises OverflowError.
         values = range(*bounds)[: budget.limits.items + 1]
         if len(values) > budget.limits.items:
-            budget.charge_items(len(values), f"dimension {shown(name)} of 'gen' is long")
+            budget.charge_items(len(values), f"dimension {short_repr(name)} of 'gen' is long")
         return values
     if isinstance(value, list) and all(type(item) in (str, int, float) for item in value):
-        rendering.require_small(f"dimension {shown(name)} of 'gen'", *value)
+        rendering.require_small(f"dimension {short_repr(name)} of 'gen'", *value)
         return value
-    raise bad_json(f"dimension {shown(name)} of 'gen' must be a list of texts or numbers, or start/stop/step")
+    raise bad_json(f"dimension {short_repr(name)} of 'gen' must be a list of texts or numbers, or start/stop/step")
 
 
 def _blocks(item: _Item, templates: Mapping[str, str], budget: Budget) -> Iterator[dict[str, list[Any]]]:
@@ -127,4 +129,4 @@ def _integer(template: str, text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise rendering.bad_template(template, f"{shown(text)} is not an integer") from None
+        raise rendering.bad_template(template, f"{short_repr(text)} is not an integer") from None

@@ -17,8 +17,8 @@ from zarr.core.buffer import Buffer, cpu
 from zarr.storage import MemoryStore
 
 from icechunk_engine.errors import InvalidInputError
-from icechunk_engine.importers.plan import plan_import
-from icechunk_engine.importers.reference_set import read_reference_set
+from icechunk_engine.importers.kerchunk.plan import plan_import
+from icechunk_engine.importers.kerchunk.reference_set import read_reference_set
 
 Stored = dict[str, Buffer]
 

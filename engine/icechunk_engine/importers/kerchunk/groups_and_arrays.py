@@ -10,11 +10,11 @@ from typing import Any
 from icechunk_engine import paths
 from icechunk_engine.errors import ErrorKind, InvalidInputError
 from icechunk_engine.format.zarr_metadata import ArrayShape, parse_node_metadata
-from icechunk_engine.importers.chunk_keys import Grid
+from icechunk_engine.importers.kerchunk.chunk_keys import Grid
+from icechunk_engine.importers.kerchunk.reference_columns import METADATA_NAMES
 from icechunk_engine.importers.limits import ITEMS_OF_A_GROUP, Budget
-from icechunk_engine.importers.metadata_v2 import array_document, group_document, v3_array_document
-from icechunk_engine.importers.reference_columns import METADATA_NAMES
-from icechunk_engine.importers.wording import shown
+from icechunk_engine.importers.short_repr import short_repr
+from icechunk_engine.importers.zarr_v2.metadata import array_document, group_document, v3_array_document
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +82,7 @@ def build_hierarchy(
     skip
         Arrays to leave out: paths, or names.
     fill_value_as_mask
-        See :func:`~icechunk_engine.importers.metadata_v2.array_document`.
+        See :func:`~icechunk_engine.importers.zarr_v2.metadata.array_document`.
     budget
         Bounds the depth of keys and documents, pays for groups that nothing but keys below them names, and for fill
         values.
@@ -113,7 +113,7 @@ def build_hierarchy(
         if path in arrays:
             raise _bad(path, "it is an array, but other nodes lie below it")
         if path not in groups:
-            budget.charge_items(ITEMS_OF_A_GROUP, f"keys name groups like {shown(path)}")
+            budget.charge_items(ITEMS_OF_A_GROUP, f"keys name groups like {short_repr(path)}")
             groups[path] = {}
     if not arrays and not groups:
         raise InvalidInputError(
@@ -125,7 +125,9 @@ def build_hierarchy(
 
 
 def _bad(path: str, reason: str) -> InvalidInputError:
-    return InvalidInputError(f"the metadata of {shown(path)} in the reference set: {reason}", ErrorKind.BAD_METADATA)
+    return InvalidInputError(
+        f"the metadata of {short_repr(path)} in the reference set: {reason}", ErrorKind.BAD_METADATA
+    )
 
 
 def _all_above(found: list[str]) -> Iterator[str]:
@@ -146,7 +148,7 @@ def _documents(metadata: Mapping[str, Any], budget: Budget) -> dict[str, dict[st
     if not single and consolidated is not None:
         copied = _parse(".zmetadata", consolidated, budget).get("metadata") or {}
         if not isinstance(copied, Mapping) or not all(isinstance(key, str) for key in copied):
-            raise _bad(".zmetadata", f"its 'metadata' must be an object, not {shown(copied)}")
+            raise _bad(".zmetadata", f"its 'metadata' must be an object, not {short_repr(copied)}")
         single = {key: value for key, value in copied.items() if _name(key) in METADATA_NAMES}
     found: dict[str, dict[str, Any]] = {}
     for key, value in single.items():
@@ -156,7 +158,7 @@ def _documents(metadata: Mapping[str, Any], budget: Budget) -> dict[str, dict[st
 
 def _node_path(key: str, budget: Budget) -> str:
     """Path of the node that a metadata key belongs to."""
-    budget.require_depth(key.count("/"), f"the key {shown(key)} is")
+    budget.require_depth(key.count("/"), f"the key {short_repr(key)} is")
     if key.startswith("/"):
         # Chunks are looked for under the path as it is spelt, so that this array would be without any.
         raise _bad(key, "keys must not begin with '/'; rename it and the chunks of the node")
@@ -188,7 +190,7 @@ def _parse(key: str, value: Any, budget: Budget) -> dict[str, Any]:
     except RecursionError:
         raise _bad(key, "it is nested too deeply") from None
     if not isinstance(document, dict):
-        raise _bad(key, f"it must be a JSON object, not {shown(document)}")
+        raise _bad(key, f"it must be a JSON object, not {short_repr(document)}")
     _require_shallow(key, document, budget)
     return document
 
@@ -199,7 +201,7 @@ def _require_shallow(key: str, document: dict[str, Any], budget: Budget) -> None
     depth = 0
     while level:
         depth += 1
-        budget.require_depth(depth, f"the metadata under {shown(key)} is nested")
+        budget.require_depth(depth, f"the metadata under {short_repr(key)} is nested")
         inner: list[Any] = []
         for value in level:
             inner += value.values() if isinstance(value, dict) else value
@@ -214,10 +216,10 @@ def _group_attributes(path: str, names: Mapping[str, Any]) -> dict[str, Any]:
     key = next((name for name in ("zarr.json", ".zgroup") if name in names), None)
     document = names[key] if key is not None else {}
     if key == "zarr.json" and document.get("node_type") != "group":
-        raise _bad(path, f"'node_type' must be 'group' or 'array', not {shown(document.get('node_type'))}")
+        raise _bad(path, f"'node_type' must be 'group' or 'array', not {short_repr(document.get('node_type'))}")
     attributes = document.get("attributes") if key == "zarr.json" else names.get(".zattrs")
     if attributes is not None and not isinstance(attributes, dict):
-        raise _bad(path, f"its attributes must be an object, not {shown(attributes)}")
+        raise _bad(path, f"its attributes must be an object, not {short_repr(attributes)}")
     group_document(attributes or {}, path=path)  # refuses what cannot be stored
     return dict(attributes or {})
 
@@ -233,7 +235,7 @@ def _array(path: str, names: Mapping[str, Any], budget: Budget, *, fill_value_as
     _, shape = parse_node_metadata(document.content, for_write=True, path=path)
     assert shape is not None
     if any(count == 0 < length for count, length in zip(shape.num_chunks, shape.lengths, strict=True)):
-        raise _bad(path, f"a chunk edge is 0 where the array has elements: shape {shown(shape.lengths)}")
+        raise _bad(path, f"a chunk edge is 0 where the array has elements: shape {short_repr(shape.lengths)}")
     return SetArray(
         path=path,
         content=document.content,

@@ -16,13 +16,19 @@ from icechunk_engine import paths
 from icechunk_engine.columns.chunk_refs import INLINE, VIRTUAL, ChunkRefs
 from icechunk_engine.columns.tables import I64
 from icechunk_engine.errors import InvalidInputError
-from icechunk_engine.importers import target_urls
-from icechunk_engine.importers.chunk_columns import UNKNOWN_SIZE, UrlTable, gather_sources, plan_refs, url_table
-from icechunk_engine.importers.files_on_disk import FileFacts, file_facts
-from icechunk_engine.importers.reference_set import ReferenceSet
-from icechunk_engine.importers.tree import build_hierarchy
+from icechunk_engine.importers.kerchunk import target_urls
+from icechunk_engine.importers.kerchunk.chunk_columns import (
+    UNKNOWN_SIZE,
+    UrlTable,
+    gather_sources,
+    plan_refs,
+    url_table,
+)
+from icechunk_engine.importers.kerchunk.files_on_disk import FileFacts, file_facts
+from icechunk_engine.importers.kerchunk.groups_and_arrays import build_hierarchy
+from icechunk_engine.importers.kerchunk.reference_set import ReferenceSet
 from icechunk_engine.virtual.containers import Containers
-from icechunk_engine.virtual.specs import whole_seconds
+from icechunk_engine.virtual.virtual_refs import whole_seconds
 
 Checksum = Literal["last_modified"] | datetime | None
 """What to store with virtual references, so that a later change of a file is noticed."""
