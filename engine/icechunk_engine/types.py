@@ -49,6 +49,12 @@ class IntegerEnum(NumberedEnum):
         return hash(self._value_)
 
 
+type Json = bool | int | float | str | list[Json] | dict[str, Json] | None
+"""A parsed JSON document, or a part of one."""
+
+type JsonObject = dict[str, Json]
+"""A parsed JSON document whose outermost value is an object."""
+
 CommitMethod = Literal["new_commit", "amend"]
 """How an operation that must commit does so: a new snapshot, or in place of the branch's last one."""
 
