@@ -7,9 +7,12 @@ import sys
 import tarfile
 import zipfile
 from configparser import ConfigParser
+from email import message_from_bytes
 from pathlib import Path
 
 import pytest
+
+import icechunk_engine
 
 ROOT = Path(__file__).parents[1]
 
@@ -54,6 +57,23 @@ def test_wheel_is_pure_and_holds_both_packages(wheel: Path) -> None:
     assert {"icechunk_engine/py.typed", "xarray_icechunk/py.typed"} <= code
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert dict(entry_points["xarray.backends"]) == {"icechunk": "xarray_icechunk.backend:IcechunkBackendEntrypoint"}
+
+
+def test_version_has_one_home(wheel: Path) -> None:
+    """The metadata, both packages and the files they write agree, also when nothing is installed."""
+    expected = icechunk_engine.__version__
+    with zipfile.ZipFile(wheel) as archive:
+        (metadata_file,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        metadata = message_from_bytes(archive.read(metadata_file))
+    assert metadata["Version"] == expected
+    show = (
+        f"import sys; sys.path.insert(0, {str(wheel)!r}); import icechunk_engine, xarray_icechunk;"
+        "from icechunk_engine.format.header import WRITER_NAME;"
+        "print(icechunk_engine.__file__, icechunk_engine.__version__, xarray_icechunk.__version__, WRITER_NAME)"
+    )
+    printed = subprocess.run([sys.executable, "-c", show], check=True, capture_output=True, text=True).stdout
+    assert printed.startswith(str(wheel))
+    assert printed.split()[-3:] == [expected, expected, f"xi-{expected}"]
 
 
 def test_sdist_holds_what_its_allowlist_names(sdist: Path) -> None:

@@ -11,6 +11,7 @@ import os
 import platform
 
 from icechunk_engine._runtime.observing import initialize_logs, set_logs_filter, shutdown_telemetry
+from icechunk_engine._version import __version__
 from icechunk_engine.catalog.ancestry_graph import AncestryGraph
 from icechunk_engine.catalog.history import ManifestFileInfo, SnapshotInfo, Update, UpdateType
 from icechunk_engine.columns.chunk_refs import ChunkType
@@ -254,8 +255,6 @@ __all__ = [
     "user_agent",
 ]
 
-__version__ = "0.1.0"
-
 
 def spec_version() -> SpecVersion:
     """Newest version of the on-disk format that is written."""
@@ -271,13 +270,14 @@ def print_debug_info() -> None:
     """Print the versions that a bug report needs."""
     print(f"platform: {platform.platform()}")
     print(f"python: {platform.python_version()}")
-    for package in ("xarray-icechunk", "zarr", "numcodecs", "numpy", "xarray", "dask", "kerchunk"):
+    print(f"xarray-icechunk: {__version__}")
+    for package in ("zarr", "numcodecs", "numpy", "xarray", "dask", "kerchunk"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             print(f"{package}: {importlib.metadata.version(package)}")
 
 
 def user_agent() -> str:
-    """How requests to HTTP servers introduce themselves."""
+    """Return the name that requests to HTTP servers carry."""
     return f"xarray-icechunk/{__version__}"
 
 

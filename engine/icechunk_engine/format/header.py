@@ -22,13 +22,13 @@ from typing import Any
 
 import zstandard
 
+from icechunk_engine._version import __version__
 from icechunk_engine.columns.tables import U8, as_u8
 from icechunk_engine.errors import ErrorKind, FormatError
 from icechunk_engine.format.decompression import DamagedError, TooLargeError, fair_limit, unzstd
 
 MAGIC = "ICE🧊CHUNK".encode()
 HEADER_SIZE = 39
-WRITER_NAME = "xi-0.1.0"
 SPEC_VERSIONS = (1, 2)
 COMPRESSION_NONE = 0
 COMPRESSION_ZSTD = 1
@@ -43,7 +43,17 @@ _MIN_WINDOW_LOG = 23
 _SMALL_BODY = 2**20
 """Up to here a body is compressed as a whole: feeding a compressor takes as long as it works."""
 
-_HEADER = struct.Struct("<12s24sBBB")
+_WRITER_NAME_SIZE = 24
+_HEADER = struct.Struct(f"<12s{_WRITER_NAME_SIZE}sBBB")
+
+
+def writer_name(version: str) -> str:
+    """Return the name that files carry for a version of this package: ``xi-0.1.0``.
+
+    The field holds 24 bytes. The local part of a version (after ``+``) is left out, and what is still too long is cut.
+    """
+    public, _, _ = version.partition("+")
+    return f"xi-{public}"[:_WRITER_NAME_SIZE]
 
 
 class FileType(IntEnum):
@@ -55,6 +65,10 @@ class FileType(IntEnum):
     TRANSACTION_LOG = 4
     CHUNK = 5
     REPO_INFO = 6
+
+
+WRITER_NAME = writer_name(__version__)
+"""The name in the header of every file that this library writes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +104,9 @@ def pack_blocks(file_type: FileType, spec_version: int, blocks: Iterable[Any], s
     blocks
         Contiguous buffers of ``size`` bytes in all.
     """
-    header = _HEADER.pack(MAGIC, WRITER_NAME.encode().ljust(24), spec_version, file_type, COMPRESSION_ZSTD)
+    header = _HEADER.pack(
+        MAGIC, WRITER_NAME.encode().ljust(_WRITER_NAME_SIZE), spec_version, file_type, COMPRESSION_ZSTD
+    )
     if size <= _SMALL_BODY:
         return header + zstandard.ZstdCompressor(level=level).compress(b"".join(blocks))
     parameters = zstandard.ZstdCompressionParameters.from_level(level, source_size=size)

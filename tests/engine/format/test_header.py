@@ -11,10 +11,11 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
+import icechunk_engine
 from icechunk_engine.errors import ErrorKind, FormatError
 from icechunk_engine.format import header, layout
 from icechunk_engine.format.decompression import set_decompression_limit
-from icechunk_engine.format.header import HEADER_SIZE, FileType, pack, pack_blocks, unpack
+from icechunk_engine.format.header import HEADER_SIZE, FileType, pack, pack_blocks, unpack, writer_name
 from icechunk_engine.ids import INITIAL_SNAPSHOT_ID, ManifestId
 from tests.engine.format.official_repo import OfficialRepo
 
@@ -40,10 +41,24 @@ def test_round_trip(file_type: FileType, spec_version: int, body: bytes, level: 
 def test_layout_of_the_header() -> None:
     data = pack(FileType.TRANSACTION_LOG, 2, BODY)
     assert data[:12] == b"ICE\xf0\x9f\xa7\x8aCHUNK"
-    assert data[12:36] == b"xi-0.1.0" + b" " * 16
+    assert data[12:36] == f"xi-{icechunk_engine.__version__}".encode().ljust(24)
     assert data[36:39] == bytes([2, 4, 1])
     frame = zstandard.get_frame_parameters(data[39:])
     assert (frame.content_size, frame.has_checksum, frame.dict_id) == (len(BODY), False, 0)
+
+
+@pytest.mark.parametrize(
+    ("version", "name"),
+    [
+        ("0.1.0", "xi-0.1.0"),
+        ("1.2.0rc1", "xi-1.2.0rc1"),
+        ("0.1.1.dev12+g0123abcd.d20261121", "xi-0.1.1.dev12"),
+        ("2026.11.21.1234567890.dev1", "xi-2026.11.21.1234567890"),
+    ],
+)
+def test_writer_name_fits_its_field(version: str, name: str) -> None:
+    assert writer_name(version) == name
+    assert len(name.encode()) <= 24
 
 
 def test_pieces_make_the_same_body() -> None:
