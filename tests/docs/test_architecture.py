@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pkgutil
 import re
 import tomllib
@@ -59,7 +60,7 @@ def test_picture_shows_each_folder_and_module_once(package: str) -> None:
 def test_picture_has_the_order_of_the_layers(package: str) -> None:
     depth = {name: number for number, layer in enumerate(layers(package)) for name in layer}
     names = [name.removesuffix("/").removesuffix(".py") for name in drawn(package)]
-    misplaced = [(above, below) for above, below in zip(names, names[1:]) if depth[above] > depth[below]]
+    misplaced = [(above, below) for above, below in itertools.pairwise(names) if depth[above] > depth[below]]
     assert not misplaced, (
         f"docs/{PICTURE.name}: order the lines as the layers in pyproject.toml. These are the wrong way round: "
         + ", ".join(f"{above} above {below}" for above, below in misplaced)
