@@ -13,6 +13,7 @@ import zarr
 from xarray import Dataset
 from xarray.backends import ZarrStore
 
+from icechunk_engine.session import workspace_of
 from icechunk_engine.store import IcechunkStore
 
 __all__ = ["fuse_codec_pipeline", "validate_encoding", "validate_region"]
@@ -54,7 +55,7 @@ def fuse_codec_pipeline(array: zarr.Array[Any]) -> None:
         sync_transform = ChunkTransform(codecs=codecs)
     except TypeError:  # a codec without a synchronous face
         return
-    waits = isinstance(array.store, IcechunkStore) and array.store.session.chunks_may_be_remote
+    waits = isinstance(array.store, IcechunkStore) and workspace_of(array.store.session).chunks_may_be_remote
     is_remote = waits and zarr.config.get("async.concurrency") == _DEFAULT_CONCURRENCY
     fused = (RemoteCodecPipeline if is_remote else FusedCodecPipeline)(
         codecs=codecs,

@@ -10,6 +10,7 @@ import zarr
 from xarray.backends import StoreBackendEntrypoint, ZarrStore
 
 from icechunk_engine.errors import ErrorKind, InvalidInputError, NodeNotFoundError
+from icechunk_engine.session import workspace_of
 
 from ._xarray_compat import fuse_codec_pipeline
 from .chunking import SnapshotVariable
@@ -47,7 +48,7 @@ def open_groups(
     prefix = root.rstrip("/")
     return {
         node.path[len(prefix) :] or "/": _read(located, node.path, name, use_zarr_fill_value_as_mask, decoders)
-        for node in located.session.list_nodes(root)
+        for node in workspace_of(located.session).list_nodes(root)
         if not node.is_array
     }
 
@@ -72,9 +73,9 @@ def _group_path(located: Located, group: str | None) -> str:
     """
     session = located.session
     path = "/" + "/".join(part for part in (located.path.strip("/"), (group or "").strip("/")) if part)
-    node = session.get_node(path)
+    node = workspace_of(session).get_node(path)
     if node is None:
-        there = [known.path for known in session.list_nodes("/") if not known.is_array]
+        there = [known.path for known in workspace_of(session).list_nodes("/") if not known.is_array]
         listed = ", ".join(there[:20]) + (", …" if len(there) > 20 else "")
         raise NodeNotFoundError(
             f"there is no group {path!r} in snapshot {session.snapshot_id}. "

@@ -13,7 +13,7 @@ from xarray.backends import ZarrStore
 
 from icechunk_engine.errors import ErrorKind, InvalidInputError, ReadOnlyError
 from icechunk_engine.errors.foreign import describe
-from icechunk_engine.session import Session
+from icechunk_engine.session import Session, workspace_of
 
 from ._xarray_compat import fuse_codec_pipeline, validate_encoding, validate_region
 from .zarr_engine_options import check_zarr_engine_options
@@ -170,7 +170,7 @@ class _Writes:
         kind.append(_Write(source, target, region or None))
 
     def write_memory(self, session: Session) -> None:
-        if not session.storage_is_remote:
+        if not workspace_of(session).storage_is_remote:
             for write in self.memory:
                 write.run()
             return

@@ -17,6 +17,7 @@ from zarr.core.buffer.cpu import Buffer
 
 import icechunk_engine as ours
 from icechunk_engine.paths import ancestors
+from icechunk_engine.session import workspace_of
 from tests.engine.store.support import array_document
 
 type Edit = tuple[Any, ...]
@@ -142,7 +143,9 @@ def test_programs_end_the_same(spec_version: int, program: list[Edit]) -> None:
         sides = [Program(lib, spec_version) for lib in (official, ours)]
         for edit in [*START, *program]:
             present = await sides[1].keys()
-            arrays_there = {node.path.strip("/") for node in sides[1].session.list_nodes() if node.is_array}
+            arrays_there = {
+                node.path.strip("/") for node in workspace_of(sides[1].session).list_nodes() if node.is_array
+            }
             if not comparable(edit, present, arrays_there):
                 continue
             expected, found = [await side.step(edit) for side in sides]

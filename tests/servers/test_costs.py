@@ -15,6 +15,7 @@ import zarr
 from numpy.typing import NDArray
 
 from icechunk_engine import Repository
+from icechunk_engine.session import workspace_of
 from icechunk_engine.session.preloading import PRELOAD_THREAD
 from icechunk_engine.storage import Storage
 from icechunk_engine.storage.wrappers import PrefixStorage
@@ -192,7 +193,7 @@ def test_appending_a_step(wire: Wire, repo: Repository, dataset: xr.Dataset) -> 
         "PUT overwritten": 1,
         "PUT repo": 1,
     }
-    assert Repository.open(wire.storage).readonly_session("main").get_node("/v00") is not None
+    assert workspace_of(Repository.open(wire.storage).readonly_session("main")).get_node("/v00") is not None
 
 
 def test_refs_and_history(wire: Wire, repo: Repository) -> None:

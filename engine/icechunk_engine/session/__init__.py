@@ -5,6 +5,7 @@ from icechunk_engine.session.session import (
     ForkSession,
     Session,
     SessionMode,
+    workspace_of,
 )
 
 __all__ = [
@@ -12,4 +13,5 @@ __all__ = [
     "ForkSession",
     "Session",
     "SessionMode",
+    "workspace_of",
 ]

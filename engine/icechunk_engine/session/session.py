@@ -726,4 +726,9 @@ class ForkSession(Session):
         return self._mode
 
 
-__all__ = ["ForkPoint", "ForkSession", "RepositoryContext", "Session", "SessionMode"]
+def workspace_of(session: Session) -> Workspace:
+    """What the rest of the engine reads and edits a session through; no part of a session's public face."""
+    return session
+
+
+__all__ = ["ForkPoint", "ForkSession", "RepositoryContext", "Session", "SessionMode", "workspace_of"]

@@ -24,7 +24,7 @@ from icechunk_engine.format.snapshot import Snapshot
 from icechunk_engine.format.zarr_metadata import require_shallow
 from icechunk_engine.ids import SnapshotId
 from icechunk_engine.keys import ChunkIndex
-from icechunk_engine.transaction import chunks as chunk_io
+from icechunk_engine.session import chunks as chunk_io
 from icechunk_engine.transaction.change_set import ChangeSet
 from icechunk_engine.transaction.hierarchy import child_names, children, find_node, get_array, subtree
 from icechunk_engine.virtual import containers as container_rules

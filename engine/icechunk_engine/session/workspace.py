@@ -25,8 +25,8 @@ from icechunk_engine.format.nodes import Node
 from icechunk_engine.format.zarr_metadata import parse_node_metadata, regular_chunk_lengths
 from icechunk_engine.ids import ChunkId, NodeId, SnapshotId
 from icechunk_engine.keys import ChunkIndex
+from icechunk_engine.session import chunks as chunk_io
 from icechunk_engine.session.view import RepositoryContext, SnapshotView, ViewState
-from icechunk_engine.transaction import chunks as chunk_io
 from icechunk_engine.transaction import node_moves
 from icechunk_engine.transaction.change_set import ChunkEdits
 from icechunk_engine.transaction.hierarchy import find_node, misplaced, subtree

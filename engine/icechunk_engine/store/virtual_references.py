@@ -17,7 +17,7 @@ from icechunk_engine.columns.chunk_refs import ChunkRefs
 from icechunk_engine.errors import ErrorKind, InvalidInputError, NodeNotFoundError, SessionStateError
 from icechunk_engine.keys import ChunkIndex
 from icechunk_engine.session import Session
-from icechunk_engine.transaction.chunks import ArrayReader
+from icechunk_engine.session.chunks import ArrayReader
 from icechunk_engine.virtual.virtual_refs import (
     Checksum,
     ReferenceBatch,

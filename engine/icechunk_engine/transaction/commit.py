@@ -35,10 +35,10 @@ from icechunk_engine.format.snapshot import ManifestFiles, Snapshot, encode_snap
 from icechunk_engine.format.transaction_log import TransactionLog, encode_transaction_log
 from icechunk_engine.ids import ManifestId, NodeId, SnapshotId
 from icechunk_engine.transaction.change_set import ChangeSet
-from icechunk_engine.transaction.chunks import extents_array, stored_refs
 from icechunk_engine.transaction.commit_logs import amended_log, log_of_changes
 from icechunk_engine.transaction.durable_chunks import make_durable
 from icechunk_engine.transaction.splitting import SplitRule, covered, cut, overlapping, split_rule, stale_manifests
+from icechunk_engine.transaction.stored_refs import extents_array, stored_refs
 
 _HEAVY_NUM_REFS = 4096
 """References from which a manifest is encoded on another thread (some milliseconds of work)."""

@@ -30,6 +30,7 @@ from icechunk_engine import Repository, in_memory_storage
 from icechunk_engine.columns.chunk_refs import VIRTUAL
 from icechunk_engine.errors import IcechunkError
 from icechunk_engine.importers.kerchunk import import_kerchunk
+from icechunk_engine.session import workspace_of
 from tests.bounded import peak_mb
 
 SLOW_S = 20.0
@@ -393,7 +394,7 @@ def _differences(session: Any, arrays: tuple[str, ...], refs: dict[Any, Any]) ->
     store = _set_as_store(refs)
     for path in arrays:
         name = path.strip("/")
-        if bool((session.chunk_refs(path).kinds == VIRTUAL).any()):
+        if bool((workspace_of(session).chunk_refs(path).kinds == VIRTUAL).any()):
             continue
         zarr_format = 3 if f"{name}/zarr.json".lstrip("/") in refs else 2
         try:

@@ -19,7 +19,7 @@ from icechunk_engine import Repository, in_memory_storage
 from icechunk_engine.errors import InvalidInputError
 from icechunk_engine.importers.kerchunk import import_kerchunk
 from icechunk_engine.importers.limits import ReferenceLimits
-from icechunk_engine.session import Session
+from icechunk_engine.session import Session, workspace_of
 from tests.engine.importers import hostile_sets
 
 MEMORY_BAR_MB = 300
@@ -142,7 +142,7 @@ def test_a_large_product_is_generated_in_order(session: Session) -> None:
     document = {"version": 1, "templates": {"f": "s3://b/{{c}}-{{c}}"}, "gen": [item], "refs": refs}
     report = import_kerchunk(document, session, validate_containers=False)
     assert report.num_virtual == 12_000
-    found = session.chunk_refs("/a")
+    found = workspace_of(session).chunk_refs("/a")
     rows = np.lexsort(found.indices.T[::-1])
     indices, offsets = found.indices[rows], found.offsets[rows]
     np.testing.assert_array_equal(offsets, (indices[:, 0].astype(np.uint64) * 200 + indices[:, 1]) * 16)
@@ -164,6 +164,6 @@ def test_an_import_that_is_cut_short_leaves_the_session_as_it_was(session: Sessi
 
     with pytest.raises(KeyboardInterrupt):
         import_kerchunk(refs, session, validate_containers=False, overwrite=True, progress=stop)
-    assert session.get_node("/b") is None
+    assert workspace_of(session).get_node("/b") is None
     assert dict(zarr.open_group(session.store, mode="r").attrs) == {"before": 1}
     np.testing.assert_array_equal(zarr.open_array(session.store, path="a", mode="r")[:], [7, 7, 7])

@@ -25,7 +25,7 @@ from zarr.abc.store import RangeByteRequest
 from icechunk_engine import Repository
 from icechunk_engine.errors import AlreadyExistsError, IcechunkError, InvalidInputError, StorageError
 from icechunk_engine.importers.kerchunk import import_kerchunk
-from icechunk_engine.session import Session
+from icechunk_engine.session import Session, workspace_of
 
 
 @pytest.fixture
@@ -291,8 +291,8 @@ def test_skip(raw_file: Path, session: Session) -> None:
     report = import_kerchunk(refs, session, skip=["b"])
     assert report.skipped == ("/sub/b",)
     assert report.num_stray == 0
-    assert session.get_node("/sub") is not None
-    assert session.get_node("/sub/b") is None
+    assert workspace_of(session).get_node("/sub") is not None
+    assert workspace_of(session).get_node("/sub/b") is None
 
 
 def test_importing_again(raw_file: Path, session: Session) -> None:

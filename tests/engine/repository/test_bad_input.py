@@ -13,6 +13,7 @@ import zarr
 import icechunk_engine as ic
 from icechunk_engine import ErrorKind, Repository, credentials
 from icechunk_engine.format import header
+from icechunk_engine.session import workspace_of
 
 
 @pytest.fixture
@@ -78,8 +79,7 @@ def one(path: Path, folder: str) -> Path:
         "snapshots": lambda: opened(path).lookup_branch("main"),
         "transactions": lambda: opened(path).lookup_branch("main"),
         "manifests": lambda: (
-            opened(path)
-            .readonly_session("main")
+            workspace_of(opened(path).readonly_session("main"))
             .get_node("/native")
             .manifests[0]  # type: ignore[union-attr]
             .manifest_id
@@ -243,10 +243,10 @@ def test_a_referenced_file_that_changed(path: Path, tmp_path: Path) -> None:
 def test_writing_to_a_read_only_session(path: Path) -> None:
     session = opened(path).readonly_session("main")
     for attempt in (
-        lambda: session.set_chunk("/inline", (0,), b"x"),
-        lambda: session.set_metadata("/", b"{}"),
-        lambda: session.delete_node("/inline"),
-        lambda: session.delete_chunk("/inline", (0,)),
+        lambda: workspace_of(session).set_chunk("/inline", (0,), b"x"),
+        lambda: workspace_of(session).set_metadata("/", b"{}"),
+        lambda: workspace_of(session).delete_node("/inline"),
+        lambda: workspace_of(session).delete_chunk("/inline", (0,)),
         lambda: session.commit("no"),
         lambda: session.discard_changes(),
         lambda: session.shift_array("/inline", (1,)),
@@ -255,4 +255,4 @@ def test_writing_to_a_read_only_session(path: Path) -> None:
             attempt()
         assert isinstance(caught.value, ic.ReadOnlyError | ic.InvalidInputError | ic.SessionStateError)
     with pytest.raises(ic.ReadOnlyError):
-        session.delete_node("/inline")
+        workspace_of(session).delete_node("/inline")

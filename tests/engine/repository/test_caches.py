@@ -13,6 +13,7 @@ import zarr
 import icechunk_engine as ic
 from icechunk_engine import Repository
 from icechunk_engine._runtime.shared_loads import SharedLoads
+from icechunk_engine.session import workspace_of
 from icechunk_engine.storage.wrappers import CountingStorage, LatencyStorage
 from tests.engine.repository.test_requests import cold
 
@@ -79,7 +80,7 @@ def test_lost_files_do_not_keep_a_session_from_opening(stored: CountingStorage) 
     counted = cold(stored)
     counted.delete([info.key for info in counted.list("manifests/")])
     session = Repository.open(LatencyStorage(counted, read_latency_ms=1)).readonly_session("main")
-    assert session.get_node("/large") is not None
+    assert workspace_of(session).get_node("/large") is not None
 
 
 def test_chunks_are_kept_when_asked_for(stored: CountingStorage) -> None:
@@ -136,12 +137,12 @@ def test_clearing_the_caches_shows_what_is_on_disk(tmp_path: Path) -> None:
     kept = {path: path.read_bytes() for path in tmp_path.glob("*/*")}
     repo.clear_caches()
     assert array[:].tolist() == [0, 1, 2]
-    assert repo.readonly_session("main").get_node("/a") is not None
+    assert workspace_of(repo.readonly_session("main")).get_node("/a") is not None
     damage(tmp_path)
     again = Repository.open(ic.local_filesystem_storage(str(tmp_path)))
     assert zarr.open_array(again.readonly_session("main").store, path="a", mode="r")[:].tolist() == [0, 1, 2]
     repo.clear_caches()
-    for broken in (lambda: array[:], lambda: again.readonly_session("main").get_node("/a")):
+    for broken in (lambda: array[:], lambda: workspace_of(again.readonly_session("main")).get_node("/a")):
         with pytest.raises(ic.FormatError):
             broken()
     for path, content in kept.items():

@@ -108,6 +108,7 @@ _FORKING_PARENT = """
 import os, random, signal, sys, time
 import numpy
 import icechunk_engine as ic
+from icechunk_engine.session import workspace_of
 path, kills = sys.argv[1], int(sys.argv[2])
 rng = random.Random(20)
 longest = 0.0
@@ -122,7 +123,7 @@ for kill in range(kills):
             session = repo.writable_session("main")
             n += 1
             for i in range(4):
-                session.set_chunk("/a", (i,), numpy.full(200, n, "<i8").tobytes())
+                workspace_of(session).set_chunk("/a", (i,), numpy.full(200, n, "<i8").tobytes())
             session.commit(str(n))
             os.write(write, b"%d ")
     os.close(write)

@@ -13,6 +13,7 @@ import zarr
 
 import icechunk_engine as ic
 from icechunk_engine import Repository, Session
+from icechunk_engine.session import workspace_of
 from icechunk_engine.storage.wrappers import FailOnce, FaultStorage, Moment, StorageCall, WrapperStorage
 
 MOMENTS: tuple[Moment, ...] = ("before", "after")
@@ -29,7 +30,7 @@ def copied(storage: ic.Storage) -> ic.Storage:
 def tree(session: Session) -> dict[str, Any]:
     """Every node with its metadata document and values."""
     found: dict[str, Any] = {}
-    for node in session.list_nodes():
+    for node in workspace_of(session).list_nodes():
         values = zarr.open_array(session.store, path=node.path, mode="r")[...] if node.is_array else None
         found[node.path] = node.user_data, None if values is None else np.asarray(values).tolist()
     return found
@@ -136,7 +137,7 @@ def read_only(repo: Repository) -> None:
 
 
 OPERATIONS = {
-    "open": simple(lambda repo: Repository.open(repo.storage).readonly_session("main").get_node("/a")),
+    "open": simple(lambda repo: workspace_of(Repository.open(repo.storage).readonly_session("main")).get_node("/a")),
     "read": simple(lambda repo: tree(repo.readonly_session("dev"))),
     "commit": Operation(committing),
     "amend": Operation(amending),

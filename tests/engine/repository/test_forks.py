@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import icechunk_engine as ic
 from icechunk_engine import ErrorKind, ForkSession, Repository
+from icechunk_engine.session import workspace_of
 from icechunk_engine.storage.wrappers import CountingStorage
 
 
@@ -103,22 +104,22 @@ def test_deletions_travel(repo: Repository, session: ic.Session) -> None:
     session = repo.writable_session("main")
     zarr.create_group(session.store, path="g/h")
     fork = copy(session.fork())
-    fork.delete_chunk("/a", (0,))
-    fork.delete_node("/g/h")
+    workspace_of(fork).delete_chunk("/a", (0,))
+    workspace_of(fork).delete_node("/g/h")
     session.merge(fork)
     session.commit("less")
     reader = repo.readonly_session("main")
     assert values(reader)[:4] == [0, 0, 3, 3]
-    assert reader.get_node("/g") is not None
-    assert reader.get_node("/g/h") is None
+    assert workspace_of(reader).get_node("/g") is not None
+    assert workspace_of(reader).get_node("/g/h") is None
 
 
 def test_a_fork_deletes_an_array_that_the_parent_wrote_before(repo: Repository, session: ic.Session) -> None:
     zarr.create_array(session.store, name="t", shape=(2,), chunks=(2,), dtype="int64")[:] = 1
     fork = copy(session.fork())
-    fork.delete_node("/t")
+    workspace_of(fork).delete_node("/t")
     session.merge(fork)
-    assert session.get_node("/t") is None
+    assert workspace_of(session).get_node("/t") is None
     write(session, 0, 2, 1)
     session.commit("gone")
 
@@ -157,10 +158,14 @@ def create(fork: ForkSession, dtype: str) -> None:
     [
         pytest.param(lambda f: resize(f, 20), lambda f: resize(f, 30), id="two sizes"),
         pytest.param(lambda f: create(f, "i4"), lambda f: create(f, "f8"), id="two arrays at one path"),
-        pytest.param(lambda f: f.delete_node("/a"), lambda f: write(f, 0, 2, 1), id="deleted and written"),
-        pytest.param(lambda f: write(f, 0, 2, 1), lambda f: f.delete_node("/a"), id="written and deleted"),
-        pytest.param(lambda f: resize(f, 20), lambda f: f.delete_node("/a"), id="resized and deleted"),
-        pytest.param(lambda f: f.delete_node("/a"), lambda f: resize(f, 20), id="deleted and resized"),
+        pytest.param(
+            lambda f: workspace_of(f).delete_node("/a"), lambda f: write(f, 0, 2, 1), id="deleted and written"
+        ),
+        pytest.param(
+            lambda f: write(f, 0, 2, 1), lambda f: workspace_of(f).delete_node("/a"), id="written and deleted"
+        ),
+        pytest.param(lambda f: resize(f, 20), lambda f: workspace_of(f).delete_node("/a"), id="resized and deleted"),
+        pytest.param(lambda f: workspace_of(f).delete_node("/a"), lambda f: resize(f, 20), id="deleted and resized"),
     ],
 )
 def test_a_failed_merge_changes_nothing(
@@ -252,7 +257,7 @@ def test_copies_with_other_edits_are_told_apart(session: ic.Session) -> None:
 @pytest.mark.parametrize("change", ["chunks", "metadata"])
 def test_a_deletion_and_a_change_disagree(session: ic.Session, deleted_first: bool, change: str) -> None:
     deleting, changing = session.fork(), session.fork()
-    deleting.delete_node("/a")
+    workspace_of(deleting).delete_node("/a")
     if change == "chunks":
         write(changing, 0, 2, 1)
     else:
@@ -262,7 +267,7 @@ def test_a_deletion_and_a_change_disagree(session: ic.Session, deleted_first: bo
         session.merge(*forks)
     assert caught.value.kind == ErrorKind.MERGE_FAILED
     assert not session.has_uncommitted_changes
-    assert session.get_node("/a") is not None
+    assert workspace_of(session).get_node("/a") is not None
 
 
 def test_a_session_merged_into_itself_is_as_it_was(session: ic.Session) -> None:

@@ -14,6 +14,7 @@ import zarr
 import icechunk_engine as ic
 from icechunk_engine import ErrorKind, Repository
 from icechunk_engine.catalog import clock_check
+from icechunk_engine.session import workspace_of
 
 
 def write(repo: Repository, value: int, *, branch: str = "main", message: str = "change") -> str:
@@ -239,7 +240,7 @@ def test_create_and_delete_is_no_change(repo: Repository) -> None:
     session.discard_changes()
     assert not session.has_uncommitted_changes
     zarr.create_array(session.store, name="a", shape=(2,), dtype="i4")
-    session.delete_node("/")
+    workspace_of(session).delete_node("/")
     assert not session.has_uncommitted_changes
 
 
@@ -273,7 +274,7 @@ def test_async_twins(storage: ic.Storage) -> None:
     async def scenario() -> str:
         repo = await Repository.create_async(storage)
         session = await repo.writable_session_async("main")
-        session.set_metadata("/", b'{"zarr_format":3,"node_type":"group"}')
+        workspace_of(session).set_metadata("/", b'{"zarr_format":3,"node_type":"group"}')
         snapshot_id = await session.commit_async("async")
         assert (await Repository.open_async(storage)).lookup_branch("main") == snapshot_id
         assert await repo.list_branches_async() == {"main"}

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import icechunk_engine as ic
 from icechunk_engine import Repository
+from icechunk_engine.session import workspace_of
 from icechunk_engine.storage import MemoryStorage, Storage
 from icechunk_engine.storage.wrappers import ObservingStorage, StorageCall
 from icechunk_engine.transaction import splitting
@@ -50,27 +51,27 @@ def test_layout(commits: list[tuple[Any, list[tuple[str, Any]]]]) -> None:
         storage = MemoryStorage()
         repo = Repository.create(storage)
         session = repo.writable_session("main")
-        session.set_metadata("/a", array_document(GRID))
+        workspace_of(session).set_metadata("/a", array_document(GRID))
         session.commit("empty")
         model: dict[tuple[int, ...], bytes] = {}
         for number, (split, steps) in enumerate(commits):
             session = Repository.open(storage, config=configured(split)).writable_session("main")
             shape: tuple[int, ...] = GRID
-            session.set_metadata("/a", array_document(shape))
+            workspace_of(session).set_metadata("/a", array_document(shape))
             for kind, value in steps:
                 if kind == "resize":
                     shape = value
-                    session.set_metadata("/a", array_document(shape))
+                    workspace_of(session).set_metadata("/a", array_document(shape))
                     continue
                 for cell in value:
                     if not all(position < length for position, length in zip(cell, shape, strict=True)):
                         continue
                     if kind == "set":
                         model[cell] = b"%d:%d:%d" % (number, *cell)
-                        session.set_chunk("/a", cell, model[cell])
+                        workspace_of(session).set_chunk("/a", cell, model[cell])
                     else:
                         model.pop(cell, None)
-                        session.delete_chunk("/a", cell)
+                        workspace_of(session).delete_chunk("/a", cell)
             session.commit(str(number), allow_empty=True)
             model = {cell: value for cell, value in model.items() if cell[0] < shape[0]}
             check(repo, model)
@@ -107,13 +108,13 @@ def test_layout_when_another_commit_came_first(
         storage = Interrupting(MemoryStorage())
         repo = Repository.create(storage, configured(split))
         session = repo.writable_session("main")
-        session.set_metadata("/a", array_document(GRID))
+        workspace_of(session).set_metadata("/a", array_document(GRID))
         model: dict[tuple[int, ...], bytes] = {}
 
         def write(session: ic.Session, cells: list[Any], who: str) -> None:
             for cell in cells:
                 model[cell] = f"{who} {cell}".encode()
-                session.set_chunk("/a", cell, model[cell])
+                workspace_of(session).set_chunk("/a", cell, model[cell])
 
         write(session, before, "before")
         session.commit("start")
@@ -127,7 +128,7 @@ def test_layout_when_another_commit_came_first(
 
         storage.interrupt = others
         for cell in ours:
-            session.set_chunk("/a", cell, f"ours {cell}".encode())
+            workspace_of(session).set_chunk("/a", cell, f"ours {cell}".encode())
         session.commit("ours", rebase_with=ic.BasicConflictSolver(on_chunk_conflict=ic.VersionSelection.UseOurs))
         model.update({cell: f"ours {cell}".encode() for cell in ours})
         check(repo, model)
@@ -135,16 +136,16 @@ def test_layout_when_another_commit_came_first(
 
 def check(repo: Repository, model: dict[tuple[int, ...], bytes]) -> None:
     session = repo.readonly_session("main")
-    node = session.get_node("/a")
+    node = workspace_of(session).get_node("/a")
     assert node is not None
     extents = [np.array(ref.extents) for ref in node.manifests]
     for one, other in itertools.combinations(extents, 2):
         assert not ((one[:, 0] < other[:, 1]) & (one[:, 1] > other[:, 0])).all(), "manifests overlap"
-    refs = session.chunk_refs("/a")
+    refs = workspace_of(session).chunk_refs("/a")
     found = {tuple(index): refs.row(row).inline for row, index in enumerate(refs.indices.tolist())}
     assert found == model
     for cell, value in model.items():
-        ref = session.locate_chunk("/a", cell)
+        ref = workspace_of(session).locate_chunk("/a", cell)
         assert ref is not None
         assert ref.inline == value
     counts = {info.id: info.num_chunk_refs for info in repo.list_manifest_files(session.snapshot_id)}

@@ -24,6 +24,7 @@ from icechunk_engine import ErrorKind, Repository
 from icechunk_engine.format import header, layout
 from icechunk_engine.format.header import FileType
 from icechunk_engine.format.snapshot import decode_snapshot, encode_snapshot
+from icechunk_engine.session import workspace_of
 from icechunk_engine.storage import Version
 from icechunk_engine.storage.wrappers import CountingStorage, FailOnce, FaultStorage, WrapperStorage
 
@@ -255,7 +256,7 @@ class TwinMachine(RuleBasedStateMachine):
 
         def step(repo: Repository, at: Callable[[int], str], side: int) -> Any:
             session = repo.readonly_session(name, as_of=as_of)
-            return read(session) if session.get_node("/a") is not None else None
+            return read(session) if workspace_of(session).get_node("/a") is not None else None
 
         self.both(step)
 
@@ -366,7 +367,7 @@ def test_uneven_chunks_are_refused_at_once(repo: Repository) -> None:
         "attributes": {},
     }
     with pytest.raises(ic.InvalidInputError, match="upgrade_icechunk_repository"):
-        session.set_metadata("/q", json.dumps(document).encode())
+        workspace_of(session).set_metadata("/q", json.dumps(document).encode())
     assert not session.has_uncommitted_changes
 
 

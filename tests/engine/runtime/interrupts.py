@@ -21,6 +21,7 @@ import zarr
 import icechunk_engine as ic
 from icechunk_engine._runtime import locks
 from icechunk_engine._runtime.shared_loads import SharedLoads
+from icechunk_engine.session import workspace_of
 
 GROUP = b'{"zarr_format": 3, "node_type": "group"}'
 MODULES = ("locks.py", "shared_loads.py", "session.py", "workspace.py", "view.py", "change_set.py", "contextlib.py")
@@ -153,12 +154,12 @@ def of_sessions() -> int:
 
     def prepare() -> ic.Session:
         session = repo.writable_session("main")
-        session.set_chunk("/a", (0,), b"12345678")
-        session.set_metadata("/new", GROUP)
+        workspace_of(session).set_chunk("/a", (0,), b"12345678")
+        workspace_of(session).set_metadata("/new", GROUP)
         return session
 
     def require_nothing_lost(session: ic.Session) -> None:
-        paths = {node.path for node in session.list_nodes()} - {"/"}
+        paths = {node.path for node in workspace_of(session).list_nodes()} - {"/"}
         assert paths in ({"/a"}, {"/b"})
         session.move(paths.pop(), "/c")
         assert session.has_uncommitted_changes
@@ -172,24 +173,24 @@ def of_sessions() -> int:
             assert not session.has_uncommitted_changes
             return
         written[0] += 1
-        session.set_metadata(f"/g{written[0]}", GROUP)
+        workspace_of(session).set_metadata(f"/g{written[0]}", GROUP)
         gc.collect()
-        assert session.get_node(f"/g{written[0]}") is not None
-        session.set_chunk("/a", (1,), b"12345678")
-        assert len(session.chunk_refs("/a")) >= 1
-        session.delete_node("/g")
-        assert session.get_node("/g") is None
-        listed = {node.path for node in session.list_nodes()} - {"/"}
-        assert listed == {f"/{name}" for name in session.child_names("/")}
+        assert workspace_of(session).get_node(f"/g{written[0]}") is not None
+        workspace_of(session).set_chunk("/a", (1,), b"12345678")
+        assert len(workspace_of(session).chunk_refs("/a")) >= 1
+        workspace_of(session).delete_node("/g")
+        assert workspace_of(session).get_node("/g") is None
+        listed = {node.path for node in workspace_of(session).list_nodes()} - {"/"}
+        assert listed == {f"/{name}" for name in workspace_of(session).child_names("/")}
 
     def merge(session: ic.Session) -> None:
         fork = session.fork()
-        fork.set_chunk("/a", (2,), b"12345678")
+        workspace_of(fork).set_chunk("/a", (2,), b"12345678")
         session.merge(fork)
 
     def all_or_nothing(session: ic.Session) -> None:
         with suppress(KeyError), session.all_or_nothing():
-            session.set_chunk("/a", (3,), b"12345678")
+            workspace_of(session).set_chunk("/a", (3,), b"12345678")
         with suppress(KeyError), session.all_or_nothing():
             raise KeyError
 
@@ -200,13 +201,13 @@ def of_sessions() -> int:
         if id(session) not in later:
             later.clear()
             later[id(session)] = "/later"
-            session.set_metadata("/later", GROUP)
-        assert session.get_node("/later") is not None
+            workspace_of(session).set_metadata("/later", GROUP)
+        assert workspace_of(session).get_node("/later") is not None
 
     works: list[Callable[[ic.Session], object]] = [
-        lambda session: session.set_metadata("/g", GROUP),
-        lambda session: session.set_chunk("/a", (2,), b"12345678"),
-        lambda session: session.delete_node("/new"),
+        lambda session: workspace_of(session).set_metadata("/g", GROUP),
+        lambda session: workspace_of(session).set_chunk("/a", (2,), b"12345678"),
+        lambda session: workspace_of(session).delete_node("/new"),
         lambda session: session.flush("m"),
         merge,
     ]

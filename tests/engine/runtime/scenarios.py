@@ -25,6 +25,7 @@ from zarr.core.sync import sync
 
 import icechunk_engine as ic
 from icechunk_engine._runtime import locks
+from icechunk_engine.session import workspace_of
 from icechunk_engine.storage import Storage
 from icechunk_engine.storage.wrappers import LatencyStorage
 
@@ -69,7 +70,7 @@ def writes_beside_whole_operations(n_rounds: int, n_writes: int) -> None:
         writer = threading.Thread(target=sync, args=(write(),))
         writer.start()
         while writer.is_alive():
-            session.chunk_refs("/a")
+            workspace_of(session).chunk_refs("/a")
             session.shift_array("/a", (0,))
         writer.join()
         session.commit("round", rebase_with=ic.ConflictDetector())
@@ -90,7 +91,7 @@ def reads_of_a_fresh_session(n_rounds: int, n_reads: int) -> None:
         async def read(session: ic.Session = session) -> list[Any]:
             return await asyncio.gather(*(session.store.get(f"a/c/{i}", PROTOTYPE) for i in range(n_reads)))
 
-        lister = threading.Thread(target=session.chunk_refs, args=("/a",))
+        lister = threading.Thread(target=workspace_of(session).chunk_refs, args=("/a",))
         lister.start()
         values = [int.from_bytes(buffer.to_bytes(), "little") for buffer in sync(read())]
         lister.join()
@@ -120,7 +121,7 @@ def work_that_outlives_the_main_thread(path: str) -> None:
             time.sleep(0.001)
         for name in ("a", "b"):
             for i in range(60):
-                session.set_chunk(f"/{name}", (i,), number(i).to_bytes())
+                workspace_of(session).set_chunk(f"/{name}", (i,), number(i).to_bytes())
         session.commit("late")
 
     threading.Thread(target=work).start()
@@ -156,13 +157,13 @@ def forks_at_random_moments(path: str, n_rounds: int, seed: int) -> None:
         time.sleep(0.001)
 
     def reading() -> None:
-        refs = repo.readonly_session(snapshot_id=tip).chunk_refs("/a")
+        refs = workspace_of(repo.readonly_session(snapshot_id=tip)).chunk_refs("/a")
         assert len(refs) == 60
 
     def committing() -> None:
         session = repo.writable_session("main")
         for i in range(5):
-            session.set_chunk("/b", (i,), number(i).to_bytes())
+            workspace_of(session).set_chunk("/b", (i,), number(i).to_bytes())
         session.commit("b", rebase_with=ic.BasicConflictSolver())
 
     def flushing() -> None:
@@ -228,11 +229,11 @@ def _read_in_child(shared: ic.Session, repo: ic.Repository, path: str, tip: str)
     again = ic.Repository.open(ic.local_filesystem_storage(path)).readonly_session(snapshot_id=tip)
     for session in (shared, repo.readonly_session(snapshot_id=tip), again):
         for i in (0, 7, 59):
-            ref = session.locate_chunk("/a", (i,))
+            ref = workspace_of(session).locate_chunk("/a", (i,))
             assert ref is not None
-            assert session.fetch_chunk(ref, 0, 8) == (i + 1).to_bytes(8, "little")
+            assert workspace_of(session).fetch_chunk(ref, 0, 8) == (i + 1).to_bytes(8, "little")
     session = ic.Repository.open(ic.local_filesystem_storage(path)).writable_session("main")
-    session.set_chunk("/b", (59,), number(1).to_bytes())
+    workspace_of(session).set_chunk("/b", (59,), number(1).to_bytes())
     session.commit("of a child", rebase_with=ic.BasicConflictSolver())
 
 
@@ -295,11 +296,11 @@ class _Team:
 
     def look(self, row: int) -> None:
         session = self.session
-        refs = session.chunk_refs(f"/{self.name}")
+        refs = workspace_of(session).chunk_refs(f"/{self.name}")
         assert len(refs) <= ROWS
         assert sync(_all(session.store.list_dir("")))[-1] == "zarr.json"
         assert len(session.status().updated_chunks.get(f"/{self.name}", [])) <= ROWS
-        session.child_names("/")
+        workspace_of(session).child_names("/")
 
     def rebase(self, row: int) -> None:
         with suppress(ic.SessionStateError, ic.ReadOnlyError):
@@ -384,10 +385,10 @@ def _look_in_child(path: str) -> None:
     """A reader of its own, in a process that was forked in the middle of everything."""
     session = ic.Repository.open(ic.local_filesystem_storage(path)).readonly_session("main")
     for name in ("x", "y"):
-        for i in session.chunk_refs(f"/{name}").indices[:, 0].tolist():
-            ref = session.locate_chunk(f"/{name}", (i,))
+        for i in workspace_of(session).chunk_refs(f"/{name}").indices[:, 0].tolist():
+            ref = workspace_of(session).locate_chunk(f"/{name}", (i,))
             assert ref is not None
-            assert len(session.fetch_chunk(ref, 0, 8)) == 8
+            assert len(workspace_of(session).fetch_chunk(ref, 0, 8)) == 8
 
 
 if __name__ == "__main__":

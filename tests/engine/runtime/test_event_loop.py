@@ -14,6 +14,7 @@ from zarr.core.buffer import cpu, default_buffer_prototype
 
 import icechunk_engine as ic
 from icechunk_engine.errors import ErrorKind
+from icechunk_engine.session import workspace_of
 from icechunk_engine.storage.wrappers import ObservingStorage, StorageCall
 from tests.bounded import run_bounded
 
@@ -70,7 +71,7 @@ async def _use(store: Any) -> None:
 def _commit_beside_a_loop() -> None:
     gate, repo = _repository()
     session = repo.writable_session("main")
-    session.set_chunk("/a", (0,), (5).to_bytes(8, "little"))
+    workspace_of(session).set_chunk("/a", (0,), (5).to_bytes(8, "little"))
     gate.closed_for = "put"  # of manifest and snapshot
     committing = threading.Thread(target=session.commit, args=("is_remote",), daemon=True)
     committing.start()
@@ -92,12 +93,12 @@ def test_a_loop_goes_on_while_a_thread_commits() -> None:
 def _edit_after_a_failed_commit() -> None:
     _, repo = _repository()
     session = repo.writable_session("main")
-    session.set_chunk("/a", (1,), (5).to_bytes(8, "little"))
+    workspace_of(session).set_chunk("/a", (1,), (5).to_bytes(8, "little"))
     with repo.transaction("main", message="first") as store:
         zarr.open_array(store, path="a")[1] = 6
     with pytest.raises(ic.ConflictError):
         session.commit("too late")
-    session.set_chunk("/a", (2,), (7).to_bytes(8, "little"))
+    workspace_of(session).set_chunk("/a", (2,), (7).to_bytes(8, "little"))
     session.rebase(ic.BasicConflictSolver())
     session.commit("rebased")
     found = zarr.open_array(repo.readonly_session("main").store, path="a", mode="r")[:3]

@@ -16,6 +16,7 @@ from zarr.core.buffer import cpu, default_buffer_prototype
 
 import icechunk_engine as ic
 from icechunk_engine import ops
+from icechunk_engine.session import workspace_of
 from icechunk_engine.storage import Storage
 from icechunk_engine.storage.wrappers import LatencyStorage
 from tests.engine.runtime.locking import LockCheckingStorage, checked_locks
@@ -159,9 +160,13 @@ def sessions(repo: ic.Repository) -> dict[str, Callable[[ic.Session], Any]]:
         "undo": undo,
         "shift": lambda session: session.shift_array("/a", (1, 0)),
         "reindex": lambda session: session.reindex_array("/a", lambda index: list(index)),
-        "refs": lambda session: (session.chunk_refs("/a"), session.all_virtual_chunk_locations()),
+        "refs": lambda session: (workspace_of(session).chunk_refs("/a"), session.all_virtual_chunk_locations()),
         "types": lambda session: session.chunk_type("/a", (0, 0)),
-        "children": lambda session: (session.children("/"), session.child_names("/"), list(session.list_nodes())),
+        "children": lambda session: (
+            workspace_of(session).children("/"),
+            workspace_of(session).child_names("/"),
+            list(workspace_of(session).list_nodes()),
+        ),
     }
 
 

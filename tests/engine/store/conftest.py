@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from icechunk_engine.repository import Repository
-from icechunk_engine.session import Session
+from icechunk_engine.session import Session, workspace_of
 from icechunk_engine.store import IcechunkStore
 from tests.engine.store.support import GROUP, array_document
 
@@ -14,9 +14,9 @@ from tests.engine.store.support import GROUP, array_document
 def session(repo: Repository) -> Session:
     """A root group, an array ``a`` of 4 x 6 chunks and a scalar array ``s``."""
     session = repo.writable_session("main")
-    session.set_metadata("/", GROUP)
-    session.set_metadata("/a", array_document((4, 6)))
-    session.set_metadata("/s", array_document(()))
+    workspace_of(session).set_metadata("/", GROUP)
+    workspace_of(session).set_metadata("/a", array_document((4, 6)))
+    workspace_of(session).set_metadata("/s", array_document(()))
     return session
 
 

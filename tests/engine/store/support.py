@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 
 from icechunk_engine import keys
-from icechunk_engine.session import Session
+from icechunk_engine.session import Session, workspace_of
 
 GROUP = b'{"zarr_format":3,"node_type":"group","attributes":{}}'
 
@@ -33,24 +33,24 @@ def put(session: Session, key: str, value: bytes) -> None:
     """Store a value past the store, with an array of fitting rank where a chunk needs one."""
     parsed = keys.parse(key)
     if isinstance(parsed, keys.MetadataKey):
-        session.set_metadata(parsed.path, value)
+        workspace_of(session).set_metadata(parsed.path, value)
     elif isinstance(parsed, keys.ChunkKey):
         ensure_array(session, key)
-        session.set_chunk(parsed.path, parsed.index, value)
+        workspace_of(session).set_chunk(parsed.path, parsed.index, value)
 
 
 def ensure_array(session: Session, key: str) -> None:
     """Create the array of a chunk key unless it is there."""
     parsed = keys.parse(key)
-    if isinstance(parsed, keys.ChunkKey) and session.get_node(parsed.path) is None:
-        session.set_metadata(parsed.path, array_document([2000] * len(parsed.index)))
+    if isinstance(parsed, keys.ChunkKey) and workspace_of(session).get_node(parsed.path) is None:
+        workspace_of(session).set_metadata(parsed.path, array_document([2000] * len(parsed.index)))
 
 
 def read(session: Session, key: str) -> bytes | None:
     """The value of a key, past the store."""
     parsed = keys.parse(key)
     if isinstance(parsed, keys.MetadataKey):
-        return session.read_metadata(parsed.path)
+        return workspace_of(session).read_metadata(parsed.path)
     assert isinstance(parsed, keys.ChunkKey)
-    ref = session.locate_chunk(parsed.path, parsed.index)
-    return None if ref is None else session.fetch_chunk(ref, 0, ref.length)
+    ref = workspace_of(session).locate_chunk(parsed.path, parsed.index)
+    return None if ref is None else workspace_of(session).fetch_chunk(ref, 0, ref.length)

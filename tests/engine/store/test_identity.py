@@ -13,7 +13,7 @@ from dask.base import tokenize
 
 from icechunk_engine.errors import ErrorKind, IcechunkError, ReadOnlyError
 from icechunk_engine.repository import Repository
-from icechunk_engine.session import Session
+from icechunk_engine.session import Session, workspace_of
 from icechunk_engine.storage import Storage
 from icechunk_engine.store import IcechunkStore
 from tests.engine.store.support import GROUP, array_document, put
@@ -101,7 +101,7 @@ def test_tokens_follow_the_content(repo: Repository, session: Session) -> None:
         lambda: put(writer, "a/c/0/0", b"1"),
         lambda: put(writer, "a/c/0/0", b"1"),
         lambda: put(writer, "g/zarr.json", GROUP),
-        lambda: writer.delete_chunk("/a", (0, 0)),
+        lambda: workspace_of(writer).delete_chunk("/a", (0, 0)),
         writer.discard_changes,
     ]
     for n, edit in enumerate(edits):
@@ -130,16 +130,18 @@ def test_mode_w_of_zarr_replaces(session: Session) -> None:
     zarr.create_array(session.store, name="a", shape=(4,), chunks=(2,), dtype="i4", overwrite=True)[:] = 5
     assert zarr.open_array(session.store, path="a")[:].tolist() == [5] * 4
     zarr.open_group(session.store, mode="w")
-    assert session.store.session.list_nodes("/") is not None
-    assert [node.path for node in session.list_nodes()] == ["/"]
+    assert workspace_of(session.store.session).list_nodes("/") is not None
+    assert [node.path for node in workspace_of(session).list_nodes()] == ["/"]
 
 
 def test_members_come_in_one_order(session: Session) -> None:
     names = ["b", "a-1", "Z", "a", "a/x"]
     for name in names:
-        session.set_metadata(f"/{name}", GROUP) if name != "a" else session.delete_node("/a")
+        workspace_of(session).set_metadata(f"/{name}", GROUP) if name != "a" else workspace_of(session).delete_node(
+            "/a"
+        )
         if name == "a":
-            session.set_metadata("/a", GROUP)
+            workspace_of(session).set_metadata("/a", GROUP)
     group = zarr.open_group(session.store, mode="r")
     assert [name for name, _ in group.members(max_depth=None)] == [
         name for name, _ in zarr.open_group(session.store, mode="r").members(max_depth=None)
@@ -150,8 +152,8 @@ def test_members_come_in_one_order(session: Session) -> None:
 def test_sizes_come_from_the_manifest(session: Session) -> None:
     array = zarr.create_array(session.store, name="x", shape=(100,), chunks=(10,), dtype="i4", compressors=None)
     array[:50] = 1
-    session.set_metadata("/xy", array_document((3,)))
-    document = len(session.read_metadata("/x") or b"")
+    workspace_of(session).set_metadata("/xy", array_document((3,)))
+    document = len(workspace_of(session).read_metadata("/x") or b"")
     assert array.nbytes_stored() == 5 * 40 + document
     assert array.nchunks_initialized == 5
     assert zarr.open_array(session.store, path="x").info_complete()._count_bytes_stored == 5 * 40 + document

@@ -14,7 +14,7 @@ from zarr.core.sync import sync
 
 from icechunk_engine.errors import StorageError
 from icechunk_engine.repository import Repository
-from icechunk_engine.session import Session, view
+from icechunk_engine.session import Session, view, workspace_of
 from icechunk_engine.storage import LocalStorage, MemoryStorage
 from icechunk_engine.store import IcechunkStore, key_listing
 from tests.engine.store.support import GROUP, array_document, put, read
@@ -208,7 +208,7 @@ def test_listings_come_in_batches() -> None:
 def test_listing_a_directory_of_many_chunks_is_not_a_walk() -> None:
     """A quarter of a million chunks: names come out of the column, so few Python objects are made."""
     session = Repository.create(MemoryStorage()).writable_session("main")
-    session.set_metadata("/a", array_document((500, 500)))
+    workspace_of(session).set_metadata("/a", array_document((500, 500)))
     locations = np.full(250_000, "file:///x")
     ones = np.ones(250_000, np.uint64)
     session.store.set_virtual_refs_arr("a", (500, 500), locations, ones, ones, validate_containers=False)

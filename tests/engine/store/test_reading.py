@@ -18,7 +18,7 @@ from icechunk_engine.errors import ErrorKind, InvalidInputError, SessionStateErr
 from icechunk_engine.format import layout
 from icechunk_engine.ids import ChunkId
 from icechunk_engine.repository import Repository
-from icechunk_engine.session import Session
+from icechunk_engine.session import Session, workspace_of
 from icechunk_engine.storage import MemoryStorage
 from icechunk_engine.store import IcechunkStore
 from icechunk_engine.store.byte_ranges import Piece, coalesce
@@ -128,8 +128,8 @@ def test_ranges_are_cut_at_the_end(size: int, byte_range: ByteRequest | None, co
     session = repo.writable_session("main")
     data = bytes(i % 251 for i in range(size))
     document = array_document((1,), attributes={"x": "y" * size})
-    session.set_metadata("/a", document)
-    session.set_chunk("/a", (0,), data)
+    workspace_of(session).set_metadata("/a", document)
+    workspace_of(session).set_chunk("/a", (0,), data)
     if committed:
         session.commit("x")
     store = session.store
@@ -169,10 +169,10 @@ async def test_partial_values_of_missing_keys_are_none(store: IcechunkStore) -> 
 def test_many_ranges_of_one_value(size: int, ranges: list[ByteRequest | None], gap: int, limit: int) -> None:
     session = Repository.create(MemoryStorage()).writable_session("main")
     data = bytes(i % 251 for i in range(size))
-    session.set_metadata("/a", array_document((1,)))
-    session.set_chunk("/a", (0,), data)
+    workspace_of(session).set_metadata("/a", array_document((1,)))
+    workspace_of(session).set_chunk("/a", (0,), data)
     knobs = {"prototype": PROTOTYPE, "max_gap_bytes": gap, "max_coalesced_bytes": limit}
-    for key, value in (("a/c/0", data), ("a/zarr.json", session.read_metadata("/a") or b"")):
+    for key, value in (("a/c/0", data), ("a/zarr.json", workspace_of(session).read_metadata("/a") or b"")):
         expected = {position: sliced(value, byte_range) for position, byte_range in enumerate(ranges)}
         assert asyncio.run(collect(session.store.get_ranges(key, ranges, **knobs))) == expected
         assert {i: text(b) for i, b in session.store.get_ranges_sync(key, ranges, **knobs)} == expected
@@ -212,8 +212,8 @@ def test_coalesced_groups(bounds: list[tuple[int, int]], gap: int, limit: int) -
 
 async def test_a_lost_chunk_object_is_no_fill_value(repo: Repository) -> None:
     session = repo.writable_session("main")
-    session.set_metadata("/a", array_document((1,)))
-    session.set_chunk("/a", (0,), b"x" * 1000)
+    workspace_of(session).set_metadata("/a", array_document((1,)))
+    workspace_of(session).set_chunk("/a", (0,), b"x" * 1000)
     storage = repo.storage
     storage.delete([info.key for info in storage.list("chunks/")])
     with pytest.raises(StorageError):
@@ -247,7 +247,7 @@ async def test_the_event_loop_never_waits_for_a_network() -> None:
     storage.threads.clear()
     store = session.store
     assert not store._supports_sync_io
-    session.set_metadata("/a", array_document((8,)))
+    workspace_of(session).set_metadata("/a", array_document((8,)))
     values = {f"a/c/{i}": bytes([i]) * 1000 for i in range(8)}
     await asyncio.gather(*(store.set(key, cpu.Buffer.from_bytes(value)) for key, value in values.items()))
     found = await asyncio.gather(*(store.get(key, PROTOTYPE) for key in values))
@@ -258,7 +258,7 @@ async def test_the_event_loop_never_waits_for_a_network() -> None:
     assert await collect(
         store.get_ranges("a/c/1", ranges, prototype=PROTOTYPE, max_gap_bytes=10, max_concurrency=2)
     ) == dict.fromkeys(range(5), b"\x01" * 5)
-    assert text(await store.get("a/zarr.json", PROTOTYPE)) == session.read_metadata("/a")
+    assert text(await store.get("a/zarr.json", PROTOTYPE)) == workspace_of(session).read_metadata("/a")
     assert threading.current_thread().name not in storage.threads
 
 
@@ -275,7 +275,7 @@ async def test_large_local_chunks_are_read_whole(store: IcechunkStore) -> None:
 
 def test_documents_come_back_byte_for_byte(session: Session) -> None:
     document = GROUP.replace(b",", b" ,\n")
-    session.set_metadata("/g", document)
+    workspace_of(session).set_metadata("/g", document)
     assert text(session.store.get_sync("g/zarr.json")) == document
 
 
@@ -283,7 +283,7 @@ def test_documents_come_back_byte_for_byte(session: Session) -> None:
 async def test_several_chunks_in_one_object(repo: Repository, is_committed: bool) -> None:
     """The format allows references into a part of an object."""
     session = repo.writable_session("main")
-    session.set_metadata("/a", array_document((4,)))
+    workspace_of(session).set_metadata("/a", array_document((4,)))
     chunk_id = ChunkId.random()
     content = bytes(range(60))
     repo.storage.put(layout.chunk_key(chunk_id), content)
@@ -294,7 +294,7 @@ async def test_several_chunks_in_one_object(repo: Repository, is_committed: bool
         offsets=np.arange(4) * 10 + 5,
         lengths=10,
     )
-    session.set_chunk_refs("/a", refs)
+    workspace_of(session).set_chunk_refs("/a", refs)
     if is_committed:
         session.commit("packed")
     for row in range(4):

@@ -17,7 +17,7 @@ from icechunk_engine.columns.chunk_refs import INLINE, NATIVE, VIRTUAL
 from icechunk_engine.config import RepositoryConfig, VirtualChunkContainer, VirtualChunkSpec, local_filesystem_store
 from icechunk_engine.errors import ErrorKind, IcechunkError, InvalidInputError, NodeNotFoundError, SessionStateError
 from icechunk_engine.repository import Repository
-from icechunk_engine.session import Session
+from icechunk_engine.session import Session, workspace_of
 from icechunk_engine.storage import MemoryStorage
 from icechunk_engine.store import IcechunkStore
 from icechunk_engine.virtual.virtual_refs import refs_of_grid, whole_seconds
@@ -40,9 +40,9 @@ def session() -> Session:
         VirtualChunkContainer("file:///named/", local_filesystem_store("/named"), name="data")
     )
     session = Repository.create(MemoryStorage(), config).writable_session("main")
-    session.set_metadata("/", GROUP)
-    session.set_metadata("/a", array_document((4, 6)))
-    session.set_metadata("/s", array_document(()))
+    workspace_of(session).set_metadata("/", GROUP)
+    workspace_of(session).set_metadata("/a", array_document((4, 6)))
+    workspace_of(session).set_metadata("/s", array_document(()))
     return session
 
 
@@ -52,7 +52,7 @@ def store(session: Session) -> IcechunkStore:
 
 
 def row(session: Session, path: str, *index: int) -> tuple[Any, ...] | None:
-    ref = session.locate_chunk(path, index)
+    ref = workspace_of(session).locate_chunk(path, index)
     return None if ref is None else (ref.location, ref.offset, ref.length, ref.etag, ref.last_modified)
 
 
@@ -110,7 +110,7 @@ def test_references_that_are_refused(
     with pytest.raises(error) as caught:
         store.set_virtual_ref(key, **arguments)
     assert caught.value.kind is kind
-    assert len(session.chunk_refs("/a")) == 0
+    assert len(workspace_of(session).chunk_refs("/a")) == 0
 
 
 @pytest.mark.parametrize("changes", [{"location": None}, {"location": b"file:///x"}, {"checksum": 5}])
@@ -171,7 +171,7 @@ def test_a_bad_reference_refuses_the_whole_list(
     with pytest.raises(error) as caught:
         store.set_virtual_refs(path, [VirtualChunkSpec([0, 1], LOCATION, 0, 1), VirtualChunkSpec(*spec)])
     assert caught.value.kind is kind
-    assert len(session.chunk_refs("/a")) == 0
+    assert len(workspace_of(session).chunk_refs("/a")) == 0
 
 
 # --- columns -------------------------------------------------------------------------------------------------------
@@ -184,7 +184,7 @@ def test_a_box_of_references(session: Session, store: IcechunkStore, as_array: A
         "a", (2, 3), locations, u8(0, 1, 2, 3, 4, 5), u8(9, 0, 9, 9, 9, 9), arr_offset=(1, 2), checksum="tag"
     )
     assert refused == [(2, 4)]
-    assert session.chunk_refs("/a").indices.tolist() == [[1, 2], [1, 4], [2, 2], [2, 3]]
+    assert workspace_of(session).chunk_refs("/a").indices.tolist() == [[1, 2], [1, 4], [2, 2], [2, 3]]
     assert row(session, "/a", 1, 4) == (PREFIX + "y", 2, 9, "tag", 0)
     assert row(session, "/a", 2, 3) == (LOCATION, 4, 9, "tag", 0)
 
@@ -198,7 +198,7 @@ async def test_a_box_of_references_asynchronously(session: Session, store: Icech
 def test_empty_cells_leave_chunks_as_they_are(session: Session, store: IcechunkStore) -> None:
     put(session, "a/c/0/0", b"kept")
     store.set_virtual_refs_arr("a", (1, 2), ["", LOCATION], u8(0, 0), u8(0, 1))
-    ref = session.locate_chunk("/a", (0, 0))
+    ref = workspace_of(session).locate_chunk("/a", (0, 0))
     assert ref is not None
     assert ref.inline == b"kept"
     assert store.set_virtual_refs_arr("a", (1, 2), ["", ""], u8(0, 0), u8(0, 0)) is None
@@ -207,7 +207,7 @@ def test_empty_cells_leave_chunks_as_they_are(session: Session, store: IcechunkS
 
 def test_cells_outside_the_grid_may_be_empty(session: Session, store: IcechunkStore) -> None:
     store.set_virtual_refs_arr("a", (5, 1), [LOCATION] * 4 + [""], u8(*range(5)), u8(*[1] * 5))
-    assert len(session.chunk_refs("/a")) == 4
+    assert len(workspace_of(session).chunk_refs("/a")) == 4
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_columns_that_do_not_fit_are_refused_whole(
     with pytest.raises(InvalidInputError) as caught:
         store.set_virtual_refs_arr("a", shape, **columns)
     assert caught.value.kind is kind
-    assert len(session.chunk_refs("/a")) == 0
+    assert len(workspace_of(session).chunk_refs("/a")) == 0
 
 
 @pytest.mark.parametrize(
@@ -290,7 +290,7 @@ async def test_iterating_over_references(session: Session, store: IcechunkStore)
     put(session, "a/c/0/1", b"n" * 1000)
     store.set_virtual_ref("a/c/0/2", LOCATION, offset=3, length=4)
     store.set_virtual_ref("a/c/3/5", "vcc://data/dir/y.nc", offset=5, length=6)
-    native = session.locate_chunk("/a", (0, 1))
+    native = workspace_of(session).locate_chunk("/a", (0, 1))
     assert native is not None
     first, second = await batches(store, "a", batch_size=3)
     indices, kinds, paths, offsets, lengths, inlined = first
@@ -325,7 +325,7 @@ async def test_reading_through_references(tmp_path: Path) -> None:
     config.set_virtual_chunk_container(VirtualChunkContainer(prefix, local_filesystem_store(tmp_path)))
     storage = MemoryStorage()
     session = Repository.create(storage, config).writable_session("main")
-    session.set_metadata("/a", array_document((4,)))
+    workspace_of(session).set_metadata("/a", array_document((4,)))
     modified = datetime.fromtimestamp(os.stat(tmp_path / "x.bin").st_mtime, UTC)
     refused = session.store.set_virtual_refs_arr(
         "a", (4,), [prefix + "x.bin"] * 4, u8(0, 10, 20, 30), u8(*[10] * 4), checksum=modified

@@ -15,7 +15,7 @@ from icechunk_engine.errors import (
     ReadOnlyError,
 )
 from icechunk_engine.repository import Repository
-from icechunk_engine.session import Session
+from icechunk_engine.session import Session, workspace_of
 from icechunk_engine.store import IcechunkStore
 from tests.engine.store.support import GROUP, array_document, put, read
 
@@ -200,7 +200,7 @@ async def test_a_group_without_document_is_deleted_with_its_members(repo: Reposi
 async def test_chunks_outlive_a_shrinking_and_growing_array_as_in_other_stores(session: Session) -> None:
     """zarr deletes chunks outside the new shape itself before it writes the document."""
     put(session, "a/c/3/5", b"1")
-    session.set_metadata("/a", array_document((2, 6)))
+    workspace_of(session).set_metadata("/a", array_document((2, 6)))
     assert session.store.get_sync("a/c/3/5") is None
     assert [key async for key in session.store.list_prefix("a/c")] == []
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from icechunk_engine import ForkSession, IcechunkError, Repository, Session, in_memory_storage
 from icechunk_engine.format.nodes import Node
 from icechunk_engine.paths import is_within
+from icechunk_engine.session import workspace_of
 
 type Edit = tuple[Any, ...]
 type State = dict[str, tuple[bytes, dict[tuple[int, ...], bytes]]]
@@ -60,15 +61,15 @@ def make(session: Session, edit: Edit) -> None:
     """Make one edit. Raises IcechunkError when there is no place for it."""
     kind, path, *rest = edit
     if kind == "group":
-        session.set_metadata(path, group(*rest))
+        workspace_of(session).set_metadata(path, group(*rest))
     elif kind == "array":
-        session.set_metadata(path, array(*rest))
+        workspace_of(session).set_metadata(path, array(*rest))
     elif kind == "write":
-        session.set_chunk(path, (rest[0],), bytes([rest[1]]))
+        workspace_of(session).set_chunk(path, (rest[0],), bytes([rest[1]]))
     elif kind == "clear":
-        session.delete_chunk(path, (rest[0],))
+        workspace_of(session).delete_chunk(path, (rest[0],))
     elif kind == "delete":
-        session.delete_node(path)
+        workspace_of(session).delete_node(path)
     elif kind == "move":
         session.move(path, *rest)
 
@@ -78,7 +79,7 @@ def made(session: Session, edits: list[Edit]) -> list[Edit]:
     done = []
     for edit in edits:
         kind, path, *rest = edit
-        node = session.get_node(path)
+        node = workspace_of(session).get_node(path)
         if (kind == "delete" and node is None) or (kind == "clear" and not has_place(node, rest[0])):
             continue
         try:
@@ -116,13 +117,13 @@ def effective(edits: list[Edit], present: Collection[str] = STARTED) -> list[Edi
 def state(session: Session | ForkSession) -> State:
     """Metadata and chunks of every node."""
     found: State = {}
-    for node in session.list_nodes():
+    for node in workspace_of(session).list_nodes():
         chunks: dict[tuple[int, ...], bytes] = {}
         if node.is_array:
-            for index in session.chunk_refs(node.path).indices.tolist():
-                ref = session.locate_chunk(node.path, tuple(index))
+            for index in workspace_of(session).chunk_refs(node.path).indices.tolist():
+                ref = workspace_of(session).locate_chunk(node.path, tuple(index))
                 assert ref is not None
-                chunks[tuple(index)] = session.fetch_chunk(ref, 0, ref.length)
+                chunks[tuple(index)] = workspace_of(session).fetch_chunk(ref, 0, ref.length)
         assert node.path not in found, f"two nodes at {node.path}"
         found[node.path] = node.user_data, chunks
     return found

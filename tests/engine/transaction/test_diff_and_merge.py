@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import icechunk_engine as ic
 from icechunk_engine import ErrorKind
+from icechunk_engine.session import workspace_of
 from icechunk_engine.transaction.conflicts import common_rows
 from tests.engine.transaction.edits import Edit, State, data_edits, effective, made, make, started, state
 
@@ -22,7 +23,7 @@ def nodes_by_id(session: ic.Session) -> dict[str, tuple[str, bytes, bool, dict[t
     seen = state(session)
     return {
         str(node.node_id): (node.path, node.user_data, node.is_array, seen[node.path][1])
-        for node in session.list_nodes()
+        for node in workspace_of(session).list_nodes()
     }
 
 

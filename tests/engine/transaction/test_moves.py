@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import icechunk_engine as ic
 from icechunk_engine import ErrorKind, Repository
+from icechunk_engine.session import workspace_of
 from tests.engine.transaction.edits import array, group, made, make, moves, started, state
 
 NAMES = ("a", "b", "ab", "a-b", "c")
@@ -23,7 +24,7 @@ class Model:
     """Paths, the id at each, and where an id was at first."""
 
     def __init__(self, session: ic.Session) -> None:
-        self.nodes = {node.path: (str(node.node_id), node.is_array) for node in session.list_nodes()}
+        self.nodes = {node.path: (str(node.node_id), node.is_array) for node in workspace_of(session).list_nodes()}
         self.origins = {node_id: path for path, (node_id, _) in self.nodes.items()}
 
     def move(self, source: str, target: str) -> ErrorKind | None:
@@ -53,15 +54,15 @@ class Model:
 def random_tree(draw: st.DrawFn) -> Repository:
     repo = Repository.create(ic.in_memory_storage())
     session = repo.writable_session("main")
-    session.set_metadata("/", group())
+    workspace_of(session).set_metadata("/", group())
     groups = [""]
     for _ in range(draw(st.integers(1, 8))):
         path = f"{draw(st.sampled_from(groups))}/{draw(st.sampled_from(NAMES))}"
-        if session.get_node(path) is None:
+        if workspace_of(session).get_node(path) is None:
             is_array = draw(st.booleans())
-            session.set_metadata(path, array() if is_array else group())
+            workspace_of(session).set_metadata(path, array() if is_array else group())
             if is_array:
-                session.set_chunk(path, (1,), path.encode())
+                workspace_of(session).set_chunk(path, (1,), path.encode())
             else:
                 groups.append(path)
     session.commit("tree")
@@ -74,7 +75,7 @@ def test_moves_do_to_trees_what_they_do_to_a_dictionary(data: st.DataObject) -> 
     before = repo.lookup_branch("main")
     session = repo.rearrange_session("main")
     model = Model(session)
-    documents = {str(node.node_id): node.user_data for node in session.list_nodes()}
+    documents = {str(node.node_id): node.user_data for node in workspace_of(session).list_nodes()}
     for _ in range(data.draw(st.integers(1, 6))):
         known = sorted(model.nodes)
         source = data.draw(st.sampled_from([*known, "/missing"]))
@@ -107,20 +108,20 @@ def test_moves_do_to_trees_what_they_do_to_a_dictionary(data: st.DataObject) -> 
 
 
 def check(session: ic.Session, model: Model, documents: dict[str, bytes]) -> None:
-    found = {node.path: (str(node.node_id), node.is_array) for node in session.list_nodes()}
+    found = {node.path: (str(node.node_id), node.is_array) for node in workspace_of(session).list_nodes()}
     assert found == model.nodes
     for path, (node_id, is_array) in model.nodes.items():
         assert session.get_node_id(path) == node_id
-        assert session.read_metadata(path) == documents[node_id]
+        assert workspace_of(session).read_metadata(path) == documents[node_id]
         names = {other[len(path.rstrip("/")) + 1 :].split("/")[0] for other in found if other != path}
         below = {other for other in found if other != path and within(other, path.rstrip("/"))}
         expected = sorted({other[len(path.rstrip("/")) + 1 :].split("/")[0] for other in below})
-        assert session.child_names(path) == expected
+        assert workspace_of(session).child_names(path) == expected
         assert names >= set(expected)
         if is_array:
-            ref = session.locate_chunk(path, (1,))
+            ref = workspace_of(session).locate_chunk(path, (1,))
             assert ref is not None
-            assert session.fetch_chunk(ref, 0, ref.length).decode() == model.origins[node_id]
+            assert workspace_of(session).fetch_chunk(ref, 0, ref.length).decode() == model.origins[node_id]
 
 
 @given(st.lists(moves, max_size=4), st.lists(moves, max_size=4))
@@ -229,7 +230,7 @@ def test_a_prefix_is_no_parent() -> None:
     repo = Repository.create(ic.in_memory_storage())
     session = repo.writable_session("main")
     for path in ("/", "/a", "/a/x", "/a-b", "/ab", "/ab/x"):
-        session.set_metadata(path, group())
+        workspace_of(session).set_metadata(path, group())
     session.commit("start")
     session = repo.rearrange_session("main")
     session.move("/a", "/ab/a")

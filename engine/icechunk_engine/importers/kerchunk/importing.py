@@ -24,14 +24,17 @@ from icechunk_engine.importers.kerchunk.plan import (
 from icechunk_engine.importers.kerchunk.reference_set import read_reference_set
 from icechunk_engine.importers.limits import ReferenceLimits
 from icechunk_engine.importers.zarr_v2.metadata import group_document
-from icechunk_engine.session import Session
+from icechunk_engine.session import Session, workspace_of
+from icechunk_engine.session.workspace import Workspace
 
 Progress = Callable[[str, int, int], None]
 """Called with the path of an array that was written, how many were, and how many there are."""
 
 
 @operation(
-    lambda refs, session, group="/", **_: f"importing a reference set into {group} of {session.storage_identity}"
+    lambda refs, session, group="/", **_: (
+        f"importing a reference set into {group} of {workspace_of(session).storage_identity}"
+    )
 )
 def import_kerchunk(
     refs: Any,
@@ -125,41 +128,43 @@ def import_kerchunk(
             file_sizes=file_sizes or {},
         ),
     )
-    write_plan(plan, session, overwrite=overwrite, validate_containers=validate_containers, progress=progress)
+    write_plan(
+        plan, workspace_of(session), overwrite=overwrite, validate_containers=validate_containers, progress=progress
+    )
     return plan.report
 
 
 def write_plan(
     plan: ImportPlan,
-    session: Session,
+    workspace: Workspace,
     *,
     overwrite: bool = False,
     validate_containers: bool = True,
     progress: Progress | None = None,
 ) -> None:
-    """Write a plan into a session: all of it, or nothing.
+    """Write a plan into a workspace: all of it, or nothing.
 
     Raises
     ------
     AlreadyExistsError
         A node is in the way.
     """
-    groups = _merge_groups(plan.groups, session)
-    _require_free(plan, session, overwrite=overwrite)
-    with session.all_or_nothing():
+    groups = _merge_groups(plan.groups, workspace)
+    _require_free(plan, workspace, overwrite=overwrite)
+    with workspace.all_or_nothing():
         for path, content in groups.items():
-            session.set_metadata(path, content)
+            workspace.set_metadata(path, content)
         for done, array in enumerate(plan.arrays, 1):
-            _write_array(array, session, validate_containers=validate_containers)
+            _write_array(array, workspace, validate_containers=validate_containers)
             if progress is not None:
                 progress(array.path, done, len(plan.arrays))
 
 
-def _merge_groups(groups: Mapping[str, dict[str, Any]], session: Session) -> dict[str, bytes]:
+def _merge_groups(groups: Mapping[str, dict[str, Any]], workspace: Workspace) -> dict[str, bytes]:
     """Documents of the groups to write: new ones, and existing ones that get further attributes."""
     contents = {}
     for path, attributes in groups.items():
-        existing = session.get_node(path)
+        existing = workspace.get_node(path)
         if existing is None:
             contents[path] = group_document(attributes, path=path)
         elif existing.is_array:
@@ -169,11 +174,11 @@ def _merge_groups(groups: Mapping[str, dict[str, Any]], session: Session) -> dic
     return contents
 
 
-def _require_free(plan: ImportPlan, session: Session, *, overwrite: bool) -> None:
+def _require_free(plan: ImportPlan, workspace: Workspace, *, overwrite: bool) -> None:
     for array in plan.arrays:
-        existing = session.get_node(array.path)
+        existing = workspace.get_node(array.path)
         if existing is None:
-            if session.children(array.path):
+            if workspace.children(array.path):
                 raise _in_the_way(array.path, "there are nodes below, where the set has an array")
         elif not existing.is_array:
             raise _in_the_way(array.path, "there is a group where the set has an array")
@@ -193,21 +198,21 @@ def _attributes(document: bytes) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _write_array(array: ArrayChunks, session: Session, *, validate_containers: bool) -> None:
-    session.delete_node(array.path)
-    session.set_metadata(array.path, array.content)
+def _write_array(array: ArrayChunks, workspace: Workspace, *, validate_containers: bool) -> None:
+    workspace.delete_node(array.path)
+    workspace.set_metadata(array.path, array.content)
     refs = array.refs
-    threshold = resolve(session.config).inline_chunk_threshold_bytes
+    threshold = resolve(workspace.config).inline_chunk_threshold_bytes
     is_large = (refs.kinds == INLINE) & (refs.lengths > threshold)
     # Bytes that are too long for a manifest become chunk objects, which are written one by one anyway.
     for row in np.flatnonzero(is_large):
         ref = refs.row(int(row))
         assert ref.inline is not None
-        session.set_chunk(array.path, tuple(refs.indices[row].tolist()), ref.inline)
+        workspace.set_chunk(array.path, tuple(refs.indices[row].tolist()), ref.inline)
     small = refs.take(~is_large).compact() if bool(is_large.any()) else refs
     if len(small) == 0:
         return
-    refused = session.set_chunk_refs(array.path, small, validate_containers=validate_containers)
+    refused = workspace.set_chunk_refs(array.path, small, validate_containers=validate_containers)
     if refused is not None:
         location = small.row(int(np.argmax(refused))).location
         raise InternalError(

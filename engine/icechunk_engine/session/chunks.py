@@ -8,19 +8,18 @@ inline payload.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 
 import numpy as np
 
 from icechunk_engine._runtime.locks import MemoryLock
 from icechunk_engine.assets import AssetManager, LoadedManifest
 from icechunk_engine.columns.chunk_refs import DELETED, INLINE, NATIVE, ChunkRef, ChunkRefs, concat
-from icechunk_engine.columns.tables import U32
 from icechunk_engine.errors import ErrorKind, InvalidInputError, StorageError
 from icechunk_engine.format import layout
 from icechunk_engine.format.nodes import ManifestRef, Node
 from icechunk_engine.keys import ChunkIndex
 from icechunk_engine.transaction.change_set import ChangeSet
+from icechunk_engine.transaction.stored_refs import extents_array, stored_refs
 from icechunk_engine.virtual.resolver import VirtualResolver
 
 _LOG = logging.getLogger(__name__)
@@ -115,26 +114,6 @@ class ArrayReader:
             else:
                 return manifest_ref
         return None
-
-
-def extents_array(manifests: Sequence[ManifestRef], ndim: int) -> U32:
-    """Extents of several manifests as ``uint32 (m, ndim, 2)``."""
-    return np.array([ref.extents for ref in manifests], np.uint32).reshape(len(manifests), ndim, 2)
-
-
-def stored_refs(node: Node, assets: AssetManager) -> ChunkRefs:
-    """All references of an array in its manifests that lie inside its present grid, sorted by index."""
-    assert node.shape is not None
-    ndim = node.shape.ndim
-    if not node.manifests:
-        return ChunkRefs.empty(ndim)
-    loaded = assets.manifests([ref.manifest_id for ref in node.manifests])
-    refs = concat([manifest.refs(node.node_id, ndim) for manifest in loaded])
-    if any(
-        stop > n for ref in node.manifests for (_, stop), n in zip(ref.extents, node.shape.num_chunks, strict=False)
-    ):
-        refs = refs.take(refs.within((0,) * ndim, node.shape.num_chunks))
-    return refs.latest()
 
 
 def refs_with_edits(node: Node, edits: ChunkRefs | None, assets: AssetManager) -> ChunkRefs:
