@@ -1,1 +1,1 @@
-"""Numpy columns: tables of byte strings, and chunk references."""
+"""Numpy columns: tables of byte strings, chunk references, and how to find rows among them."""

@@ -1,20 +1,34 @@
-"""Chunk references as columns: the one form they have from the file to the public API."""
+"""Chunk references as columns: the only form that they have between the file and the public API.
+
+A row of :class:`ChunkRefs` says where the bytes of one chunk are. Three rules hold:
+
+- Columns are never changed in place. A copy of a change set, a cached manifest and a pickled fork may share them, so
+  every method returns a new object or ``self``.
+- ``offsets`` of inline chunks count in ``inline_data``, those of other chunks in the object that holds the chunk. Code
+  that joins or reduces ``inline_data`` must therefore shift the offsets of inline rows, and of no others
+  (:func:`concat`, :meth:`ChunkRefs.compact`).
+- A code is a row of ``locations`` or ``etags``. Joining two sets shifts the codes; equal strings then appear twice
+  until the manifest writer merges them.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from icechunk_engine.columns.tables import (
     U8,
     U32,
     U64,
     BytesTable,
+    Integers,
+    Mask,
+    Rows,
     broadcast_column,
     column_bounds,
     concat_tables,
@@ -36,17 +50,18 @@ class ChunkType(IntegerEnum):
 
 
 DELETED = ChunkType.uninitialized.value
-"""In a change set: the chunk was removed. Never stored in a manifest."""
+"""The chunk was removed. Only change sets hold such rows; a manifest never does."""
 NATIVE = ChunkType.native.value
 VIRTUAL = ChunkType.virtual.value
 INLINE = ChunkType.inline.value
 
 NO_CODE = -1
+"""The row has no string."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChunkRef:
-    """One chunk reference, for reading or setting a single chunk."""
+    """One chunk reference, to read or set a single chunk."""
 
     kind: int
     offset: int = 0
@@ -67,24 +82,24 @@ class ChunkRefs:
     indices
         ``uint32 (n, ndim)``: chunk grid coordinates.
     kinds
-        ``uint8 (n,)``: values of :class:`ChunkType`; ``DELETED`` only inside a change set.
+        ``uint8 (n,)``: values of :class:`ChunkType`; ``DELETED`` only in a change set.
     chunk_ids
-        ``uint8 (n, 12)``: object under ``chunks/`` of a native chunk, zeros elsewhere.
+        ``uint8 (n, 12)``: the object under ``chunks/`` that holds a native chunk, zeros for other kinds.
     offsets, lengths
         ``uint64 (n,)``: byte range in the native object, in the virtual object, or in ``inline_data``.
     location_codes
         ``int32 (n,)``: row of ``locations`` for virtual chunks, else -1.
     etag_codes
-        ``int32 (n,)``: row of ``etags``, -1 for none.
+        ``int32 (n,)``: row of ``etags``, -1 if the chunk has none.
     last_modified
-        ``uint32 (n,)``: Unix seconds, 0 for none.
+        ``uint32 (n,)``: Unix seconds, 0 if unknown.
     locations, etags
-        Distinct strings.
+        Strings that the codes name.
     inline_data
         ``uint8 (k,)``: payloads of all inline chunks.
 
-    Columns that hold one value may be broadcast views, which take no memory. Rows are in any order; manifests and
-    :meth:`latest` have them sorted by index.
+    A column that holds one value may be a broadcast view, which takes no memory. Rows may be in any order; in
+    manifests, and after :meth:`latest`, they are sorted by index.
     """
 
     indices: U32
@@ -102,23 +117,23 @@ class ChunkRefs:
     @classmethod
     def build(
         cls,
-        indices: NDArray[Any],
-        kinds: NDArray[Any] | int,
+        indices: Integers,
+        kinds: Integers | int,
         *,
         chunk_ids: U8 | None = None,
-        offsets: NDArray[Any] | int = 0,
-        lengths: NDArray[Any] | int = 0,
-        location_codes: NDArray[Any] | int = NO_CODE,
-        etag_codes: NDArray[Any] | int = NO_CODE,
-        last_modified: NDArray[Any] | int = 0,
+        offsets: Integers | int = 0,
+        lengths: Integers | int = 0,
+        location_codes: Integers | int = NO_CODE,
+        etag_codes: Integers | int = NO_CODE,
+        last_modified: Integers | int = 0,
         locations: BytesTable | None = None,
         etags: BytesTable | None = None,
         inline_data: U8 | None = None,
     ) -> Self:
-        """Columns from what differs from the defaults; scalars become broadcast columns."""
+        """Make columns. Scalars become broadcast columns."""
         n = len(indices)
 
-        def column(values: Any, dtype: Any) -> NDArray[Any]:
+        def column(values: ArrayLike, dtype: DTypeLike) -> NDArray[Any]:
             if isinstance(values, np.ndarray) and values.ndim:
                 return values.astype(dtype, copy=False)
             return broadcast_column(values, n, dtype)
@@ -139,12 +154,12 @@ class ChunkRefs:
 
     @classmethod
     def empty(cls, ndim: int) -> Self:
-        """No references of an array of rank ``ndim``."""
+        """Make columns without rows, for an array of rank ``ndim``."""
         return cls.build(np.empty((0, ndim), np.uint32), NATIVE)
 
     @classmethod
     def of(cls, ndim: int, items: Sequence[tuple[tuple[int, ...], ChunkRef]]) -> Self:
-        """Columns of single references, for the few that were set one by one."""
+        """Make columns of references that were set one by one."""
         refs = [ref for _, ref in items]
         inline = [ref.inline or b"" for ref in refs]
         inline_lengths = np.fromiter(map(len, inline), np.int64, len(inline))
@@ -182,27 +197,27 @@ class ChunkRefs:
 
     @property
     def nbytes(self) -> int:
-        """Memory held by the columns; broadcast columns count as what they take."""
+        """Bytes of memory that the columns hold; a broadcast column counts as its one value."""
         total = self.locations.nbytes + self.etags.nbytes + self.inline_data.nbytes
         for field in _ROW_COLUMNS:
             column = getattr(self, field)
             total += column.itemsize * 12 if column.strides[:1] == (0,) else column.nbytes
         return int(total)
 
-    def take(self, rows: NDArray[Any] | slice) -> ChunkRefs:
-        """The references at ``rows`` (positions or a mask). Tables and inline data are shared, not copied."""
+    def take(self, rows: Rows | slice) -> ChunkRefs:
+        """Return the references at ``rows``. String tables and inline data are shared, not copied."""
         if not isinstance(rows, slice) and rows.dtype == np.bool_ and bool(rows.all()):
             return self
         columns: dict[str, Any] = {field: _take(getattr(self, field), rows) for field in _ROW_COLUMNS}
         return dataclasses.replace(self, **columns)
 
     def copy(self, rows: slice, inline_data: U8) -> ChunkRefs:
-        """Some rows with memory of their own; string tables are shared.
+        """Copy some rows, so that they do not keep the memory of the others alive. String tables are shared.
 
         Parameters
         ----------
         inline_data
-            What the offsets of the rows' inline chunks count in.
+            The payloads that the offsets of the copied inline chunks count in.
         """
         indices, kinds, ids, offsets, lengths, location_codes, etag_codes, last_modified = [
             _copy(getattr(self, field)[rows]) for field in _ROW_COLUMNS
@@ -222,32 +237,32 @@ class ChunkRefs:
         )
 
     def latest(self) -> ChunkRefs:
-        """Sorted by index; of several rows with one index the last one wins."""
+        """Return the references sorted by index. If several rows have one index, only the last one stays."""
         if len(self) < 2:
             return self
         if self.ndim == 0:
             return self.take(slice(len(self) - 1, len(self)))
         if _strictly_increasing(self.indices):
             return self
-        order = lex_order(self.indices)
+        order = lex_order(self.indices)  # stable, so the last of several equal rows is the latest edit
         ordered = self.indices[order]
         return self.take(order[np.append(rows_differ(ordered), True)])
 
-    def within(self, start: Sequence[int], stop: Sequence[int]) -> NDArray[np.bool_]:
-        """Mask of the references inside the half-open box; all True for rank 0."""
+    def within(self, start: Sequence[int], stop: Sequence[int]) -> Mask:
+        """Return the mask of the references inside a half-open box; all True for rank 0."""
         mask = np.ones(len(self), np.bool_)
         for axis in range(self.ndim):
             column = self.indices[:, axis]
             mask &= (column >= start[axis]) & (column < stop[axis])
         return mask
 
-    def extents(self) -> NDArray[np.uint32]:
-        """Bounding box ``uint32 (ndim, 2)``: inclusive start, exclusive stop. Needs at least one row."""
+    def extents(self) -> U32:
+        """Return the bounding box, ``uint32 (ndim, 2)``: inclusive start, exclusive stop. Needs at least one row."""
         lowest, highest = column_bounds(self.indices)
         return np.stack([lowest, highest + np.uint32(1)], axis=1)
 
     def compact(self) -> ChunkRefs:
-        """Same references with tables and inline data reduced to what the rows use, and rows of their own."""
+        """Drop the strings and inline payloads that no row uses."""
         locations, location_codes = _compact_table(self.locations, self.location_codes)
         etags, etag_codes = _compact_table(self.etags, self.etag_codes)
         inline = np.flatnonzero(self.kinds == INLINE)
@@ -270,7 +285,7 @@ class ChunkRefs:
         )
 
     def row(self, i: int) -> ChunkRef:
-        """Reference ``i`` as an object."""
+        """Return reference ``i`` as an object."""
         kind, offset, length = int(self.kinds[i]), int(self.offsets[i]), int(self.lengths[i])
         if kind == NATIVE:
             return ChunkRef(kind=kind, offset=offset, length=length, chunk_id=ChunkId(self.chunk_ids[i].tobytes()))
@@ -288,13 +303,13 @@ class ChunkRefs:
             )
         return ChunkRef(kind=DELETED)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        # A broadcast column pickles as its one value, so that forks stay small.
-        values = {}
+    def __reduce__(self) -> tuple[object, ...]:
+        # numpy would pickle a broadcast column in full. As its one value, forks stay small.
+        values: dict[str, _Picklable] = {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             constant = field.name in _ROW_COLUMNS and len(value) > 1 and value.strides[0] == 0
-            values[field.name] = (_Constant(value[0]),) if constant else value
+            values[field.name] = _Constant(value[0]) if constant else value
         return _unpickle, (len(self), values)
 
 
@@ -310,36 +325,40 @@ _ROW_COLUMNS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class _Constant:
-    value: Any
+class _Constant(NamedTuple):
+    """A broadcast column in a pickle."""
+
+    value: np.generic | NDArray[Any]
+
+
+type _Picklable = NDArray[Any] | BytesTable | _Constant
 
 
 def _unpickle(n: int, values: dict[str, Any]) -> ChunkRefs:
     for name, value in values.items():
-        if isinstance(value, tuple):
-            constant = np.asarray(value[0].value)
+        if isinstance(value, _Constant):
+            constant = np.asarray(value.value)
             values[name] = broadcast_column(constant, n, constant.dtype)
     return ChunkRefs(**values)
 
 
-def _take(column: NDArray[Any], rows: NDArray[Any] | slice) -> NDArray[Any]:
+def _take[T: np.generic](column: NDArray[T], rows: Rows | slice) -> NDArray[T]:
     if len(column) > 1 and column.strides[0] == 0:
         n = len(range(*rows.indices(len(column)))) if isinstance(rows, slice) else _count(rows)
         return broadcast_column(column[0], n, column.dtype)
     return column[rows]
 
 
-def _copy(column: NDArray[Any]) -> NDArray[Any]:
+def _copy[T: np.generic](column: NDArray[T]) -> NDArray[T]:
     return column if column.strides[0] == 0 else column.copy()
 
 
-def _count(rows: NDArray[Any]) -> int:
+def _count(rows: Rows) -> int:
     return int(np.count_nonzero(rows)) if rows.dtype == np.bool_ else len(rows)
 
 
 def _strictly_increasing(indices: U32) -> bool:
-    """True when rows are sorted and distinct, found column by column without building keys."""
+    """Return True if rows are sorted and distinct. Comparing columns is cheaper than building keys to sort by."""
     tied = np.ones(len(indices) - 1, np.bool_)
     for axis in range(indices.shape[1]):
         before, after = indices[:-1, axis], indices[1:, axis]
@@ -361,7 +380,7 @@ def _compact_table(table: BytesTable, codes: NDArray[np.int32]) -> tuple[BytesTa
 
 
 def concat(parts: Sequence[ChunkRefs]) -> ChunkRefs:
-    """All references of several sets of columns, in that order; tables are put one after another."""
+    """Join several sets of references, in that order. String tables are put one after another."""
     if len(parts) == 1:
         return parts[0]
     locations, location_codes = _concat_coded([(part.locations, part.location_codes) for part in parts])
@@ -373,6 +392,7 @@ def concat(parts: Sequence[ChunkRefs]) -> ChunkRefs:
     ]
 
     def stack(field: str) -> NDArray[Any]:
+        # Parts that hold the same constant stay one broadcast column.
         columns = [getattr(part, field) for part in parts]
         first = next((column for column in columns if len(column)), columns[0])
         constant = len(first) and all(
@@ -401,7 +421,7 @@ def concat(parts: Sequence[ChunkRefs]) -> ChunkRefs:
 def _concat_coded(
     parts: Sequence[tuple[BytesTable, NDArray[np.int32]]],
 ) -> tuple[BytesTable, NDArray[np.int32]]:
-    """Join tables and shift codes; equal strings of different parts are not merged here (see the manifest writer)."""
+    """Join tables and shift the codes. Equal strings of different parts are not merged here."""
     if all(len(table) == 0 for table, _ in parts):
         return BytesTable.empty(), broadcast_column(NO_CODE, sum(len(codes) for _, codes in parts), np.int32)
     first = parts[0][0]

@@ -1,37 +1,44 @@
-"""Numpy columns that the whole engine speaks: tables of byte strings, ragged gathers, lexicographic order.
+"""Numpy columns that the whole engine uses: tables of byte strings, ragged columns, lexicographic order.
 
-Nothing here knows Icechunk. No function loops over rows in Python.
+A *ragged column* holds one list for each row: all items in one array, and ``n + 1`` starts. List ``i`` is
+``items[starts[i]:starts[i + 1]]``. A :class:`BytesTable` is a ragged column of bytes.
+
+This module knows nothing about Icechunk. No function loops over rows in Python, because columns may hold millions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Buffer, Iterable, Sequence
 from itertools import accumulate, pairwise
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 U8 = NDArray[np.uint8]
 U32 = NDArray[np.uint32]
 I64 = NDArray[np.int64]
 U64 = NDArray[np.uint64]
+Mask = NDArray[np.bool_]
+Integers = NDArray[np.integer]
+"""Numbers of any integer type: positions, lengths, codes."""
+Rows = NDArray[np.integer] | NDArray[np.bool_]
+"""A choice of rows: their positions, or a mask."""
 
 _MIN_SLICE = 64
-"""Mean length from which copying slices beats gathering items (measured)."""
-
+"""If ranges are at least this long on average, copying slices is faster than gathering items (measured)."""
 
 _FEW_SLICES = 8
-"""So few are not even looked at before."""
+"""Up to this many ranges are copied slice by slice at once: planning would cost more than it saves."""
 
 
-def as_u8(data: Any) -> U8:
-    """Zero-copy ``uint8`` view of any contiguous buffer."""
+def as_u8(data: Buffer) -> U8:
+    """View any contiguous buffer as ``uint8``, without a copy."""
     return data if isinstance(data, np.ndarray) and data.dtype == np.uint8 else np.frombuffer(data, np.uint8)
 
 
-def ragged_positions(starts: NDArray[Any], lengths: NDArray[Any]) -> I64:
-    """Flat element positions of the ranges ``starts[i] : starts[i] + lengths[i]``, range after range."""
+def ragged_positions(starts: Integers, lengths: Integers) -> I64:
+    """Return the positions of all items in the ranges ``starts[i] : starts[i] + lengths[i]``, range after range."""
     lengths = lengths.astype(np.int64, copy=False)
     total = int(lengths.sum())
     if total == 0:
@@ -43,26 +50,26 @@ def ragged_positions(starts: NDArray[Any], lengths: NDArray[Any]) -> I64:
     return np.repeat(shifts, lengths) + np.arange(total, dtype=np.int64)
 
 
-def column_bounds(matrix: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Least and greatest value of each column of a matrix with rows; numpy's own ``min(axis=0)`` is far slower."""
-    columns = range(matrix.shape[1])
+def column_bounds[T: np.integer](matrix: NDArray[T]) -> tuple[NDArray[T], NDArray[T]]:
+    """Return the least and the greatest value of each column. The matrix must have rows."""
+    columns = range(matrix.shape[1])  # numpy's own min(axis=0) is far slower than one call a column
     lowest = np.array([matrix[:, column].min() for column in columns], matrix.dtype)
     return lowest, np.array([matrix[:, column].max() for column in columns], matrix.dtype)
 
 
-def starts_of(lengths: NDArray[Any]) -> I64:
-    """Prefix sums with the total at the end: ``starts`` of shape ``(n + 1,)``."""
-    if len(lengths) < 2:  # of small tables, where this is the most of the work
+def starts_of(lengths: Integers | Mask) -> I64:
+    """Return the prefix sums of some lengths with the total at the end: ``int64 (n + 1,)``."""
+    if len(lengths) < 2:  # numpy's fixed cost a call dominates the encoding of small files
         return np.array([0, *lengths.tolist()], np.int64)
     starts = np.zeros(len(lengths) + 1, np.int64)
     lengths.cumsum(out=starts[1:])
     return starts
 
 
-def gather_ranges(items: NDArray[Any], starts: NDArray[Any], lengths: NDArray[Any]) -> NDArray[Any]:
-    """Copy of the ranges ``starts[i] : starts[i] + lengths[i]``, range after range.
+def gather_ranges[T: np.generic](items: NDArray[T], starts: Integers, lengths: Integers) -> NDArray[T]:
+    """Copy the ranges ``starts[i] : starts[i] + lengths[i]``, range after range.
 
-    Adjacent ranges are copied as one. Few or long ranges are copied slice by slice, which beats one index an item.
+    Adjacent ranges are copied as one. Few or long ranges are copied as slices, which is faster than one index an item.
     """
     if len(starts) == 0:
         return items[:0]
@@ -79,8 +86,8 @@ def gather_ranges(items: NDArray[Any], starts: NDArray[Any], lengths: NDArray[An
     return np.concatenate([items[start:stop] for start, stop in bounds])
 
 
-def scatter_ranges(out: NDArray[Any], starts: NDArray[Any], lengths: NDArray[Any], items: NDArray[Any]) -> None:
-    """Inverse of :func:`gather_ranges`: put consecutive items into the ranges of ``out``."""
+def scatter_ranges[T: np.generic](out: NDArray[T], starts: Integers, lengths: Integers, items: NDArray[T]) -> None:
+    """Write consecutive items into the ranges of ``out``: the inverse of :func:`gather_ranges`."""
     if len(starts) == 1:
         out[int(starts[0]) : int(starts[0]) + len(items)] = items
         return
@@ -93,20 +100,20 @@ def scatter_ranges(out: NDArray[Any], starts: NDArray[Any], lengths: NDArray[Any
         out[place : place + stop - start] = items[start:stop]
 
 
-def take_ragged(items: NDArray[Any], starts: NDArray[Any], rows: NDArray[Any]) -> tuple[NDArray[Any], I64]:
-    """The lists at ``rows`` of a ragged column and their starts; list ``i`` is ``items[starts[i]:starts[i + 1]]``."""
+def take_ragged[T: np.generic](items: NDArray[T], starts: I64, rows: Rows) -> tuple[NDArray[T], I64]:
+    """Return the lists at ``rows`` of a ragged column: their items and their starts."""
     lengths = (starts[1:] - starts[:-1])[rows]
     return gather_ranges(items, starts[:-1][rows], lengths), starts_of(lengths)
 
 
-def insert_ragged(
-    items: NDArray[Any], starts: I64, place: int, added: NDArray[Any], added_starts: I64
-) -> tuple[NDArray[Any], I64]:
-    """A ragged column with more lists before list ``place``, and its starts, which begin with 0."""
-    first, cut, last = int(starts[0]), int(starts[place]), int(starts[-1])
-    joined = np.concatenate([items[first:cut], added, items[cut:last]])
+def insert_ragged[T: np.generic](
+    items: NDArray[T], starts: I64, place: int, added: NDArray[T], added_starts: I64
+) -> tuple[NDArray[T], I64]:
+    """Insert lists before list ``place`` of a ragged column. The new starts begin with 0."""
+    first, middle, last = int(starts[0]), int(starts[place]), int(starts[-1])
+    joined = np.concatenate([items[first:middle], added, items[middle:last]])
     return joined, np.concatenate(
-        [starts[:place] - first, added_starts + (cut - first), starts[place + 1 :] + (len(added) - first)]
+        [starts[:place] - first, added_starts + (middle - first), starts[place + 1 :] + (len(added) - first)]
     )
 
 
@@ -129,20 +136,21 @@ class BytesTable:
 
     @classmethod
     def empty(cls) -> Self:
-        """A table of no strings."""
+        """Make a table without strings."""
         return cls(np.empty(0, np.uint8), np.zeros(1, np.int64))
 
     @classmethod
     def of(cls, items: Iterable[bytes | str]) -> Self:
-        """Table of Python strings or bytes."""
+        """Make a table of Python strings or bytes."""
         encoded = [item.encode() if isinstance(item, str) else item for item in items]
         starts = accumulate(map(len, encoded), initial=0)
         return cls(np.frombuffer(b"".join(encoded), np.uint8), np.fromiter(starts, np.int64, len(encoded) + 1))
 
     @classmethod
-    def gather(cls, buffer: U8, starts: NDArray[Any], lengths: NDArray[Any]) -> Self:
+    def gather(cls, buffer: U8, starts: Integers, lengths: Integers) -> Self:
         """Copy ``n`` ranges out of ``buffer``."""
         if len(starts) > 1 and bool((lengths == lengths[0]).all()) and int(lengths[0]) > 0:
+            # Strings of one length: numpy gathers them as one item each instead of byte by byte.
             width = int(lengths[0])
             windows = np.ndarray((len(buffer) - width + 1,), f"V{width}", np.ascontiguousarray(buffer), strides=(1,))
             data = windows[starts.astype(np.int64, copy=False)].view(np.uint8)
@@ -154,39 +162,39 @@ class BytesTable:
 
     @property
     def lengths(self) -> I64:
-        """Length in bytes of each string, shape ``(n,)``."""
+        """Length of each string in bytes, ``int64 (n,)``."""
         return self.starts[1:] - self.starts[:-1]
 
     @property
     def nbytes(self) -> int:
-        """Memory held."""
+        """Bytes of memory held."""
         return int(self.data.nbytes + self.starts.nbytes)
 
     def raw(self, i: int) -> bytes:
-        """String ``i`` as bytes."""
+        """Return string ``i`` as bytes."""
         return self.data[self.starts[i] : self.starts[i + 1]].tobytes()
 
     def text(self, i: int) -> str:
-        """String ``i`` decoded."""
+        """Return string ``i`` as text."""
         return self.raw(i).decode()
 
     def texts(self) -> list[str]:
-        """All strings decoded; one Python object each, so only for tables of few."""
+        """Return all strings as text. This makes one Python object each: use it for small tables only."""
         data, starts = self.data.tobytes(), self.starts.tolist()
         return [data[start:stop].decode() for start, stop in pairwise(starts)]
 
     def raws(self) -> list[bytes]:
-        """All strings as bytes; one Python object each, so only for tables of few."""
+        """Return all strings as bytes. This makes one Python object each: use it for small tables only."""
         data, starts = self.data.tobytes(), self.starts.tolist()
         return [data[start:stop] for start, stop in pairwise(starts)]
 
     def insert(self, place: int, other: BytesTable) -> BytesTable:
-        """With all strings of another table before string ``place``."""
+        """Insert all strings of another table before string ``place``."""
         added = other.data[other.starts[0] : other.starts[-1]]
         return BytesTable(*insert_ragged(self.data, self.starts, place, added, other.starts - other.starts[0]))
 
-    def take(self, rows: NDArray[Any]) -> BytesTable:
-        """The strings at ``rows``, in that order."""
+    def take(self, rows: Rows) -> BytesTable:
+        """Return the strings at ``rows``, in that order."""
         return BytesTable.gather(self.data, self.starts[:-1][rows], self.lengths[rows])
 
     def __eq__(self, other: object) -> bool:
@@ -200,12 +208,12 @@ class BytesTable:
 
     __hash__ = None  # type: ignore[assignment]
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[type[BytesTable], tuple[U8, I64]]:
         return type(self), (np.ascontiguousarray(self.data), self.starts)
 
 
 def concat_tables(tables: Sequence[BytesTable]) -> BytesTable:
-    """All strings of several tables, table after table."""
+    """Join several tables, table after table."""
     if len(tables) == 1:
         return tables[0]
     if not tables:
@@ -216,7 +224,8 @@ def concat_tables(tables: Sequence[BytesTable]) -> BytesTable:
 
 
 def is_sorted(table: BytesTable) -> bool:
-    """True when no string is greater than the next one, bytewise. Eight bytes of all pairs are compared at a time."""
+    """Return True if no string is greater than the next one, bytewise."""
+    # Eight bytes of all pairs are compared at a time; pairs that are still equal go on to the next eight.
     if len(table) < 2:
         return True
     starts, lengths = table.starts[:-1], table.lengths
@@ -244,32 +253,29 @@ def is_sorted(table: BytesTable) -> bool:
 
 
 def row_keys(rows: U8) -> NDArray[np.bytes_]:
-    """View of ``uint8 (n, width)`` rows as one comparable, sortable key each, in bytewise order."""
+    """View ``uint8 (n, width)`` rows as keys that compare and sort bytewise."""
     width = rows.shape[1]
     return np.ascontiguousarray(rows).view(f"S{width}").reshape(len(rows))
 
 
 def factorize(strings: Sequence[str]) -> tuple[BytesTable, NDArray[np.int32]]:
-    """Distinct strings in order of first appearance, and the code of each input string.
-
-    Hashing happens in C (``dict.fromkeys``, ``map``), about 0.1 µs a string.
-    """
-    codes: dict[str, int] = dict.fromkeys(strings, 0)
+    """Return the distinct strings in order of first appearance, and the code of each input string."""
+    codes: dict[str, int] = dict.fromkeys(strings, 0)  # dict.fromkeys and map hash in C: about 0.1 µs a string
     distinct = list(codes)
     codes.update(zip(distinct, range(len(distinct)), strict=True))
     return BytesTable.of(distinct), np.fromiter(map(codes.__getitem__, strings), np.int32, len(strings))
 
 
-def broadcast_column(value: ArrayLike, n: int, dtype: Any) -> NDArray[Any]:
-    """Read-only column that holds one value ``n`` times and takes no memory."""
+def broadcast_column(value: ArrayLike, n: int, dtype: DTypeLike) -> NDArray[Any]:
+    """Make a read-only column that holds one value ``n`` times and takes no memory."""
     scalar = np.asarray(value, dtype)
     if n == 1:
         return scalar[np.newaxis]
     return np.broadcast_to(scalar, (n, *scalar.shape))
 
 
-def lex_order(rows: NDArray[Any]) -> I64:
-    """Stable order that sorts a 2-d array's rows lexicographically as unsigned vectors."""
+def lex_order(rows: Integers) -> I64:
+    """Return the stable order that sorts the rows of a matrix lexicographically."""
     if rows.shape[1] == 0 or len(rows) < 2:
         return np.arange(len(rows), dtype=np.int64)
     keys = linear_keys(rows)
@@ -278,8 +284,8 @@ def lex_order(rows: NDArray[Any]) -> I64:
     return np.lexsort(rows.T[::-1]).astype(np.int64, copy=False)
 
 
-def linear_keys(rows: NDArray[Any]) -> U64 | None:
-    """One ``uint64`` a row that sorts and compares as the row does; None when the bounding box exceeds 2**63."""
+def linear_keys(rows: Integers) -> U64 | None:
+    """Return one ``uint64`` a row that compares as the row does; None if the rows' box has 2**63 cells or more."""
     if rows.shape[1] == 0 or len(rows) == 0:
         return np.zeros(len(rows), np.uint64)
     spans = [int(top) + 1 for top in column_bounds(rows)[1]]
@@ -293,7 +299,7 @@ def linear_keys(rows: NDArray[Any]) -> U64 | None:
 
 
 def row_strides(spans: Sequence[int]) -> list[int] | None:
-    """C-order strides of a box with those edge lengths; None when it has 2**63 cells or more."""
+    """Return the C-order strides of a box with these edge lengths; None if it has 2**63 cells or more."""
     strides, total = [], 1
     for span in reversed(spans):
         strides.append(total)
@@ -302,7 +308,7 @@ def row_strides(spans: Sequence[int]) -> list[int] | None:
 
 
 def distinct_rows(rows: U32) -> U32:
-    """The distinct rows, sorted lexicographically."""
+    """Return the distinct rows, sorted lexicographically."""
     if len(rows) < 2:
         return rows
     ordered = rows[lex_order(rows)]
@@ -310,7 +316,7 @@ def distinct_rows(rows: U32) -> U32:
     return distinct
 
 
-def rows_differ(rows: NDArray[Any]) -> NDArray[np.bool_]:
-    """For sorted rows: True where row ``i`` differs from row ``i + 1``, shape ``(n - 1,)``."""
-    differ: NDArray[np.bool_] = (rows[1:] != rows[:-1]).any(axis=1)
+def rows_differ(rows: Integers) -> Mask:
+    """Return a mask ``(n - 1,)``: True where row ``i`` differs from row ``i + 1``."""
+    differ: Mask = (rows[1:] != rows[:-1]).any(axis=1)
     return differ

@@ -1,23 +1,43 @@
-"""Very many tables of one type, laid out so that general compressors see their columns.
+"""Write millions of tables of one type so that they compress well.
 
-A flatbuffer fixes what a table is, not where its fields lie: the vtable may name any place within 64 KiB behind the
-table's start. So tables come in blocks of some hundred, and a block is a small column store::
+The problem: a manifest holds one flatbuffer table for each chunk reference. Written the usual way, the fields of a
+table lie beside each other, mixed with offsets that differ from table to table. A general compressor finds little to
+gain in that.
 
-    soffsets       4 bytes a table; a table *is* just this, tables are 4 bytes apart
+The idea: the format fixes what a table is, not where its fields lie. A table is 4 bytes, the *soffset*, which lead to
+its vtable; the vtable may place each field anywhere in the 64 KiB after the table's start. So the tables are written
+in blocks of 32 to 1024 rows, and each block is a small column store::
+
+    soffsets       4 bytes a table; consecutive tables are 4 bytes apart
     lanes          one contiguous column for each number, struct or offset field
-    row vectors    one vector a table, all of one length, beside each other
-    vtables        one a table (fields of 8 bytes move by 8 where tables move by 4), or one for all
-    copies         the strings that this block's tables point to
+    row vectors    one vector a table, all of one length
+    vtables        one a table, or one for each set of fields that occurs
+    copies         the strings that the tables of this block point to
 
-Three things follow. A vector of offsets to the tables has the same distance between item and table all through a
-block, so its items are equal and vanish in compression (tables of any other stride cost 3 bytes an item). What holds
-no information (soffsets, vtables, offsets to row vectors, copies of strings) has the same bytes in every block, so
-that a compressor finds it one block back. And columns of numbers are contiguous, which is where the information is.
+What is always true, and why it must be:
+
+- *All blocks but the last have one layout.* Field ``f`` of row ``i`` has the same distance from the block's start in
+  every block. Then soffsets, vtables and offsets to row vectors have the same bytes in every block, and the compressor
+  finds them one block back. This is why a block holds row vectors of one length only, and why copies come last: they
+  are the only part whose size differs from block to block.
+- *Tables are 4 bytes apart.* A vector of offsets to tables also advances 4 bytes an item. So the distance from item to
+  table is constant within a block, and the items compress to almost nothing. Any other stride costs 3 bytes an item.
+- *Lanes of 4-byte fields move with the tables; others do not.* A 4-byte field of row ``i`` is always equally far from
+  table ``i``, so one vtable serves all. A field of 8 bytes (or a struct of 12) gets 4 (or 8) bytes further away with
+  each row, so every row needs its own vtable. That costs little: the vtables are the same in all blocks.
+- *A field lies less than 64 KiB after its table*, because a vtable entry has 16 bits. The distance is largest for the
+  last lane, which is why the width of all lanes limits the rows of a block.
+- *Offsets point forwards*, as the format demands. Lanes precede row vectors and copies in a block; strings without
+  copies are reserved after all blocks.
+- *Blocks start at multiples of 8 and lanes of 8-byte numbers come first*, so numbers are aligned without padding.
+
+The official library reads such files because it looks up every field through the vtable. A reader that assumed a
+fixed distance between fields would break, and so would one that refused tables that interleave.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Buffer, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -25,59 +45,67 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from icechunk_engine.columns.tables import I64, U8, BytesTable, scatter_ranges, starts_of
+from icechunk_engine.columns.tables import I64, U8, BytesTable, Integers, Mask, scatter_ranges, starts_of
+from icechunk_engine.errors import InternalError
 from icechunk_engine.flatbuf.distinct import sorted_distinct
 from icechunk_engine.flatbuf.writer import Arena, TableLayout, forward
 
 MIN_BLOCK_ROWS = 32
 MAX_BLOCK_ROWS = 1024
 _SLAB_BYTES = 2**21
-"""Blocks are made at once up to this size: many enough for numpy, few enough to stay in cache."""
+"""Bytes of blocks that are made at once: enough to be worth numpy's calls, few enough to stay in the cache."""
 _MAX_REACH = 2**16 - 1
-"""A vtable entry is 16 bits wide."""
+"""The largest value of a vtable entry, which has 16 bits."""
+_MAX_OPTIONAL_FIELDS = 8
+"""The fields that a table lacks are the bits of one byte."""
 _COPIED_BYTES_PER_ROW = 8
-"""Copies of shared strings may take so many bytes a table; else there is one copy for the whole file."""
-
-Mask = NDArray[np.bool_]
+"""Most bytes a table that copies of shared strings may take. Above, the file has one copy of each string instead."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Lane:
+    """One field of all tables."""
+
     slot: int
     width: int
-    values: NDArray[Any] | None  # (n,) numbers or (n, width) bytes; None for offsets, which follow from the places
+    values: NDArray[Any] | None  # (n,) numbers or (n, width) bytes; None for offsets, which follow from the layout
     present: Mask | None
 
     @property
     def kind(self) -> str:
-        """Of numpy's types: ``V`` for structs of bytes."""
+        """Kind of the dtype, as numpy names it: ``V`` for structs of bytes."""
         return "u" if self.values is None else "V" if self.values.ndim == 2 else self.values.dtype.kind
 
 
 @dataclass(frozen=True, slots=True)
 class _RowVectors:
+    """A field that points to a vector of numbers; all vectors have one length."""
+
     slot: int
-    matrix: NDArray[Any]
+    matrix: Integers
 
 
 @dataclass(frozen=True, slots=True)
 class _Shared:
+    """A field that points to a string or byte vector, which many tables may share."""
+
     slot: int
     table: BytesTable
     lengths: I64
     codes: NDArray[np.int32]
     terminated: bool
 
-    def sizes(self, codes: NDArray[Any] | slice) -> I64:
-        """Bytes that entries take with prefix, terminator and padding."""
+    def sizes(self, codes: Integers | slice) -> I64:
+        """Return the bytes that strings take with length prefix, terminator and padding."""
         return (self.lengths[codes] + (8 if self.terminated else 7)) // 4 * 4
 
 
 @dataclass(frozen=True, slots=True)
 class _Copies:
-    """Which entries of a shared table each block has its own copy of.
+    """The strings that each block has a copy of.
 
-    ``of_block[b] : of_block[b + 1]`` are the copies of block ``b``, sorted by code; ``starts`` count from its start.
+    ``of_block[b] : of_block[b + 1]`` are the copies of block ``b``, sorted by code. ``starts`` count from the start of
+    their block.
     """
 
     of_block: I64
@@ -87,7 +115,7 @@ class _Copies:
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """Where things lie in a block of ``rows`` tables, in bytes from its start."""
+    """Where the parts of a block of ``rows`` tables begin, in bytes from its start."""
 
     rows: int
     lanes: Mapping[int, int]
@@ -99,7 +127,7 @@ class _Layout:
 
 
 class BlockTables:
-    """``n`` tables being planned: describe the fields, then :meth:`place` them in an arena.
+    """A plan of ``n`` tables. Describe the fields, then :meth:`place` the tables in an arena.
 
     Parameters
     ----------
@@ -113,36 +141,49 @@ class BlockTables:
         self._vectors: list[_RowVectors] = []
         self._shared: list[_Shared] = []
 
-    def numbers(self, slot: int, values: NDArray[Any], present: Mask | None = None) -> None:
-        """A field of 4 or 8 byte numbers, ``(n,)``; ``present`` says which tables have it (all by default)."""
+    def numbers(self, slot: int, values: Integers, present: Mask | None = None) -> None:
+        """Add a field of 4 or 8 byte numbers, ``(n,)``. ``present`` says which tables have it (default: all)."""
         self._lanes.append(_Lane(slot, values.itemsize, values, _partial(present)))
 
     def structs(self, slot: int, rows: U8, present: Mask | None = None) -> None:
-        """A struct field of bytes, ``uint8 (n, width)``."""
+        """Add a field of structs, ``uint8 (n, width)``."""
         self._lanes.append(_Lane(slot, int(rows.shape[1]), rows, _partial(present)))
 
-    def row_vectors(self, slot: int, matrix: NDArray[Any]) -> None:
-        """A field of vectors of 4-byte numbers, one row of ``(n, width)`` each."""
+    def row_vectors(self, slot: int, matrix: Integers) -> None:
+        """Add a field of vectors of 4-byte numbers: row ``i`` of ``matrix (n, width)`` belongs to table ``i``."""
         self._lanes.append(_Lane(slot, 4, None, None))
         self._vectors.append(_RowVectors(slot, matrix))
 
     def shared(self, slot: int, table: BytesTable, codes: NDArray[np.int32], *, terminated: bool) -> None:
-        """A string (``terminated``) or ``[u8]`` field: rows of ``table`` named by ``codes (n,)``, -1 for absent."""
+        """Add a field of strings (``terminated``) or byte vectors.
+
+        Parameters
+        ----------
+        table
+            The strings.
+        codes
+            ``int32 (n,)``: row of ``table`` for each flatbuffer table, -1 if the field is absent.
+        """
         self._lanes.append(_Lane(slot, 4, None, _partial(codes >= 0)))
         self._shared.append(_Shared(slot, table, table.lengths, codes, terminated))
 
     def place(self, arena: Arena) -> I64:
-        """Reserve the tables and all that they point to; returns the tables' positions, ``int64 (n,)``."""
+        """Reserve the tables and everything that they point to.
+
+        Returns
+        -------
+        The positions of the tables, ``int64 (n,)``.
+        """
         if self._n == 0:
             return np.empty(0, np.int64)
         if self._n <= MIN_BLOCK_ROWS:
             return self._place_singly(arena)
-        # Wide lanes first, so that 8-byte numbers are aligned without padding.
+        # 8-byte numbers first: then they are aligned without padding.
         lanes = sorted(self._lanes, key=lambda lane: (lane.width != 8, lane.slot))
         return _Blocks(self._n, lanes, self._vectors, self._shared).place(arena)
 
     def _place_singly(self, arena: Arena) -> I64:
-        """As ordinary tables: those of a single block would not be smaller."""
+        """Reserve ordinary tables: a single block, which repeats nothing, would not be smaller."""
         tables = arena.tables(_layout_of(tuple((lane.slot, lane.width, lane.kind) for lane in self._lanes)), self._n)
         for lane in self._lanes:
             if lane.values is not None:
@@ -152,7 +193,7 @@ class BlockTables:
             tables.point(vector.slot, arena.vectors(vector.matrix.reshape(-1), [width] * n))
         for shared in self._shared:
             place = arena.strings if shared.terminated else arena.byte_vectors
-            positions = np.append(place(shared.table), 0)  # for -1
+            positions = np.append(place(shared.table), 0)  # code -1 reads the last entry; the mask drops it
             tables.point(shared.slot, positions[shared.codes], shared.codes >= 0)
         return tables.positions
 
@@ -167,7 +208,7 @@ def _partial(present: Mask | None) -> Mask | None:
 
 
 class _Blocks:
-    """The plan of one :class:`BlockTables`, and its bytes."""
+    """The blocks of one :class:`BlockTables`: first their layout, later their bytes."""
 
     def __init__(self, n: int, lanes: list[_Lane], vectors: list[_RowVectors], shared: list[_Shared]) -> None:
         self.n = n
@@ -175,7 +216,8 @@ class _Blocks:
         self.vectors = vectors
         self.shared = shared
         reach_per_row = 4 + sum(lane.width for lane in lanes)
-        # The first block's regular parts are paid in full, later ones hardly; about the square root serves both.
+        # The compressor stores the repeated parts once, at the cost of one block, and then pays a little for each
+        # further block. Both costs together are least when the rows of a block are about the square root of n.
         rows = min(max(1 << n.bit_length() // 2, MIN_BLOCK_ROWS), MAX_BLOCK_ROWS)
         self.rows = min(rows, (_MAX_REACH - 8) // reach_per_row, n)
         self.row_starts = np.append(np.arange(0, n, self.rows, dtype=np.int64), n)
@@ -197,7 +239,7 @@ class _Blocks:
         for vector in self.vectors:
             vectors[vector.slot] = end
             end += 4 * (1 + vector.matrix.shape[1]) * rows
-        # A lane of 4-byte fields keeps its distance from the tables; others need a vtable for each table.
+        # Fields of 4 bytes keep their distance from the tables; others need a vtable for each table.
         own = any(lane.width != 4 for lane in self.lanes)
         table = np.arange(rows if own else 1)
         n_slots = max((lane.slot for lane in self.lanes), default=-1) + 1
@@ -213,6 +255,7 @@ class _Blocks:
         return _Layout(rows, lanes, vectors, vtables, -(-end // 8) * 8, own, templates)
 
     def place(self, arena: Arena) -> I64:
+        """Reserve all blocks as one place, and strings without copies after them; return the tables' positions."""
         ends = np.full(self.n_blocks, self.full.end, np.int64)
         ends[-1] = self.last.end
         for shared in self.shared:
@@ -230,12 +273,19 @@ class _Blocks:
         return positions
 
     def _plan_copies(self, shared: _Shared, ends: I64) -> I64:
-        """Give each block copies of the entries it uses, unless they recur in too many; returns what they take."""
-        runs = np.ones(self.n, np.bool_)
-        np.not_equal(shared.codes[1:], shared.codes[:-1], out=runs[1:])
-        runs[self.row_starts[:-1]] = True
-        runs &= shared.codes >= 0
-        heads = np.flatnonzero(runs)
+        """Give each block its own copies of the strings it uses, unless that would take too much space.
+
+        Returns
+        -------
+        The bytes that the copies take in each block, ``int64 (n_blocks,)``.
+        """
+        # References to one object mostly follow each other, so looking at the first row of each run of equal codes
+        # leaves little to sort.
+        is_head = np.ones(self.n, np.bool_)
+        np.not_equal(shared.codes[1:], shared.codes[:-1], out=is_head[1:])
+        is_head[self.row_starts[:-1]] = True
+        is_head &= shared.codes >= 0
+        heads = np.flatnonzero(is_head)
         n_codes = max(len(shared.table), 1)
         used = sorted_distinct(heads // self.rows * n_codes + shared.codes[heads])
         blocks, codes = used // n_codes, used % n_codes
@@ -249,8 +299,8 @@ class _Blocks:
         self.copies[shared.slot] = _Copies(of_block, codes, starts[:-1] - before[blocks] + ends[blocks])
         return np.diff(before)
 
-    def pieces(self) -> Iterator[Any]:
-        """The bytes of all blocks."""
+    def pieces(self) -> Iterator[Buffer]:
+        """Yield the bytes of all blocks. The arena calls this when it writes the file."""
         first, n_full = 0, self.n_blocks - 1
         while first < n_full:
             within = int(np.searchsorted(self.bases, self.bases[first] + _SLAB_BYTES, "right")) - 1
@@ -259,8 +309,8 @@ class _Blocks:
             first = stop
         yield from self._slab(self.last, n_full, self.n_blocks)
 
-    def _slab(self, layout: _Layout, first: int, stop: int) -> Iterator[Any]:
-        """Blocks ``first`` to ``stop``, which share a layout: what all have as one array, then their copies."""
+    def _slab(self, layout: _Layout, first: int, stop: int) -> Iterator[Buffer]:
+        """Yield blocks ``first`` to ``stop``, which share a layout. Their common parts are made as one array."""
         n_blocks, rows = stop - first, layout.rows
         out = np.zeros((n_blocks, layout.end), np.uint8)
         part = slice(int(self.row_starts[first]), int(self.row_starts[stop]))
@@ -283,20 +333,20 @@ class _Blocks:
             _words(out, lane_start, rows)[:] = forward(lane_start + 4 * table, at + stride * table)
         for shared in self.shared:
             self._write_offsets(out, layout, shared, first, stop)
-        tails = self._tails(layout, first, stop)
-        if tails is None:
+        copies = self._copied_bytes(layout, first, stop)
+        if copies is None:
             yield out.reshape(-1)
             return
-        tail, starts = tails
+        copied, starts = copies
         for block in range(n_blocks):
             yield out[block]
-            yield tail[starts[block] : starts[block + 1]]
+            yield copied[starts[block] : starts[block + 1]]
 
     def _write_vtables(self, out: U8, layout: _Layout, part: slice) -> None:
         n_blocks, rows = len(out), layout.rows
         vtable_size = 2 * layout.templates.shape[2]
         patterns = None if self.patterns is None else self.patterns[part].reshape(n_blocks, rows)
-        # (blocks or 1, vtables, entries), and which of its block's vtables each table has.
+        # vtables: (blocks or 1, vtables, entries); chosen: which vtable of its block each table has.
         if layout.own_vtables:
             own = np.arange(rows)
             vtables = layout.templates[:1] if patterns is None else layout.templates[patterns, own]
@@ -321,6 +371,7 @@ class _Blocks:
             n_codes = len(shared.table)
             own = slice(int(copies.of_block[first]), int(copies.of_block[stop]))
             blocks = np.repeat(np.arange(stop - first), np.diff(copies.of_block[first : stop + 1]))
+            # Copies are sorted by block and code, so one search finds the copy of each row.
             row = np.searchsorted(blocks * n_codes + copies.codes[own], block * n_codes + codes)
             targets = self.bases[first:stop][block] + np.append(copies.starts[own], 0)[row]
         present = codes >= 0
@@ -328,12 +379,12 @@ class _Blocks:
         distances[present] = forward(fields[present], targets[present])
         _words(out, lane_start, layout.rows)[:] = distances.reshape(out.shape[0], -1)
 
-    def _tails(self, layout: _Layout, first: int, stop: int) -> tuple[U8, list[int]] | None:
-        """What follows the equal parts of these blocks: the copies, and where each block's end."""
+    def _copied_bytes(self, layout: _Layout, first: int, stop: int) -> tuple[U8, list[int]] | None:
+        """Return the copies of these blocks, block after block, and where those of each block begin; None if none."""
         starts = self.bases[first : stop + 1] - self.bases[first] - layout.end * np.arange(stop - first + 1)
         if int(starts[-1]) == 0:
             return None
-        tail = np.zeros(int(starts[-1]), np.uint8)
+        copied = np.zeros(int(starts[-1]), np.uint8)
         for shared in self.shared:
             copies = self.copies.get(shared.slot)
             if copies is None:
@@ -343,17 +394,19 @@ class _Blocks:
             at = np.repeat(starts[:-1], counts) + copies.starts[own] - layout.end
             codes = copies.codes[own]
             lengths = shared.lengths[codes]
-            tail.view("<u4")[at // 4] = lengths
-            scatter_ranges(tail, at + 4, lengths, shared.table.take(codes).data)
-        return tail, starts.tolist()
+            copied.view("<u4")[at // 4] = lengths
+            scatter_ranges(copied, at + 4, lengths, shared.table.take(codes).data)
+        return copied, starts.tolist()
 
 
-def _patterns(lanes: list[_Lane], n: int) -> tuple[list[list[int]], NDArray[np.uint8] | None]:
-    """The sets of fields that occur, and which of them each table has (None when all have the same)."""
+def _patterns(lanes: list[_Lane], n: int) -> tuple[list[list[int]], U8 | None]:
+    """Find the sets of fields that occur, and which of them each table has (None if all tables have the same)."""
     always = [lane.slot for lane in lanes if lane.present is None]
     sometimes = [(lane.slot, lane.present) for lane in lanes if lane.present is not None]
     if not sometimes:
         return [always], None
+    if len(sometimes) > _MAX_OPTIONAL_FIELDS:
+        raise InternalError(f"tables in blocks have at most {_MAX_OPTIONAL_FIELDS} optional fields")
     bits = np.zeros(n, np.uint8)
     for bit, (_, present) in enumerate(sometimes):
         bits |= present.astype(np.uint8) << np.uint8(bit)
@@ -368,5 +421,5 @@ def _patterns(lanes: list[_Lane], n: int) -> tuple[list[list[int]], NDArray[np.u
 
 
 def _words(out: U8, start: int, n: int) -> NDArray[np.uint32]:
-    """Writable view of ``n`` 4-byte words a block."""
+    """View ``n`` 4-byte words of each block, to write them."""
     return out[:, start : start + 4 * n].view("<u4")

@@ -1,4 +1,9 @@
-"""Which byte ranges are equal: hashes in numpy, then an exact comparison."""
+"""Find equal byte ranges: numpy hashes all of them, then an exact comparison confirms the result.
+
+The result is exact, whatever the hash does: ranges with one hash are compared byte by byte. Two different ranges with
+one hash only cost another round with another seed. The first seed is fixed, so that results and timings repeat; the
+others are random, because whoever makes a hostile file can find collisions for a seed that is known.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +16,14 @@ from icechunk_engine.errors import InternalError
 _SLAB_ROWS = 2**14
 _SEED = np.uint64(0x9E3779B97F4A7C15)
 _RESEEDS = 4
-_RNG = np.random.default_rng()
+_RNG = np.random.default_rng()  # seeded by the operating system
 _MULTIPLIER = np.uint64(0xD6E8FEB86659FD93)
 _WORD = 8
 
 
 def sorted_distinct[T: np.generic](values: NDArray[T]) -> NDArray[T]:
-    """Distinct values in ascending order; by sorting, which beats a hash table when most are distinct."""
+    """Return the distinct values in ascending order."""
+    # Sorting is faster than a hash table if most values are distinct.
     ordered = np.sort(values)
     return ordered[np.append(True, ordered[1:] != ordered[:-1])] if len(ordered) else ordered
 
@@ -30,13 +36,13 @@ def distinct_ranges(data: U8, starts: I64, lengths: I64) -> tuple[I64, NDArray[n
     data
         The buffer.
     starts, lengths
-        ``int64 (n,)`` ranges, which must lie inside of the buffer.
+        ``int64 (n,)``: the ranges. They must lie inside the buffer.
 
     Returns
     -------
     tuple
-        Rows of the distinct ranges' first appearances, ``int64 (k,)`` ascending, and the code (row of that) of each
-        range, ``int32 (n,)``.
+        The rows where distinct ranges appear first, ``int64 (k,)`` ascending; and the code of each range,
+        ``int32 (n,)``: the position among those rows of the first range that is equal.
     """
     n = len(starts)
     if n == 0:
@@ -50,17 +56,17 @@ def distinct_ranges(data: U8, starts: I64, lengths: I64) -> tuple[I64, NDArray[n
             words.equal(starts[part], lengths[part], starts[twins[part]], lengths[twins[part]]) for part in _slabs(n)
         ):
             return rows, codes
-        # Two different ranges had one hash, which only happens by intent: nobody can intend it for a random seed.
-    raise InternalError("equal strings of a file could not be told from others, whatever the seed of their hashes")
+    # 64-bit hashes do not collide by accident, and nobody can prepare a file for a random seed.
+    raise InternalError("the hashes of different strings in a file collide for every seed")
 
 
 def _slabs(n: int) -> list[slice]:
-    """Some ranges at a time, so that what is gathered on the way stays in cache."""
+    """Divide the work into slabs whose intermediate arrays stay in the cache."""
     return [slice(first, min(first + _SLAB_ROWS, n)) for first in range(0, n, _SLAB_ROWS)]
 
 
 def _first_rows(keys: U64) -> tuple[I64, NDArray[np.int32]]:
-    """Rows where each key appears first, ascending, and the code of every key."""
+    """Return the rows where keys appear first, ascending, and the code of every key."""
     n = len(keys)
     distinct = sorted_distinct(keys)
     if len(distinct) == n:
@@ -75,7 +81,7 @@ def _first_rows(keys: U64) -> tuple[I64, NDArray[np.int32]]:
 
 
 class _Words:
-    """Reads ranges of a buffer as 8-byte words, the last one filled up with zeros."""
+    """Ranges of a buffer as 8-byte words, the last word of a range padded with zeros."""
 
     def __init__(self, data: U8) -> None:
         if len(data) < _WORD:
@@ -84,16 +90,16 @@ class _Words:
         self._view: U64 = np.ndarray((self._last + 1,), "<u8", np.ascontiguousarray(data), strides=(1,))
 
     def word(self, starts: I64, lengths: I64, at: int) -> U64:
-        """Word at byte ``at`` of ranges that are longer than ``at``."""
+        """Return the word at byte ``at`` of each range. All ranges must be longer than ``at``."""
         wanted = starts + at
-        found = np.minimum(wanted, self._last)
+        found = np.minimum(wanted, self._last)  # near the end of the buffer, read earlier and shift
         words = self._view[found] >> ((wanted - found) * 8).astype(np.uint64)
         missing = np.maximum(_WORD - (lengths - at), 0).astype(np.uint64) * np.uint64(8)
         kept: U64 = words & (np.uint64(2**64 - 1) >> missing)
         return kept
 
     def hashes(self, starts: I64, lengths: I64, seed: np.uint64) -> U64:
-        """One ``uint64`` a range."""
+        """Hash each range to a ``uint64``."""
         hashes = (lengths.astype(np.uint64) + np.uint64(1)) * (seed | np.uint64(1))
         rows, at = np.arange(len(starts)), 0
         while True:
@@ -105,7 +111,7 @@ class _Words:
             at += _WORD
 
     def equal(self, starts: I64, lengths: I64, other_starts: I64, other_lengths: I64) -> bool:
-        """True when all pairs of ranges hold the same bytes."""
+        """Return True if each range holds the same bytes as its partner."""
         if not np.array_equal(lengths, other_lengths):
             return False
         rows = np.flatnonzero(starts != other_starts)

@@ -1,18 +1,27 @@
-"""FlexBuffers: schema-less values inside flatbuffers (https://flatbuffers.dev/internals/, *FlexBuffers*).
+"""FlexBuffers: values without a schema inside flatbuffers (https://flatbuffers.dev/internals/, *FlexBuffers*).
 
-Reads every encoding that the specification allows. Writes the one that the official library chooses, byte for byte:
-smallest widths, floats as 32 bits where that loses nothing, keys stored once a buffer, vectors of numbers or booleans
-typed (without a length when there are two to four numbers), maps sorted by key.
+The reader accepts every encoding that the specification allows. The writer chooses the one that the official library
+chooses, byte for byte:
 
-Layout: children before parents, the root's value, its packed type and its width last. A packed type is
-``type << 2 | log2(width)``; offsets point backwards from where they are stored.
+- the smallest widths that hold the values;
+- floats in 32 bits if that loses nothing;
+- each key once a buffer, and maps sorted by key;
+- typed vectors for numbers and booleans, without a length if there are two to four numbers.
+
+Children come before their parents, so offsets point backwards from where they are stored. The last bytes are the
+root's value, its packed type and its width. A packed type is ``type << 2 | log2(width)``.
+
+Offsets may also lead to a place that another value uses. So a small hostile buffer can describe a huge value, and even
+one that contains itself. Three limits stop the reader early: :data:`MAX_DEPTH`, :data:`MAX_VALUES`, and a budget that
+grows with the size of the buffer.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,15 +31,17 @@ MAX_DEPTH = 128
 """Deepest nesting of vectors and maps that is written or read."""
 
 MAX_VALUES = 2**20
-"""Values that are read at most, those inside of others included: an empty map has one byte, and 64 in memory."""
+"""Maximum number of values that are read, nested ones included. An empty map takes 1 byte here and 64 in memory."""
 
 _BUDGET_BASE, _BUDGET_FACTOR = 1 << 16, 16
-"""Values may share their parts, so a small hostile buffer can describe a huge value: what is read out of a buffer of
-``n`` bytes is bounded by ``_BUDGET_BASE + _BUDGET_FACTOR * n`` elements and bytes of text."""
+"""From a buffer of ``n`` bytes, at most ``_BUDGET_BASE + _BUDGET_FACTOR * n`` elements and bytes of text are read."""
+
+type FlexValue = bool | int | float | str | bytes | list[FlexValue] | dict[str, FlexValue] | None
+"""What a FlexBuffer can hold: a JSON value, or bytes."""
 
 
 class FlexType(IntEnum):
-    """Type codes; those of typed vectors are computed, see :func:`_element_type`."""
+    """Type codes. The codes of typed vectors that have no name here follow from :func:`_element_type`."""
 
     NULL = 0
     INT = 1
@@ -55,42 +66,43 @@ class FlexType(IntEnum):
     VECTOR_BOOL = 36
 
 
-def dumps(value: Any) -> bytes:
+def dumps(value: object) -> bytes:
     """Encode a JSON-like value (None, bool, int, float, str, list or tuple, dict with str keys).
 
-    Numpy scalars count as what they hold, ``bytes`` as a list of integers: JSON has no blobs.
+    Numpy scalars are stored as the numbers that they hold, and ``bytes`` as a list of integers, because JSON has no
+    blobs.
 
     Raises
     ------
     InvalidInputError
-        ``bad-metadata`` for other types, integers beyond 64 bits, keys that hold NUL, lone surrogates, and nesting
-        deeper than :data:`MAX_DEPTH`.
+        ``bad-metadata``: another type, an integer beyond 64 bits, a key with NUL, a lone surrogate, or nesting deeper
+        than :data:`MAX_DEPTH`.
     """
     return _Writer().finish(value)
 
 
-def loads(data: bytes, left: list[int] | None = None) -> Any:
-    """Decode one value; blobs become ``bytes``.
+def loads(data: bytes, left: list[int] | None = None) -> FlexValue:
+    """Decode one value. Blobs become ``bytes``.
 
     Parameters
     ----------
     left
-        One number: how many values may be read, those inside of others included. It goes down with each, so that
-        several calls can share it.
+        A list of one number: how many values may still be read, nested ones included. Each value decreases it, so
+        several calls can share one limit.
 
     Raises
     ------
     FormatError
-        ``deserialization`` when the bytes are not a FlexBuffer.
+        ``deserialization``: the bytes are not a FlexBuffer.
     """
     return _Reader(bytes(data), [MAX_VALUES] if left is None else left).root()
 
 
 class NotStorableError(InvalidInputError, TypeError):
-    """A value of a type that cannot be stored: the caller's type error, too."""
+    """The type of a value cannot be stored. Handlers of TypeError catch this, too."""
 
 
-def _refuse(what: str, kind: type[InvalidInputError] = InvalidInputError) -> InvalidInputError:
+def _not_storable(what: str, kind: type[InvalidInputError] = InvalidInputError) -> InvalidInputError:
     return kind(
         f"{what} cannot be stored. Use JSON values: None, bool, int (64 bits), float, str, list, dict with str keys",
         ErrorKind.BAD_METADATA,
@@ -101,17 +113,20 @@ def _refuse(what: str, kind: type[InvalidInputError] = InvalidInputError) -> Inv
 
 
 class _Value(NamedTuple):
-    """An encoded value: what its parent has to store for it."""
+    """An encoded value, as its parent stores it."""
 
     type: int
     scalar: int | float
-    """The value itself when ``is_inline``, else the position of what was written."""
+    """The value itself if ``is_inline``, else the position where it was written."""
     width: int
-    """Bytes of a scalar, or the width of what was written."""
+    """Bytes of a scalar, or the width of the value that was written."""
     is_inline: bool
 
     def width_at(self, end: int, slot: int) -> int:
-        """Bytes needed to store this in slot ``slot`` of a vector that starts, once aligned, after ``end``."""
+        """Return the bytes needed to store this in slot ``slot`` of a vector that starts, once aligned, after ``end``.
+
+        The offset to a value depends on the alignment, and that on the width: so the widths are tried in order.
+        """
         if self.is_inline:
             return self.width
         for width in (1, 2, 4):
@@ -145,7 +160,7 @@ class _Writer:
         self.out = bytearray()
         self.keys: dict[bytes, _Value] = {}
 
-    def finish(self, value: Any) -> bytes:
+    def finish(self, value: object) -> bytes:
         root = self.value(value, 0)
         width = root.width_at(len(self.out), 0)
         self.align(width)
@@ -153,7 +168,7 @@ class _Writer:
         self.out += bytes([root.packed_type(width), width])
         return bytes(self.out)
 
-    def value(self, value: Any, depth: int) -> _Value:
+    def value(self, value: object, depth: int) -> _Value:
         if isinstance(value, np.generic):
             value = value.item()
         if value is None:
@@ -167,12 +182,12 @@ class _Writer:
         if isinstance(value, str):
             return self.string(_utf8(value))
         if depth >= MAX_DEPTH:
-            raise _refuse(f"a value nested deeper than {MAX_DEPTH}")
+            raise _not_storable(f"a value nested deeper than {MAX_DEPTH}")
         if isinstance(value, dict):
             return self.map(value, depth + 1)
         if isinstance(value, list | tuple | bytes):
             return self.vector([self.value(item, depth + 1) for item in value])
-        raise _refuse(f"a value of type {type(value).__name__}", NotStorableError)
+        raise _not_storable(f"a value of type {type(value).__name__}", NotStorableError)
 
     def string(self, data: bytes) -> _Value:
         width = _uint_width(len(data))
@@ -182,24 +197,24 @@ class _Writer:
         self.out += data + b"\0"
         return _Value(FlexType.STRING, start, width, False)
 
-    def key(self, key: Any) -> _Value:
+    def key(self, key: object) -> _Value:
         if not isinstance(key, str):
-            raise _refuse(f"a key of type {type(key).__name__}", NotStorableError)
+            raise _not_storable(f"a key of type {type(key).__name__}", NotStorableError)
         data = _utf8(key)
         if b"\0" in data:
-            raise _refuse(f"the key {key!r}, which holds NUL,")
+            raise _not_storable(f"the key {key!r}, which holds NUL,")
         if data not in self.keys:
             self.keys[data] = _Value(FlexType.KEY, len(self.out), 1, False)
             self.out += data + b"\0"
         return self.keys[data]
 
-    def map(self, items: dict[Any, Any], depth: int) -> _Value:
+    def map(self, items: Mapping[object, object], depth: int) -> _Value:
         pairs = [(self.key(key), self.value(items[key], depth)) for key in sorted(items, key=_key_order)]
         keys = self.vector([key for key, _ in pairs], keys_only=True)
         return self.vector([value for _, value in pairs], keys=keys)
 
     def vector(self, values: list[_Value], keys: _Value | None = None, keys_only: bool = False) -> _Value:
-        """Write a vector, the key vector of a map (``keys_only``), or a map's values after its ``keys``."""
+        """Write a vector, the key vector of a map (``keys_only``), or the values of a map whose keys are ``keys``."""
         n = len(values)
         kinds = {value.type for value in values}
         kind = FlexType.MAP if keys is not None else FlexType.VECTOR_KEY if keys_only else FlexType.VECTOR
@@ -229,9 +244,11 @@ class _Writer:
         return _Value(type_code, start, width, False)
 
     def align(self, width: int) -> None:
+        """Pad the output to a multiple of ``width``."""
         self.out += bytes(-len(self.out) % width)
 
     def put(self, value: _Value, width: int) -> None:
+        """Store a value, or the offset to it, in ``width`` bytes."""
         if not value.is_inline:
             self.out += (len(self.out) - int(value.scalar)).to_bytes(width, "little")
         elif value.type == FlexType.FLOAT:
@@ -243,10 +260,10 @@ class _Writer:
 def _integer(value: int) -> _Value:
     if value >= 0:
         if value >= 1 << 64:
-            raise _refuse(f"the integer {value}")
+            raise _not_storable(f"the integer {value}")
         return _Value(FlexType.UINT, value, _uint_width(value), True)
     if value < -(1 << 63):
-        raise _refuse(f"the integer {value}")
+        raise _not_storable(f"the integer {value}")
     return _Value(FlexType.INT, value, _uint_width((~value) << 1), True)
 
 
@@ -261,12 +278,12 @@ def _utf8(text: str) -> bytes:
     try:
         return text.encode()
     except UnicodeEncodeError:
-        raise _refuse(f"the text {text!r}, which is not valid Unicode,") from None
+        raise _not_storable(f"the text {text!r}, which is not valid Unicode,") from None
 
 
-def _key_order(key: Any) -> bytes:
+def _key_order(key: object) -> bytes:
     if not isinstance(key, str):
-        raise _refuse(f"a key of type {type(key).__name__}", NotStorableError)
+        raise _not_storable(f"a key of type {type(key).__name__}", NotStorableError)
     return _utf8(key)
 
 
@@ -274,7 +291,7 @@ def _key_order(key: Any) -> bytes:
 
 
 class _Damaged(Exception):
-    """Why the buffer is not a FlexBuffer."""
+    """The buffer is not a FlexBuffer; the text says why."""
 
 
 class _Reader:
@@ -283,7 +300,7 @@ class _Reader:
         self.left = left
         self.budget = _BUDGET_BASE + _BUDGET_FACTOR * len(data)
 
-    def root(self) -> Any:
+    def root(self) -> FlexValue:
         try:
             if len(self.data) < 3:
                 raise _Damaged("it is too short")
@@ -297,8 +314,8 @@ class _Reader:
                 ErrorKind.DESERIALIZATION,
             ) from None
 
-    def value(self, position: int, parent_width: int, packed_type: int, depth: int) -> Any:
-        """The value stored at ``position`` in ``parent_width`` bytes."""
+    def value(self, position: int, parent_width: int, packed_type: int, depth: int) -> FlexValue:
+        """Read the value stored at ``position`` in ``parent_width`` bytes."""
         kind, width = packed_type >> 2, 1 << (packed_type & 3)
         self.count(1)
         if kind == FlexType.NULL:
@@ -323,7 +340,7 @@ class _Reader:
             return self.vector(target, width, self.uint(target - width, width), depth + 1)
         return self.typed_vector(target, width, kind)
 
-    def map(self, start: int, width: int, depth: int) -> dict[str, Any]:
+    def map(self, start: int, width: int, depth: int) -> dict[str, FlexValue]:
         n = self.uint(start - width, width)
         keys_start = self.target(start - 3 * width, width)
         keys_width = self.uint(start - 2 * width, width)
@@ -333,18 +350,18 @@ class _Reader:
         keys = [self.key(self.target(keys_start + i * keys_width, keys_width)) for i in range(n)]
         return dict(zip(keys, values, strict=True))
 
-    def vector(self, start: int, width: int, n: int, depth: int) -> list[Any]:
+    def vector(self, start: int, width: int, n: int, depth: int) -> list[FlexValue]:
         kinds = self.slice(start + n * width, n)
         return [self.value(start + i * width, width, packed, depth) for i, packed in enumerate(kinds)]
 
-    def typed_vector(self, start: int, width: int, kind: int) -> list[Any]:
+    def typed_vector(self, start: int, width: int, kind: int) -> list[FlexValue]:
         if FlexType.VECTOR_INT2 <= kind <= FlexType.VECTOR_FLOAT4:
             n, element = (kind - FlexType.VECTOR_INT2) // 3 + 2, (kind - FlexType.VECTOR_INT2) % 3 + FlexType.INT
         else:
             element = _element_type(kind)
             n = self.uint(start - width, width)
-        if element in (FlexType.KEY, FlexType.STRING):  # strings in here have lengths of one byte
-            self.slice(start, n * width)
+        if element in (FlexType.KEY, FlexType.STRING):  # strings in typed vectors have lengths of one byte
+            self.slice(start, n * width)  # checks that all items are there before the loop trusts n
             return [self.value(start + i * width, width, element << 2, MAX_DEPTH) for i in range(n)]
         raw = self.slice(start, n * width)
         self.count(n)
@@ -380,12 +397,14 @@ class _Reader:
         return self.data[start : start + length]
 
     def count(self, n: int) -> None:
+        """Count values that are read."""
         self.left[0] -= n
         if self.left[0] < 0:
             raise _Damaged(f"it stands for more than {MAX_VALUES} values")
         self.spend(n)
 
     def spend(self, amount: int) -> None:
+        """Pay for elements and bytes that are read, shared ones each time."""
         self.budget -= amount
         if self.budget < 0:
             raise _Damaged("it describes far more data than it holds")

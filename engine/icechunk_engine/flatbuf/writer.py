@@ -1,8 +1,15 @@
-"""Writes flatbuffers from numpy columns: places are planned from the root outwards, then columns are scattered.
+"""Write flatbuffers from numpy columns: plan the layout from the root outwards, then fill in the columns.
 
-An :class:`Arena` hands out places, one after another; parents take theirs before their children, because offsets point
-forwards. Contents may follow later, and large ones are made slab by slab while the buffer is written, so that a file
-that is compressed as it is made never exists as a whole.
+An :class:`Arena` reserves places, one after another, and nothing moves after that. Three rules follow:
+
+- *Reserve parents before their children.* Stored offsets are unsigned, so they point forwards. The usual flatbuffer
+  builders fill the buffer from its end for this reason; planning first gives the same with whole columns at a time.
+  :func:`forward` raises if the order is wrong.
+- *Reserve everything before you write.* Offsets need the positions of children, so :meth:`Arena.seal` fixes the last
+  places, those of the vtables, and with them the size. Vtables may come last because offsets to them are signed.
+- *Fill each place with exactly the bytes that it reserved.* Contents may be functions, which :meth:`Arena.blocks`
+  calls when it reaches their place. So large tables are made slab by slab while the compressor consumes them, and a
+  large file never exists as a whole in memory. Content of another size would shift all that follows, so it raises.
 
 >>> import numpy as np
 >>> from icechunk_engine.columns.tables import BytesTable
@@ -23,14 +30,24 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Buffer, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from icechunk_engine.columns.tables import I64, U8, BytesTable, as_u8, ragged_positions, scatter_ranges, starts_of
+from icechunk_engine.columns.tables import (
+    I64,
+    U8,
+    BytesTable,
+    Integers,
+    Mask,
+    as_u8,
+    ragged_positions,
+    scatter_ranges,
+    starts_of,
+)
 from icechunk_engine.errors import ErrorKind, FormatError, InternalError
 
 MAX_BUFFER_SIZE = 2**31 - 1
@@ -41,19 +58,20 @@ OFFSET = "<u4"
 
 _SLAB_ROWS = 2**16
 _FEW = 8
-"""Up to here Python is faster than numpy."""
+"""Up to this many tables or vectors, Python is faster than numpy."""
 _FEW_BYTES = 2**16
 
-Fill = Callable[[], Iterator[Any]]
+type Content = Buffer | Callable[[], Iterator[Buffer]]
+"""What fills a place: a contiguous buffer, or a function that yields the pieces when they are needed."""
 
 
 class Arena:
-    """A flatbuffer being planned.
+    """A plan of one flatbuffer.
 
     Parameters
     ----------
     identifier
-        Four bytes of file identifier.
+        The four bytes of the file identifier.
     """
 
     __slots__ = ("_contents", "_identifier", "_open_tables", "_reserved", "_root", "size")
@@ -63,22 +81,22 @@ class Arena:
         self._identifier = identifier
         self._root: int | None = None
         self._reserved: list[tuple[int, int]] = []
-        self._contents: dict[int, Any] = {}
+        self._contents: dict[int, Content] = {}
         self._open_tables: list[TableWriter] = []
 
     def reserve(self, n_bytes: int, align: int = 4, lead: int = 0) -> int:
-        """Take a place of ``n_bytes`` whose position is ``lead`` modulo ``align``; :meth:`put` its content later.
+        """Reserve ``n_bytes`` at a position that is ``lead`` modulo ``align``. :meth:`put` the content later.
 
         Raises
         ------
         FormatError
-            ``serialization`` when the buffer would exceed MAX_BUFFER_SIZE.
+            ``serialization``: the buffer would exceed MAX_BUFFER_SIZE.
         """
         position = self.size + (lead - self.size) % align
         if position + n_bytes > MAX_BUFFER_SIZE:
             raise FormatError(
-                f"a file's flatbuffer would exceed {MAX_BUFFER_SIZE} bytes, which no reader accepts. Commit less at "
-                f"once, or configure manifest splitting",
+                f"a file's flatbuffer would exceed {MAX_BUFFER_SIZE} bytes, and readers do not accept that. Commit "
+                f"less at once, or configure manifest splitting",
                 ErrorKind.SERIALIZATION,
             )
         self.size = position + n_bytes
@@ -86,12 +104,12 @@ class Arena:
             self._reserved.append((position, n_bytes))
         return position
 
-    def put(self, position: int, content: Any) -> None:
-        """Content of a reserved place: a contiguous buffer, or a function that yields such pieces when asked."""
+    def put(self, position: int, content: Content) -> None:
+        """Set the content of a reserved place."""
         self._contents[position] = content
 
-    def add(self, data: Any, align: int = 1) -> int:
-        """Reserve and put at once."""
+    def add(self, data: Buffer, align: int = 1) -> int:
+        """Reserve a place and set its content; return its position."""
         raw = as_u8(data)
         position = self.reserve(len(raw), align)
         if len(raw):
@@ -103,7 +121,7 @@ class Arena:
         self._root = int(root.positions[0])
 
     def tables(self, layout: TableLayout, n: int) -> TableWriter:
-        """Reserve ``n`` tables; set their fields before the buffer is written."""
+        """Reserve ``n`` tables. Set their fields before you write the buffer."""
         position = self.reserve(n * layout.stride, layout.align, layout.lead)
         writer = TableWriter(layout, position, n)
         self._open_tables.append(writer)
@@ -111,17 +129,17 @@ class Arena:
             self.put(position, writer.slabs)
         return writer
 
-    def vectors(self, values: NDArray[Any], lengths: NDArray[Any] | Sequence[int], align: int | None = None) -> I64:
-        """Vectors of numbers or structs; returns their positions.
+    def vectors(self, values: Integers, lengths: Integers | Sequence[int], align: int | None = None) -> I64:
+        """Add vectors of numbers or structs; return their positions.
 
         Parameters
         ----------
         values
             All items, vector after vector: numbers ``(total,)``, or structs as ``uint8 (total, size)``.
         lengths
-            Items in each vector, ``(n,)``.
+            Number of items of each vector, ``(n,)``.
         align
-            Alignment of items; by default the item size of numbers and 1 for structs.
+            Alignment of the items. By default, numbers are aligned to their size and structs not at all.
         """
         item_size = values.itemsize if values.ndim == 1 else int(values.shape[1])
         stored = values.astype(values.dtype.newbyteorder("<"), copy=False)
@@ -130,26 +148,26 @@ class Arena:
             align = item_size if values.ndim == 1 else 1
         return self._ragged(raw, np.asarray(lengths, np.int64), item_size, align, terminated=False)
 
-    def vector(self, values: NDArray[Any], align: int | None = None) -> I64:
-        """One vector; returns its position as an array of one."""
+    def vector(self, values: Integers, align: int | None = None) -> I64:
+        """Add one vector; return its position as an array of one."""
         return self.vectors(values, [len(values)], align)
 
     def byte_vectors(self, table: BytesTable) -> I64:
-        """One ``[u8]`` vector for each entry of the table; returns their positions."""
+        """Add one ``[u8]`` vector for each entry of the table; return their positions."""
         raw = table.data[table.starts[0] : table.starts[-1]]
         return self._ragged(raw, table.lengths, 1, 1, terminated=False)
 
     def strings(self, table: BytesTable) -> I64:
-        """One string for each entry of the table; returns their positions, which any number of fields may share."""
+        """Add one string for each entry of the table; return their positions. Many fields may share a string."""
         raw = table.data[table.starts[0] : table.starts[-1]]
         return self._ragged(raw, table.lengths, 1, 1, terminated=True)
 
     def string(self, text: str | bytes) -> I64:
-        """One string; returns its position as an array of one."""
+        """Add one string; return its position as an array of one."""
         return self.strings(BytesTable.of([text]))
 
-    def offset_vectors(self, lengths: NDArray[Any] | Sequence[int]) -> OffsetVectors:
-        """Reserve vectors of offsets (to tables or strings) with that many items; point them before writing."""
+    def offset_vectors(self, lengths: Integers | Sequence[int]) -> OffsetVectors:
+        """Reserve vectors of offsets to tables or strings. Point them at their targets before you write the buffer."""
         counts = np.asarray(lengths, np.int64)
         if len(counts) == 1:
             base = self.reserve(4 + 4 * int(counts[0]))
@@ -181,7 +199,7 @@ class Arena:
         return base + starts[:-1]
 
     def _few_ragged(self, raw: bytes, lengths: list[int], item_size: int, align: int, *, terminated: bool) -> I64:
-        """:meth:`_ragged` for the many small vectors of small files: numpy is slow to call."""
+        """Do the same as :meth:`_ragged` in plain Python, which is faster for the few small vectors of small files."""
         pieces, starts, at, end = [], [], 0, 0
         for length in lengths:
             stop = at + length * item_size
@@ -193,13 +211,13 @@ class Arena:
         self.put(base, b"".join(pieces))
         return np.array(starts, np.int64) + base
 
-    def blocks(self) -> Iterator[Any]:
-        """The finished buffer in pieces, ``self.size`` bytes in all (call :meth:`seal` first to know the size).
+    def blocks(self) -> Iterator[Buffer]:
+        """Yield the finished buffer in pieces, ``self.size`` bytes in all. :meth:`seal` fixes the size.
 
         Raises
         ------
         InternalError
-            When a reserved place was never filled.
+            A reserved place has no content, or content of another size.
         """
         self.seal()
         if self._root is None:
@@ -211,17 +229,17 @@ class Arena:
                 yield bytes(place - position)
             content = self._contents.get(place)
             if content is None:
-                raise InternalError("a place in a flatbuffer was reserved and never filled")
+                raise InternalError("a reserved place in a flatbuffer has no content")
             written = 0
             for piece in content() if callable(content) else (content,):
-                written += piece.nbytes if isinstance(piece, np.ndarray) else len(piece)
+                written += piece.nbytes if isinstance(piece, np.ndarray) else memoryview(piece).nbytes
                 yield piece
             if written != n_bytes:
-                raise InternalError("a place in a flatbuffer was filled with another size than reserved")
+                raise InternalError(f"a place in a flatbuffer has {n_bytes} bytes, but its content has {written}")
             position = place + n_bytes
 
     def seal(self) -> int:
-        """Place the vtables of all tables; returns the final size. Nothing may be reserved afterwards."""
+        """Place the vtables of all tables; return the final size. Nothing may be reserved after this."""
         vtables: dict[bytes, int] = {}
         for writer in self._open_tables:
             writer.place_vtables(lambda vtable: vtables.get(vtable) or vtables.setdefault(vtable, self.add(vtable, 2)))
@@ -229,21 +247,23 @@ class Arena:
         return self.size
 
     def tobytes(self) -> bytes:
-        """The finished buffer."""
+        """Return the finished buffer."""
         self.seal()
         return b"".join(self.blocks())
 
 
 @dataclass(frozen=True, slots=True)
 class TableLayout:
-    """Where the fields of a table type lie; the same in all tables of one writer, present or not.
+    """Where the fields of a table type lie. All tables of one writer have the same layout, present fields or not.
 
     Attributes
     ----------
     fields
         Slot → (offset from the table's start, dtype).
     n_slots
-        Entries of the vtable.
+        Number of entries of the vtable.
+    size
+        Bytes of one table, without padding.
     stride
         Bytes from one table to the next.
     align, lead
@@ -252,7 +272,7 @@ class TableLayout:
         One table: the offset to its vtable, then ``fields`` in their order.
     """
 
-    fields: Mapping[int, tuple[int, np.dtype[Any]]]
+    fields: Mapping[int, tuple[int, np.dtype[np.generic]]]
     n_slots: int
     size: int
     stride: int
@@ -263,7 +283,7 @@ class TableLayout:
 
     @classmethod
     def of(cls, slots: Mapping[int, str]) -> Self:
-        """Layout of a table type.
+        """Make the layout of a table type.
 
         Parameters
         ----------
@@ -271,10 +291,10 @@ class TableLayout:
             Slot → numpy dtype: ``"<u8"``, ``"u1"``, …; :data:`OFFSET` for children; ``"V12"`` for structs of bytes.
         """
         dtypes = {slot: np.dtype(code) for slot, code in slots.items()}
-        # Large alignments first, so that nothing needs padding; structs of bytes fit anywhere.
+        # Fields with the largest alignment first: then no field needs padding. Structs of bytes fit anywhere.
         order = sorted(dtypes, key=lambda slot: (-_alignment(dtypes[slot]), slot))
         align = max([4, *(_alignment(dtype) for dtype in dtypes.values())])
-        fields: dict[int, tuple[int, np.dtype[Any]]] = {}
+        fields: dict[int, tuple[int, np.dtype[np.generic]]] = {}
         end = 4
         for slot in order:
             fields[slot] = (end, dtypes[slot])
@@ -287,12 +307,12 @@ class TableLayout:
             size=end,
             stride=stride,
             align=align,
-            lead=align - 4,  # the soffset comes first, the fields with the largest alignment behind it
+            lead=align - 4,  # the 4 bytes of the soffset come first; the first field after them must be aligned
             record=struct.Struct(f"<i{''.join(codes)}{stride - end}x"),
         )
 
     def vtable(self, slots: Sequence[int]) -> bytes:
-        """The vtable of tables that have exactly these slots."""
+        """Return the vtable of tables that have exactly these slots."""
         known = self._vtables.get(tuple(slots))
         if known is not None:
             return known
@@ -307,12 +327,12 @@ class TableLayout:
 _STRUCT_CODES = {"u1": "B", "u2": "H", "u4": "I", "u8": "Q", "i1": "b", "i2": "h", "i4": "i", "i8": "q"}
 
 
-def _alignment(dtype: np.dtype[Any]) -> int:
+def _alignment(dtype: np.dtype[np.generic]) -> int:
     return 1 if dtype.kind == "V" else dtype.itemsize
 
 
 class TableWriter:
-    """``n`` tables of one layout whose fields are set column by column.
+    """``n`` tables of one layout. Set their fields column by column.
 
     Attributes
     ----------
@@ -325,22 +345,22 @@ class TableWriter:
     def __init__(self, layout: TableLayout, position: int, n: int) -> None:
         self._layout = layout
         self.positions: I64 = np.arange(position, position + n * layout.stride, layout.stride, dtype=np.int64)
-        self._columns: dict[int, tuple[NDArray[Any], bool]] = {}
-        self._masks: dict[int, NDArray[np.bool_]] = {}
+        self._columns: dict[int, tuple[NDArray[Any], bool]] = {}  # values, and whether they are positions of children
+        self._masks: dict[int, Mask] = {}
         self._soffsets: I64 | None = None
 
     def __len__(self) -> int:
         return len(self.positions)
 
-    def set(self, slot: int, values: Any, present: NDArray[np.bool_] | None = None) -> None:
-        """Values of a number or struct field.
+    def set(self, slot: int, values: ArrayLike, present: Mask | None = None) -> None:
+        """Set the values of a number or struct field.
 
         Parameters
         ----------
         values
-            ``(n,)`` numbers or one number for all; structs as ``uint8 (n, size)`` or ``bytes`` for all.
+            Numbers ``(n,)`` or one number for all; structs as ``uint8 (n, size)``, or ``bytes`` for all.
         present
-            ``bool (n,)``: tables that have the field; all by default. Values of the others are ignored.
+            ``bool (n,)``: the tables that have the field (default: all). Values of other tables are ignored.
         """
         _, dtype = self._layout.fields[slot]
         if dtype.kind == "V":
@@ -351,21 +371,21 @@ class TableWriter:
         self._columns[slot] = (column, False)
         self._set_mask(slot, present)
 
-    def point(self, slot: int, children: NDArray[Any], present: NDArray[np.bool_] | None = None) -> None:
-        """Positions of the children of an offset field, ``(n,)`` or one for all; see :meth:`set` for ``present``."""
+    def point(self, slot: int, children: Integers, present: Mask | None = None) -> None:
+        """Point an offset field at children: positions ``(n,)``, or one for all. For ``present`` see :meth:`set`."""
         self._columns[slot] = (_spread(np.asarray(children, np.int64), (len(self),)), True)
         self._set_mask(slot, present)
 
-    def _set_mask(self, slot: int, present: NDArray[np.bool_] | None) -> None:
+    def _set_mask(self, slot: int, present: Mask | None) -> None:
         self._masks.pop(slot, None)
         if present is not None and not bool(present.all()):
             self._masks[slot] = present
 
     def place_vtables(self, place: Callable[[bytes], int]) -> None:
-        """Choose a vtable for each table, one for each set of fields that occurs; ``place`` gives its position."""
+        """Choose a vtable for each table. Tables with the same fields share one; ``place`` returns its position."""
         always = [slot for slot in self._columns if slot not in self._masks]
         sometimes = list(self._masks)
-        if not sometimes or len(self) == 1:  # of one table, a field with a mask is absent
+        if not sometimes or len(self) == 1:  # a mask with one row, if it is kept at all, says that the field is absent
             if len(self):
                 self._soffsets = self.positions - place(self._layout.vtable(always))
             else:
@@ -385,8 +405,8 @@ class TableWriter:
         codes = np.searchsorted(occurring, patterns)
         self._soffsets = self.positions - vtables[codes]
 
-    def slabs(self) -> Iterator[Any]:
-        """The tables' bytes, some thousands of tables at once."""
+    def slabs(self) -> Iterator[Buffer]:
+        """Yield the bytes of the tables, some thousands of tables at once."""
         if self._soffsets is None:
             raise InternalError("tables were written before their vtables were placed")
         if len(self) <= _FEW:
@@ -396,17 +416,17 @@ class TableWriter:
             yield self._rows(slice(start, min(start + _SLAB_ROWS, len(self))), self._soffsets)
 
     def _few_rows(self, soffsets: list[int]) -> bytes:
-        """:meth:`_rows` for the many small tables of small files: numpy is slow to call."""
+        """Do the same as :meth:`_rows` in plain Python, which is faster for the few tables of small files."""
         positions = self.positions.tolist()
         columns: list[Sequence[int | bytes]] = []
         for slot, (offset, dtype) in self._layout.fields.items():
             size = dtype.itemsize if dtype.kind == "V" else 0
-            absent: Any = b"" if size else 0
+            absent = b"" if size else 0
             if slot not in self._columns:
                 columns.append([absent] * len(positions))
                 continue
             column, is_offset = self._columns[slot]
-            values: list[Any] = _pieces(column.tobytes(), size) if size else column.tolist()
+            values = _pieces(column.tobytes(), size) if size else column.tolist()
             mask = self._masks.get(slot)
             present = mask.tolist() if mask is not None else [True] * len(positions)
             if is_offset:
@@ -441,21 +461,21 @@ def _pieces(raw: bytes, size: int) -> list[bytes]:
     return [raw[start : start + size] for start in range(0, len(raw), size)]
 
 
-def _spread(values: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
-    """``np.broadcast_to``, which is slow to call, where it is needed."""
-    if values.shape == shape:
+def _spread[T: np.generic](values: NDArray[T], shape: tuple[int, ...]) -> NDArray[T]:
+    """Broadcast values to a shape."""
+    if values.shape == shape:  # np.broadcast_to is slow to call, and mostly not needed
         return values
     is_one = shape[0] == 1 and values.size == math.prod(shape)
     return values.reshape(shape) if is_one else np.broadcast_to(values, shape)
 
 
-def _column(out: U8, offset: int, dtype: Any) -> NDArray[Any]:
-    """Writable view of one field of rows of bytes."""
+def _column(out: U8, offset: int, dtype: DTypeLike) -> NDArray[Any]:
+    """View one field of rows of bytes, to write it."""
     return np.ndarray((len(out),), dtype, out, offset, (out.strides[0],))
 
 
 def forward(fields: I64, targets: I64) -> I64:
-    """Stored values of offset fields at ``fields`` that point to ``targets``."""
+    """Return the values to store in the offset fields at ``fields``, so that they point to ``targets``."""
     values = targets - fields
     if len(values):
         _require_forward(int(values.min()), int(values.max()))
@@ -463,18 +483,18 @@ def forward(fields: I64, targets: I64) -> I64:
 
 
 def _distance(field: int, target: int) -> int:
-    """:func:`forward` of one offset."""
+    """Return the value to store in one offset field: see :func:`forward`."""
     _require_forward(target - field, target - field)
     return target - field
 
 
 def _require_forward(least: int, greatest: int) -> None:
     if least <= 0 or greatest >= 2**32:
-        raise InternalError("an offset in a flatbuffer does not point forwards: reserve parents before children")
+        raise InternalError("an offset in a flatbuffer does not point forwards. Reserve parents before children")
 
 
 class OffsetVectors:
-    """Reserved vectors of offsets.
+    """Reserved vectors of offsets. Point them at their targets before you write the buffer.
 
     Attributes
     ----------
@@ -489,16 +509,16 @@ class OffsetVectors:
         self._lengths = lengths
         self._targets: I64 | None = None
 
-    def point(self, targets: NDArray[Any]) -> None:
-        """Positions of all items' targets, vector after vector."""
+    def point(self, targets: Integers) -> None:
+        """Set the positions of all targets, vector after vector."""
         self._targets = np.asarray(targets, np.int64)
 
-    def content(self) -> Iterator[Any]:
-        """The vectors' bytes."""
+    def content(self) -> Iterator[Buffer]:
+        """Yield the bytes of the vectors."""
         total = int(self._lengths.sum())
         targets = self._targets if self._targets is not None else np.empty(0, np.int64)
         if len(targets) != total:
-            raise InternalError("a vector of offsets was not given as many targets as reserved")
+            raise InternalError(f"vectors of offsets have {total} items, but {len(targets)} targets")
         if len(self._lengths) == 1:
             first = int(self.positions[0]) + 4
             if total <= _FEW:
