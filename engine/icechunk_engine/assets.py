@@ -14,7 +14,6 @@ written.
 
 from __future__ import annotations
 
-import logging
 import weakref
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +21,6 @@ from itertools import batched
 from typing import Any
 
 from icechunk_engine._runtime.locks import memory_lock
-from icechunk_engine._runtime.observing import request
 from icechunk_engine._runtime.pools import map_requests
 from icechunk_engine._runtime.shared_loads import SharedLoads
 from icechunk_engine.columns.chunk_finder import ChunkFinder
@@ -43,8 +41,7 @@ from icechunk_engine.format.snapshot import Snapshot, decode_snapshot
 from icechunk_engine.format.transaction_log import TransactionLog, decode_transaction_log
 from icechunk_engine.ids import ChunkId, ManifestId, NodeId, SnapshotId
 from icechunk_engine.storage.base import Storage, Version
-
-_LOG = logging.getLogger(__name__)
+from icechunk_engine.storage.requests import for_requests
 
 BYTES_PER_CHUNK_REF = 48
 """Weight of one decoded reference, to turn ``CachingConfig.num_chunk_refs`` into bytes."""
@@ -172,13 +169,14 @@ class AssetManager:
     """
 
     def __init__(self, storage: Storage, config: ResolvedConfig, spec_version: int = 2) -> None:
-        self.storage = storage
+        self._given_storage = storage
+        self.storage = for_requests(storage, config.max_concurrent_requests)
         self.config = config
         self.spec_version = spec_version
         self._caches = _caches_of(storage, config)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.storage, self.config, self.spec_version)
+        return type(self), (self._given_storage, self.config, self.spec_version)
 
     def clear_caches(self) -> None:
         """Drop all copies of this place's files, for everybody in this process. What is being read now may stay."""
@@ -195,8 +193,7 @@ class AssetManager:
             It is damaged or of another format.
         """
         try:
-            with request(_LOG, "get", layout.REPO):
-                data, version = self.storage.get_versioned(layout.REPO)
+            data, version = self.storage.get_versioned(layout.REPO)
         except ObjectNotFoundError:
             raise RepositoryNotFoundError(
                 f"the repository doesn't exist: there is no object 'repo' at {self.storage.identity}. "
@@ -317,14 +314,12 @@ class AssetManager:
         """Bytes of a chunk object. Raises StorageError, ObjectNotFoundError."""
         key, cache = layout.chunk_key(chunk_id), self._caches.chunks
         if stop - start > cache.limit_bytes:
-            with request(_LOG, "get", key):
-                return self.storage.get_range(key, start, stop)
+            return self.storage.get_range(key, start, stop)
 
         # Not a shared load: pool threads call this, and they may not wait for each other.
         data = cache.get((chunk_id, start, stop))
         if data is None:
-            with request(_LOG, "get", key):
-                data = self.storage.get_range(key, start, stop)
+            data = self.storage.get_range(key, start, stop)
             cache.put((chunk_id, start, stop), data, len(data) + _BYTES_PER_CACHED_CHUNK)
         return data
 
@@ -343,12 +338,10 @@ class AssetManager:
         map_requests(self.storage, lambda item: self._put(*item), files.items())
 
     def _get(self, key: str) -> bytes:
-        with request(_LOG, "get", key):
-            return self.storage.get(key)
+        return self.storage.get(key)
 
     def _put(self, key: str, data: bytes) -> None:
-        with request(_LOG, "put", key):
-            self.storage.put(key, data)
+        self.storage.put(key, data)
 
 
 def _require_same(key: str, found: object, wanted: object) -> None:

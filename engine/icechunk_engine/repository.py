@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any, Self
 
 from icechunk_engine._runtime.observing import operation
-from icechunk_engine._runtime.pools import POOL_SIZE, async_twin
+from icechunk_engine._runtime.pools import async_twin
 from icechunk_engine.assets import AssetManager
 from icechunk_engine.catalog import changes, creating, inspection
 from icechunk_engine.catalog.ancestry_graph import AncestryGraph, Entry, children_first
@@ -43,7 +43,6 @@ from icechunk_engine.session.preloading import start_preload
 from icechunk_engine.session.view import RepositoryContext
 from icechunk_engine.storage.base import Storage
 from icechunk_engine.storage.urls import as_storage
-from icechunk_engine.storage.wrappers import LimitedStorage
 from icechunk_engine.store import IcechunkStore, open_store
 from icechunk_engine.transaction.commit_logs import merged_log
 from icechunk_engine.transaction.conflicts import ConflictSolver
@@ -89,10 +88,7 @@ class Repository:
         self._attribution = _require(attribution, Attribution, "attribution") or Attribution()
         resolved = resolve(config)
         self._storage = storage.with_settings(resolved.storage)
-        used, most = self._storage, resolved.max_concurrent_requests
-        if used.is_remote and most < POOL_SIZE:
-            used = LimitedStorage(used, max(most, 1))
-        self._assets = AssetManager(used, resolved, int(spec_version))
+        self._assets = AssetManager(self._storage, resolved, int(spec_version))
         self._resolver = VirtualResolver(resolved.virtual_chunk_containers, self._authorized)
 
     # --- create and open ---------------------------------------------------------------------------------------
@@ -156,11 +152,10 @@ class Repository:
         warn_of_missing_credentials(authorize_virtual_chunk_access)
         version = SpecVersion.current() if spec_version is None else _known_version(spec_version)
         effective = config if config is not None else RepositoryConfig()
-        storage = storage.with_settings(resolve(effective).storage)
-        creating.require_free(storage, check_clean_root)
         repository = cls(
             storage, effective, authorize_virtual_chunk_access, attribution=attribution, spec_version=version
         )
+        creating.require_free(repository._assets.storage, check_clean_root)
         persisted = None if effective == RepositoryConfig() else effective.to_dict()
         creating.make_repository(repository._assets, persisted)
         return repository
@@ -209,9 +204,7 @@ class Repository:
     ) -> tuple[Self, Catalog]:
         """The repository, and its refs as they were seen on opening."""
         warn_of_missing_credentials(authorize_virtual_chunk_access)
-        if config is not None:
-            storage = storage.with_settings(resolve(config).storage)
-        found = creating.find(storage)
+        found = creating.find(_assets_before_opening(storage, config))
         persisted = found.config if found.config is not None else RepositoryConfig()
         effective = persisted.merge(config) if config is not None else persisted
         repository = cls(
@@ -279,14 +272,14 @@ class Repository:
         settings = _require(storage_settings, StorageSettings, "storage_settings")
         if settings is not None:
             place = place.with_settings(settings)
-        return creating.spec_version_of(place)
+        return creating.spec_version_of(_assets_before_opening(place).storage)
 
     fetch_spec_version_async = staticmethod(async_twin(fetch_spec_version))
 
     @staticmethod
     def fetch_config(storage: Place, *, storage_options: Mapping[str, Any] | None = None) -> RepositoryConfig | None:
         """The persisted configuration, None if there is none. Raises RepositoryNotFoundError."""
-        return creating.find(as_storage(storage, storage_options)).config
+        return creating.find(_assets_before_opening(as_storage(storage, storage_options))).config
 
     fetch_config_async = staticmethod(async_twin(fetch_config))
 
@@ -622,7 +615,7 @@ class Repository:
     def inspect_repo_info(self) -> dict[str, Any]:
         """What the object ``repo`` holds, as a document; for debugging."""
         self._info("inspect_repo_info")
-        return inspection.repo_info_document(self._storage.get(layout.REPO))
+        return inspection.repo_info_document(self._assets.storage.get(layout.REPO))
 
     inspect_repo_info_async = async_twin(inspect_repo_info)
 
@@ -658,7 +651,7 @@ class Repository:
     def _file_of_snapshot(self, key_of: Callable[[SnapshotId], str], snapshot_id: str) -> bytes:
         key = key_of(SnapshotId.from_str(snapshot_id))
         try:
-            return self._storage.get(key)
+            return self._assets.storage.get(key)
         except ObjectNotFoundError:
             raise SnapshotNotFoundError(
                 f"there is no object {key}: the snapshot never existed, or was collected. repo.ancestry lists those "
@@ -687,7 +680,7 @@ class Repository:
                 )
             seen.add(name)
             try:
-                info = decode_repo_info(self._storage.get(key))
+                info = decode_repo_info(self._assets.storage.get(key))
             except ObjectNotFoundError:
                 raise FormatError(
                     f"the ops log continues in {key}, which is missing: older entries cannot be listed. Restore the "
@@ -895,6 +888,14 @@ def open_readonly(
     """
     repository, refs = Repository._open(storage, config, authorize_virtual_chunk_access, None)
     return repository._readonly_session(refs, branch, tag, snapshot_id, as_of)
+
+
+def _assets_before_opening(storage: Storage, config: RepositoryConfig | None = None) -> AssetManager:
+    """Assets to look at a place through, while the persisted configuration is not known."""
+    if config is None:
+        return AssetManager(storage, resolve(RepositoryConfig()))
+    resolved = resolve(config)
+    return AssetManager(storage.with_settings(resolved.storage), resolved)
 
 
 def _told(refs: tuple[Any, ...], named: dict[str, Any]) -> str:

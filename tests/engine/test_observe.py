@@ -8,7 +8,10 @@ import pickle
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +24,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 import icechunk_engine as ic
 from icechunk_engine._runtime.observing import TRACE
 from icechunk_engine.errors import IcechunkError, RefNotFoundError
-from icechunk_engine.storage.wrappers import LatencyStorage
+from icechunk_engine.repository import Repository
+from icechunk_engine.storage import requests
+from icechunk_engine.storage.wrappers import LatencyStorage, LimitedStorage, ObservingStorage, StorageCall
 
 
 @pytest.fixture(autouse=True)
@@ -177,3 +182,117 @@ def test_spans(repo: ic.Repository, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {"icechunk.storage.put", "icechunk.storage.replace"} <= {span.name for span in below}
     written = {str(span.attributes["icechunk.what"]).partition("/")[0] for span in below if span.attributes}
     assert {"snapshots", "transactions", "manifests", "repo"} <= written
+
+
+class _Guarded(ObservingStorage):
+    """A storage behind a network that notes the requests which skip the reports or the limit."""
+
+    def __init__(self, inner: ic.Storage, inside: Mapping[str, Inside]) -> None:
+        super().__init__(inner)
+        self.is_remote = True
+        self.inside = inside
+        self.methods: set[str] = set()
+        self.skipped: list[str] = []
+
+    def around[R](self, call: StorageCall, function: Callable[[], R]) -> R:
+        self.methods.add(call.method)
+        # A listing is reported until its first object is there, and is not limited.
+        needed = ["report"] if call.method == "list" else ["report", "limit"]
+        self.skipped += [f"{call.method} {call.keys}: no {name}" for name in needed if not self.inside[name].depth]
+        return function()
+
+
+class Inside(threading.local):
+    """How many calls of one function this thread is in."""
+
+    depth = 0
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        self.depth += 1
+        try:
+            yield
+        finally:
+            self.depth -= 1
+
+
+@pytest.fixture
+def guarded(monkeypatch: pytest.MonkeyPatch) -> _Guarded:
+    inside = {"report": Inside(), "limit": Inside()}
+    around = LimitedStorage.around
+
+    def limited(self: LimitedStorage, call: StorageCall, function: Callable[[], Any]) -> Any:
+        def counted() -> Any:
+            with inside["limit"]():
+                return function()
+
+        return around(self, call, counted)
+
+    monkeypatch.setattr(LimitedStorage, "around", limited)
+    monkeypatch.setattr(requests, "request", lambda log, verb, key: inside["report"]())
+    return _Guarded(ic.in_memory_storage(), inside)
+
+
+def use_all(storage: ic.Storage, spec_version: int) -> ic.Repository:
+    """What can be done with a repository of either spec version."""
+    config = ic.RepositoryConfig(max_concurrent_requests=2)
+    repo = Repository.open_or_create(storage, config, create_version=spec_version)
+    repo.save_config()
+    repo.save_config()
+    use(repo)
+    repo = Repository.open(storage, config)
+    tip = repo.lookup_branch("main")
+    session = repo.writable_session("main")
+    zarr.open_array(session.store, path="a", mode="r+")[:] = 7
+    session.commit("other data")
+    repo.create_branch("dev", tip)
+    repo.create_tag("v1", tip)
+    assert (repo.list_branches(), repo.list_tags()) == ({"main", "dev"}, {"v1"})
+    repo.lookup_tag("v1")
+    repo.reset_branch("dev", repo.lookup_branch("main"))
+    repo.delete_tag("v1")
+    repo.delete_branch("dev")
+    assert len(list(repo.ancestry(branch="main"))) == 3
+    str(repo.ancestry_graph())
+    repo.lookup_snapshot(tip)
+    repo.list_manifest_files(tip)
+    repo.inspect_snapshot(tip)
+    repo.inspect_transaction_log(tip)
+    repo.diff(from_snapshot_id=tip, to_branch="main")
+    repo._repr_html_()
+    with pytest.raises(RefNotFoundError):
+        repo.lookup_branch("dev")
+    with pytest.raises(ic.InvalidInputError):
+        Repository.create(storage, config, spec_version=spec_version)
+    return Repository.open(storage, config)
+
+
+@pytest.mark.parametrize("spec_version", [1, 2])
+def test_every_request_is_reported_and_limited(guarded: _Guarded, spec_version: int) -> None:
+    repo = use_all(guarded, spec_version)
+    if spec_version == 1:
+        repo = ic.upgrade_icechunk_repository(repo, dry_run=False)
+    repo.set_metadata({"a": 1})
+    repo.set_feature_flag("create_tag", None)
+    repo.set_status(ic.RepoStatus(ic.RepoAvailability.online))
+    assert repo.status.availability is ic.RepoAvailability.online
+    repo.inspect_repo_info()
+    repo = repo.reopen(ic.RepositoryConfig(num_updates_per_repo_info_file=1))
+    repo.update_metadata({"b": 2})
+    assert len(list(repo.ops_log())) > 5
+    moves = repo.rearrange_session("main")
+    moves.move("/a", "/b")
+    moves.commit("moved")
+    session = repo.writable_session("main")
+    zarr.open_array(session.store, path="b", mode="r+")[:] = 8
+    session.amend("amended")
+    session = repo.writable_session("main")
+    zarr.open_array(session.store, path="b", mode="r+")[:] = 9
+    session.flush("detached")
+    assert guarded.skipped == []
+    assert Repository.exists(guarded)
+    stored = Repository.fetch_config(guarded)
+    assert stored is not None
+    assert stored.max_concurrent_requests == 2
+    assert all("no limit" in skipped for skipped in guarded.skipped)  # before the persisted limit is known
+    assert guarded.methods >= {"get", "get_range", "get_versioned", "put", "create", "replace", "copy", "info", "list"}

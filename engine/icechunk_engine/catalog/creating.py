@@ -10,7 +10,7 @@ from icechunk_engine.catalog.base import Catalog
 from icechunk_engine.catalog.changes import MAIN
 from icechunk_engine.catalog.clock_check import now_us, require_right_clock
 from icechunk_engine.catalog.spec_2_repo_file import RepoFileCatalog
-from icechunk_engine.config import RepositoryConfig, resolve
+from icechunk_engine.config import RepositoryConfig
 from icechunk_engine.config.yaml_form import from_yaml, to_yaml
 from icechunk_engine.errors import (
     ErrorKind,
@@ -51,7 +51,7 @@ class Found:
     refs: Catalog | None
 
 
-def find(storage: Storage) -> Found:
+def find(assets: AssetManager) -> Found:
     """What is there: one request for spec 2, three for spec 1.
 
     Raises
@@ -62,14 +62,14 @@ def find(storage: Storage) -> Found:
         Something that cannot be read.
     """
     try:
-        info, version = AssetManager(storage, resolve(RepositoryConfig())).repo_info()
+        info, version = assets.repo_info()
     except RepositoryNotFoundError:
         try:
-            v1.decode_ref(storage.get(_V1_MAIN), _V1_MAIN)
+            v1.decode_ref(assets.storage.get(_V1_MAIN), _V1_MAIN)
         except ObjectNotFoundError:
             pass
         else:
-            return Found(SpecVersion.v1, _v1_config(storage), None)
+            return Found(SpecVersion.v1, _v1_config(assets.storage), None)
         raise
     config = None if info.config is None else RepositoryConfig.from_stored(info.config)
     return Found(SpecVersion.v2, config, RepoFileCatalog(info, version))

@@ -9,13 +9,11 @@ cached. An update takes three to five.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import singledispatch
 from typing import Any
 
-from icechunk_engine._runtime.observing import request
 from icechunk_engine.assets import AssetManager
 from icechunk_engine.catalog import changes
 from icechunk_engine.catalog.base import Catalog, needs_spec_2
@@ -35,8 +33,6 @@ from icechunk_engine.format import layout, v1
 from icechunk_engine.format.repo_info import SnapshotRecord
 from icechunk_engine.ids import ObjectId, SnapshotId
 from icechunk_engine.storage.base import Storage, Version
-
-_LOG = logging.getLogger(__name__)
 
 
 class RefFileCatalog(Catalog):
@@ -114,8 +110,7 @@ def list_refs(storage: Storage) -> layout.RefFiles:
 def _branch(storage: Storage, name: str) -> tuple[SnapshotId, Version]:
     key = layout.branch_ref_key(_ref_name(name))
     try:
-        with request(_LOG, "get", key):
-            data, version = storage.get_versioned(key)
+        data, version = storage.get_versioned(key)
     except ObjectNotFoundError:
         _require_not_upgraded(storage)
         raise changes.unknown_branch(name, list_refs(storage).branches) from None
@@ -205,8 +200,7 @@ def _(update: changes.AddCommit, assets: AssetManager) -> None:
 def _move_branch(name: str, target: SnapshotId, version: Version, storage: Storage) -> None:
     _require_not_upgraded(storage)
     key = layout.branch_ref_key(name)
-    with request(_LOG, "replace", key):
-        storage.replace(key, v1.encode_ref(target), version)
+    storage.replace(key, v1.encode_ref(target), version)
 
 
 @_apply.register

@@ -6,11 +6,9 @@ each time that it loses against another.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import suppress
 
-from icechunk_engine._runtime.observing import request
 from icechunk_engine.assets import AssetManager
 from icechunk_engine.catalog import changes
 from icechunk_engine.catalog.base import Catalog
@@ -24,8 +22,6 @@ from icechunk_engine.format import layout
 from icechunk_engine.format.repo_info import RepoInfo, SnapshotRecord, encode_repo_info
 from icechunk_engine.ids import ObjectId, SnapshotId
 from icechunk_engine.storage.base import Version
-
-_LOG = logging.getLogger(__name__)
 
 
 class RepoFileCatalog(Catalog):
@@ -113,8 +109,7 @@ def update_repo_file(
         if storage.is_remote:  # elsewhere a copy is as old as what was copied
             require_right_clock(storage, layout.overwritten_key(backup), time_us, now_us())
         try:
-            with request(_LOG, "replace", layout.REPO):
-                version = storage.replace(layout.REPO, data, version)
+            version = storage.replace(layout.REPO, data, version)
         except StorageError as error:
             found = _read_back(assets, error)
             if changes.has_landed(found, backup):

@@ -86,8 +86,8 @@ def upgrade_icechunk_repository(
         raise TypeError(f"repo must be a Repository, not {describe(repo)}")
     if prefetch_concurrency is not None and prefetch_concurrency < 1:
         raise InvalidInputError("prefetch_concurrency must be at least 1", ErrorKind.INVALID_CONFIG)
-    storage = repo.storage
-    assets = AssetManager(storage, resolve(repo.config), spec_version=1)
+    assets = AssetManager(repo.storage, resolve(repo.config), spec_version=1)
+    storage = assets.storage
     if storage.info(layout.REPO) is None:
         _upgrade(assets, prefetch_concurrency or _PREFETCH_CONCURRENCY, dry_run=dry_run)
     else:
@@ -277,7 +277,7 @@ def _upgrade(assets: AssetManager, concurrency: int, *, dry_run: bool) -> None:
     refs = _read_refs(storage)
     if MAIN not in refs.branches:
         raise unknown_branch(MAIN, refs.branches)
-    config = creating.find(storage).config
+    config = creating.find(assets).config
     info = upgraded_repo_info(refs, _read_history(assets, refs, concurrency), config, now_us())
     data = encode_repo_info(info, level=assets.config.compression_level)
     _require_unchanged(storage, refs)

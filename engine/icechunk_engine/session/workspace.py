@@ -6,7 +6,6 @@ what is committed.
 
 from __future__ import annotations
 
-import logging
 import uuid
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icechunk_engine import paths
-from icechunk_engine._runtime.observing import operation, request
+from icechunk_engine._runtime.observing import operation
 from icechunk_engine._runtime.pools import async_twin
 from icechunk_engine.columns.chunk_refs import DELETED, INLINE, NATIVE, ChunkRef, ChunkRefs
 from icechunk_engine.errors import AlreadyExistsError, ErrorKind, InvalidInputError, SessionStateError
@@ -32,8 +31,6 @@ from icechunk_engine.transaction.change_set import ChunkEdits
 from icechunk_engine.transaction.hierarchy import find_node, misplaced, subtree
 from icechunk_engine.transaction.reindex import IndexMap, reindexed, shifted
 from icechunk_engine.virtual import containers as container_rules
-
-_LOG = logging.getLogger(__name__)
 
 _NO_CHUNK = ChunkRef(kind=DELETED)
 
@@ -260,8 +257,7 @@ class Workspace(SnapshotView):
         if ref.kind == NATIVE:
             assert ref.chunk_id is not None
             key = layout.chunk_key(ref.chunk_id)
-            with request(_LOG, "put", key):
-                self._context.assets.storage.put(key, data, is_new=True)
+            self._context.assets.storage.put(key, data, is_new=True)
 
     def put_chunk(self, path: str, index: ChunkIndex, ref: ChunkRef) -> None:
         """Let a chunk be what a reference says. Errors as for :meth:`set_chunk`."""
