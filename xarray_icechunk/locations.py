@@ -17,7 +17,7 @@ from icechunk_engine.errors.foreign import describe, official_class
 from icechunk_engine.errors.redaction import redacted
 from icechunk_engine.repository import Repository, open_readonly
 from icechunk_engine.session import Session
-from icechunk_engine.storage.urls import scheme_of, storage_from_url
+from icechunk_engine.storage.from_url import scheme_of, storage_from_url
 from icechunk_engine.store import IcechunkStore
 
 __all__ = ["Located", "locate", "open_or_create_repository", "open_repository", "split_pipeline"]

@@ -216,7 +216,7 @@ class AssetManager:
 
     async def snapshot_async(self, snapshot_id: SnapshotId) -> Snapshot:
         """:meth:`snapshot` for an event loop."""
-        return await self._caches.snapshots.load_soon(snapshot_id, self._load_snapshot)
+        return await self._caches.snapshots.load_async(snapshot_id, self._load_snapshot)
 
     def _load_snapshot(self, snapshot_id: SnapshotId) -> tuple[Snapshot, int]:
         key = layout.snapshot_key(snapshot_id)
@@ -244,7 +244,7 @@ class AssetManager:
 
     async def manifest_async(self, manifest_id: ManifestId) -> LoadedManifest:
         """:meth:`manifest` for an event loop."""
-        return await self._caches.manifests.load_soon(manifest_id, self._load_manifest)
+        return await self._caches.manifests.load_async(manifest_id, self._load_manifest)
 
     def cached_manifest(self, manifest_id: ManifestId) -> LoadedManifest | None:
         """A manifest that needs no request."""

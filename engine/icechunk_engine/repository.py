@@ -42,7 +42,7 @@ from icechunk_engine.session import Session, SessionMode
 from icechunk_engine.session.preloading import start_preload
 from icechunk_engine.session.view import RepositoryContext
 from icechunk_engine.storage.base import Storage
-from icechunk_engine.storage.urls import as_storage
+from icechunk_engine.storage.from_url import as_storage
 from icechunk_engine.store import IcechunkStore, open_store
 from icechunk_engine.transaction.commit_logs import merged_log
 from icechunk_engine.transaction.conflicts import ConflictSolver

@@ -26,7 +26,8 @@ from icechunk_engine._runtime.observing import TRACE
 from icechunk_engine.errors import IcechunkError, RefNotFoundError
 from icechunk_engine.repository import Repository
 from icechunk_engine.storage import requests
-from icechunk_engine.storage.wrappers import LatencyStorage, LimitedStorage, ObservingStorage, StorageCall
+from icechunk_engine.storage.wrappers import LimitedStorage, ObservingStorage, StorageCall
+from icechunk_engine.testing.latency import LatencyStorage
 
 
 @pytest.fixture(autouse=True)

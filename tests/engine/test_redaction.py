@@ -208,14 +208,14 @@ FAILURES: dict[str, Callable[[], object]] = {
 
 @pytest.mark.parametrize("name", FAILURES)
 def test_errors_show_no_secret(name: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
-    from icechunk_engine.storage.object_store import places
+    from icechunk_engine.storage.object_store import buckets
     from icechunk_engine.virtual import http_servers
 
     monkeypatch.setattr(http_servers, "_PATIENCE_S", -1)
-    with_settings = places.with_settings
+    with_settings = buckets.with_settings
     once = icechunk.StorageSettings(retries=icechunk.StorageRetriesSettings(max_tries=1))
     monkeypatch.setattr(
-        "icechunk_engine.storage.object_store.store.with_settings", lambda bucket, _: with_settings(bucket, once)
+        "icechunk_engine.storage.object_store.storage.with_settings", lambda bucket, _: with_settings(bucket, once)
     )
     with caplog.at_level(logging.DEBUG), pytest.raises(IcechunkError) as caught:
         FAILURES[name]()

@@ -14,7 +14,7 @@ import xarray as xr
 import zarr
 
 import icechunk_engine as ours
-from icechunk_engine.storage.wrappers import CountingStorage
+from icechunk_engine.testing.counting import CountingStorage
 from xarray_icechunk import to_icechunk
 
 Write = Callable[[Any], object]

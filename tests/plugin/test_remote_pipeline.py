@@ -13,7 +13,8 @@ import xarray as xr
 import zarr
 
 import icechunk_engine as ic
-from icechunk_engine.storage.wrappers import FaultStorage, StorageCall, WrapperStorage
+from icechunk_engine.storage.wrappers import StorageCall, WrapperStorage
+from icechunk_engine.testing.faults import FaultStorage
 from xarray_icechunk import to_icechunk
 from xarray_icechunk.remote_pipeline import REQUESTS
 
@@ -43,8 +44,8 @@ class Far(WrapperStorage):
     def get_range(self, key: str, start: int, stop: int) -> bytes:
         return self._slowly("get", lambda: super(Far, self).get_range(key, start, stop))
 
-    def put(self, key: str, data: bytes | memoryview, *, is_new: bool = False) -> None:
-        self._slowly("put", lambda: super(Far, self).put(key, data, is_new=is_new))
+    def put(self, key: str, data: bytes | memoryview, *, atomic: bool = True) -> None:
+        self._slowly("put", lambda: super(Far, self).put(key, data, atomic=atomic))
 
 
 @pytest.fixture

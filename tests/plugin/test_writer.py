@@ -19,7 +19,9 @@ import icechunk_engine as ic
 import xarray_icechunk as xi
 from icechunk_engine.errors import IcechunkError, InvalidInputError, ReadOnlyError, StorageError
 from icechunk_engine.session import ForkSession, Session
-from icechunk_engine.storage.wrappers import FaultStorage, LatencyStorage, StorageCall
+from icechunk_engine.storage.wrappers import StorageCall
+from icechunk_engine.testing.faults import FaultStorage
+from icechunk_engine.testing.latency import LatencyStorage
 from xarray_icechunk.dask_writer import merge_forks
 
 from .conftest import write

@@ -11,7 +11,7 @@ import zarr
 
 from icechunk_engine import ErrorKind, FormatError, Repository, Session
 from icechunk_engine.storage import Storage
-from icechunk_engine.storage.object_store import store as object_store
+from icechunk_engine.storage.object_store import storage as object_store
 
 from .conftest import Running, s3_at
 from .proxy import proxied

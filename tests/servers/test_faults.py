@@ -15,7 +15,8 @@ from icechunk_engine.errors import ErrorKind, InvalidInputError, StorageError, V
 from icechunk_engine.format import layout
 from icechunk_engine.storage import Storage
 from icechunk_engine.storage.base import Version
-from icechunk_engine.storage.wrappers import FaultStorage, StorageCall, WrapperStorage
+from icechunk_engine.storage.wrappers import StorageCall, WrapperStorage
+from icechunk_engine.testing.faults import FaultStorage
 
 from .conftest import Running, s3_at
 from .proxy import Damage, Fault, FaultProxy, proxied

@@ -14,7 +14,7 @@ from icechunk_engine import Repository, RepositoryConfig
 from icechunk_engine.config import StorageConcurrencySettings, StorageSettings
 from icechunk_engine.errors import ErrorKind, ObjectNotFoundError, StorageError
 from icechunk_engine.storage import Storage
-from icechunk_engine.storage.object_store import store as object_store
+from icechunk_engine.storage.object_store import storage as object_store
 
 from .conftest import Running, s3_at
 from .proxy import FaultProxy, proxied

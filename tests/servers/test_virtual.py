@@ -187,7 +187,7 @@ def test_wrong_credentials_are_refused_before_any_request(source: Source, place:
 
 
 def test_a_container_has_one_client(s3_server: Running, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from icechunk_engine.storage.object_store import store as object_store
+    from icechunk_engine.storage.object_store import storage as object_store
 
     source = s3(s3_server, MAKERS["s3"](s3_server, "").put)
     opened: list[Any] = []

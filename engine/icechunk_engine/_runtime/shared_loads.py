@@ -115,7 +115,7 @@ class SharedLoads[K, V]:
             values |= self._load_missing(missing, load, run_all)
         return [values[key] for key in keys]
 
-    async def load_soon(self, key: K, load: Callable[[K], Weighed[V]]) -> V:
+    async def load_async(self, key: K, load: Callable[[K], Weighed[V]]) -> V:
         """The value, loaded by one task of the request pool unless it is there or being loaded. For event loops."""
         value = self.get(key)
         if value is not None:

@@ -42,11 +42,11 @@ def require_right_clock(storage: Storage, key: str, began_us: int, now: int) -> 
     FormatError
         ``snapshot-timestamp``: the clock differs from the storage's by more than ten minutes.
     """
-    heard_us = storage.heard_us()
-    if heard_us is None:
+    clock_lower_bound_us = storage.clock_lower_bound_us()
+    if clock_lower_bound_us is None:
         if storage.is_remote:
             return  # a request each time would cost more than it is worth
-    elif abs(now - heard_us) <= TOLERANCE_US:
+    elif abs(now - clock_lower_bound_us) <= TOLERANCE_US:
         return
     found = storage.info(key)
     if found is not None and not began_us - TOLERANCE_US <= found.last_modified_us <= now + TOLERANCE_US:

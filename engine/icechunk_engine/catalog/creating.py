@@ -26,7 +26,7 @@ from icechunk_engine.format.repo_info import encode_repo_info, initial_repo_info
 from icechunk_engine.format.snapshot import encode_snapshot, initial_snapshot
 from icechunk_engine.format.transaction_log import TransactionLog, encode_transaction_log
 from icechunk_engine.ids import INITIAL_SNAPSHOT_ID
-from icechunk_engine.storage.base import PROBES, Storage
+from icechunk_engine.storage.base import PROBE_PREFIX, Storage
 from icechunk_engine.types import SpecVersion
 
 _V1_MAIN = layout.branch_ref_key(MAIN)
@@ -99,7 +99,7 @@ def require_free(storage: Storage, check_clean_root: bool) -> None:
         )
     # What an interrupted creation left behind must not keep it from being repeated.
     remains = {layout.snapshot_key(INITIAL_SNAPSHOT_ID), layout.transaction_log_key(INITIAL_SNAPSHOT_ID)}
-    others = (info for info in storage.list() if info.key not in remains and not info.key.startswith(PROBES))
+    others = (info for info in storage.list() if info.key not in remains and not info.key.startswith(PROBE_PREFIX))
     found = next(others, None) if check_clean_root else None
     if (found is not None or not check_clean_root) and spec_version_of(storage) is not None:
         raise already_there(storage)

@@ -15,7 +15,7 @@ from icechunk_engine.errors import ErrorKind, IcechunkError, ObjectNotFoundError
 from icechunk_engine.format import layout
 from icechunk_engine.format.repo_info import decode_repo_info
 from icechunk_engine.storage import storage_from_url
-from icechunk_engine.storage.base import PROBES, Storage, Version
+from icechunk_engine.storage.base import PROBE_PREFIX, Storage, Version
 
 _COMPETITORS = 8
 _ROUNDS = 3
@@ -149,7 +149,7 @@ def _list(storage: Storage) -> str:
 
 
 def _write_findings(storage: Storage) -> list[Finding]:
-    place = f"{PROBES}{uuid.uuid4().hex}"
+    place = f"{PROBE_PREFIX}{uuid.uuid4().hex}"
     keys = [f"{place}/object", *(f"{place}/race{n}" for n in range(_ROUNDS))]
     try:
         findings = [_try("write", lambda: _put(storage, keys[0]))]

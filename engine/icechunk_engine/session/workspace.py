@@ -257,7 +257,7 @@ class Workspace(SnapshotView):
         if ref.kind == NATIVE:
             assert ref.chunk_id is not None
             key = layout.chunk_key(ref.chunk_id)
-            self._context.assets.storage.put(key, data, is_new=True)
+            self._context.assets.storage.put(key, data, atomic=False)
 
     def put_chunk(self, path: str, index: ChunkIndex, ref: ChunkRef) -> None:
         """Let a chunk be what a reference says. Errors as for :meth:`set_chunk`."""

@@ -22,9 +22,9 @@ from icechunk_engine.config import (
     s3_store,
 )
 from icechunk_engine.errors import ErrorKind, InvalidInputError
-from icechunk_engine.storage import from_options
+from icechunk_engine.storage import from_credentials
 from icechunk_engine.storage.base import ObjectInfo, Storage, StorageObjectInfo, Version
-from icechunk_engine.storage.constructors import (
+from icechunk_engine.storage.from_keywords import (
     azure_storage,
     gcs_storage,
     hf_storage,
@@ -35,10 +35,10 @@ from icechunk_engine.storage.constructors import (
     s3_storage,
     tigris_storage,
 )
+from icechunk_engine.storage.from_url import storage_from_url
 from icechunk_engine.storage.fsspec_files import FsspecStorage
-from icechunk_engine.storage.local.store import LocalStorage
+from icechunk_engine.storage.local.storage import LocalStorage
 from icechunk_engine.storage.memory import MemoryStorage
-from icechunk_engine.storage.urls import storage_from_url
 from icechunk_engine.storage.wrappers import PrefixStorage, ReadOnlyStorage
 
 __all__ = [
@@ -106,17 +106,17 @@ def local_filesystem_storage(path: str | os.PathLike[str]) -> Storage:
 
 
 _CONSTRUCTORS: dict[str, Callable[..., Storage]] = {
-    "new_azure_blob": from_options.new_azure_blob,
-    "new_gcs": from_options.new_gcs,
-    "new_hf": from_options.new_hf,
-    "new_http": from_options.new_http,
+    "new_azure_blob": from_credentials.new_azure_blob,
+    "new_gcs": from_credentials.new_gcs,
+    "new_hf": from_credentials.new_hf,
+    "new_http": from_credentials.new_http,
     "new_in_memory": in_memory_storage,
     "new_local_filesystem": local_filesystem_storage,
-    "new_r2": from_options.new_r2,
+    "new_r2": from_credentials.new_r2,
     "new_redirect": redirect_storage,
-    "new_s3": from_options.new_s3,
-    "new_s3_object_store": from_options.new_s3_object_store,
-    "new_tigris": from_options.new_tigris,
+    "new_s3": from_credentials.new_s3,
+    "new_s3_object_store": from_credentials.new_s3_object_store,
+    "new_tigris": from_credentials.new_tigris,
 }
 for _name, _make in _CONSTRUCTORS.items():
     setattr(Storage, _name, staticmethod(_make))

@@ -35,7 +35,7 @@ from icechunk_engine.config import StorageSettings, default_storage_settings
 Version = NewType("Version", str)
 """Opaque name of one version of one object (an etag, a generation, a content hash)."""
 
-PROBES = "doctor/"
+PROBE_PREFIX = "doctor/"
 """Below it lie objects that a place is tried with. They are removed at once, where that is allowed and works, and are
 never part of a repository."""
 
@@ -112,14 +112,14 @@ class Storage(ABC):
         """The whole object and the version that it is. Raises ObjectNotFoundError."""
 
     @abstractmethod
-    def put(self, key: str, data: bytes | memoryview, *, is_new: bool = False) -> None:
-        """Write an object under a key nobody else uses (unique ids), or overwrite it.
+    def put(self, key: str, data: bytes | memoryview, *, atomic: bool = True) -> None:
+        """Write an object, or overwrite it.
 
         Parameters
         ----------
-        is_new
-            Nobody can look for the key before this returns, as with a chunk of an uncommitted change: whoever lists
-            may then see a part of it, and a writer that is killed may leave that part behind.
+        atomic
+            False: a listing may show a part of the object while it is written, and a writer that is killed may leave
+            that part behind. Pass False only for a key that nobody can know yet, such as that of a new chunk.
         """
 
     @abstractmethod
@@ -165,10 +165,10 @@ class Storage(ABC):
         """
         return {}
 
-    def heard_us(self) -> int | None:
-        """The store's clock shows this time or a later one, as the answers so far tell; None where they do not.
+    def clock_lower_bound_us(self) -> int | None:
+        """Return a time that the store's clock has reached, in Unix microseconds; None if unknown.
 
-        In Unix microseconds. Free: no request is made for it.
+        The bound comes from earlier answers. No request is made for it.
         """
         return None
 
@@ -208,7 +208,7 @@ class Storage(ABC):
         """
         storage = self if settings is None else self.with_settings(settings)
         start = f"{prefix.strip('/')}/" if prefix and prefix.strip("/") else ""
-        found = [info for info in storage.list(start) if not info.key.startswith(PROBES)]
+        found = [info for info in storage.list(start) if not info.key.startswith(PROBE_PREFIX)]
         return [
             StorageObjectInfo(
                 info.key[len(start) :], info.size_bytes, _EPOCH + timedelta(microseconds=info.last_modified_us)

@@ -149,7 +149,7 @@ class FsspecStorage(Storage):
             raise self._failure(error, "look at", key) from error
         return None if details.get("type") == "directory" else _info(key, details)
 
-    def put(self, key: str, data: bytes | memoryview, *, is_new: bool = False) -> None:
+    def put(self, key: str, data: bytes | memoryview, *, atomic: bool = True) -> None:
         self._require_single_writer()
         system, root = self._opened
         path = f"{root}/{key}"

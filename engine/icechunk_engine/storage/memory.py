@@ -73,7 +73,7 @@ class MemoryStorage(Storage):
         data, version, _ = self._object(key)
         return data, version
 
-    def put(self, key: str, data: bytes | memoryview, *, is_new: bool = False) -> None:
+    def put(self, key: str, data: bytes | memoryview, *, atomic: bool = True) -> None:
         with self._writing():
             self._store(key, data)
 
@@ -106,7 +106,7 @@ class MemoryStorage(Storage):
             if key.startswith(prefix):
                 yield ObjectInfo(key, len(data), modified_us)
 
-    def heard_us(self) -> int:
+    def clock_lower_bound_us(self) -> int:
         return time.time_ns() // 1000
 
     def info(self, key: str) -> ObjectInfo | None:

@@ -1,5 +1,5 @@
-"""For tests: storages that are slow, that fail, that count; a suite for storages of your own."""
+"""For tests: storages that are slow, that fail or that count, and a test suite for storages of your own."""
 
-from icechunk_engine.storage.wrappers import LatencyStorage
+from icechunk_engine.testing.latency import LatencyStorage
 
 __all__ = ["LatencyStorage"]

@@ -79,9 +79,9 @@ class StorageSuite:
         assert (info.key, info.size_bytes) == ("chunks/A", size_bytes)
 
     def test_put_of_what_nobody_knows(self, storage: Storage) -> None:
-        storage.put("chunks/A", b"1234", is_new=True)
+        storage.put("chunks/A", b"1234", atomic=False)
         assert storage.get_range("chunks/A", 1, 3) == b"23"
-        storage.put("chunks/A", memoryview(b"56"), is_new=True)
+        storage.put("chunks/A", memoryview(b"56"), atomic=False)
         assert storage.get("chunks/A") == b"56"
 
     def test_put_takes_views_and_keeps_a_copy(self, storage: Storage) -> None:

@@ -11,7 +11,7 @@ import re
 from typing import NamedTuple
 
 from icechunk_engine.config import ObjectStoreConfig, virtual_urls
-from icechunk_engine.storage.object_store.places import split_options
+from icechunk_engine.storage.object_store.buckets import split_options
 
 _HARMLESS = frozenset(
     {

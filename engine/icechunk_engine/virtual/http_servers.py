@@ -25,8 +25,8 @@ from icechunk_engine._runtime.locks import forget_in_child, memory_lock
 from icechunk_engine._runtime.pools import POOL_SIZE
 from icechunk_engine.config import virtual_urls
 from icechunk_engine.errors import ErrorKind, InvalidInputError, ObjectNotFoundError, StorageError
-from icechunk_engine.storage.object_store.places import Bucket
-from icechunk_engine.storage.object_store.store import Part
+from icechunk_engine.storage.object_store.buckets import Bucket
+from icechunk_engine.storage.object_store.storage import Part
 from icechunk_engine.storage.ranges import too_short
 from icechunk_engine.virtual.error_remedies import grant
 

@@ -13,7 +13,7 @@ from icechunk_engine.config import ObjectStoreConfig, S3Options, StorageSettings
 from icechunk_engine.credentials import AnyCredential
 from icechunk_engine.credentials.types import AzureAccess, GcsAccess, GcsAnonymous, S3Access
 from icechunk_engine.errors import ErrorKind, InvalidInputError, ObjectNotFoundError, StorageError
-from icechunk_engine.storage.object_store.places import (
+from icechunk_engine.storage.object_store.buckets import (
     Bucket,
     StoreKind,
     azure_bucket,
@@ -22,7 +22,7 @@ from icechunk_engine.storage.object_store.places import (
     web_server,
     with_settings,
 )
-from icechunk_engine.storage.object_store.store import PartReader, RangeRead, bare_etag, read_range
+from icechunk_engine.storage.object_store.storage import PartReader, RangeRead, bare_etag, read_range
 from icechunk_engine.virtual import http_servers, s3_literal_keys
 
 _TIGRIS = "https://t3.storage.dev"

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
 from icechunk_engine.errors import ErrorKind, StorageError
-from icechunk_engine.storage.object_store.places import Bucket, StoreKind, s3_endpoint_of_environment
-from icechunk_engine.storage.object_store.providers import access
-from icechunk_engine.storage.object_store.store import Part
+from icechunk_engine.storage.object_store.authentication import access
+from icechunk_engine.storage.object_store.buckets import Bucket, StoreKind, s3_endpoint_of_environment
+from icechunk_engine.storage.object_store.storage import Part
 from icechunk_engine.virtual import http_servers
 
 _NO_CONTENT = hashlib.sha256(b"").hexdigest()

@@ -10,7 +10,9 @@ from icechunk_engine import Repository, doctor
 from icechunk_engine.errors import InvalidInputError, StorageError
 from icechunk_engine.ops.doctor import Diagnosis
 from icechunk_engine.storage import LocalStorage, MemoryStorage, ReadOnlyStorage, Storage, Version
-from icechunk_engine.storage.wrappers import CountingStorage, FaultStorage, StorageCall, WrapperStorage
+from icechunk_engine.storage.wrappers import StorageCall, WrapperStorage
+from icechunk_engine.testing.counting import CountingStorage
+from icechunk_engine.testing.faults import FaultStorage
 
 
 def texts(diagnosis: Diagnosis) -> dict[str, str]:

@@ -18,7 +18,9 @@ from icechunk_engine.format.snapshot_table import SnapshotRecord
 from icechunk_engine.ids import SnapshotId
 from icechunk_engine.ops.migrate import Refs, upgraded_repo_info
 from icechunk_engine.storage import Version
-from icechunk_engine.storage.wrappers import CountingStorage, FailOnce, FaultStorage, StorageCall, WrapperStorage
+from icechunk_engine.storage.wrappers import StorageCall, WrapperStorage
+from icechunk_engine.testing.counting import CountingStorage
+from icechunk_engine.testing.faults import FailOnce, FaultStorage
 
 ROOT_ID = "1CECHNKREP0F1RSTCMT0"
 

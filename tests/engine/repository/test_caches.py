@@ -14,7 +14,8 @@ import icechunk_engine as ic
 from icechunk_engine import Repository
 from icechunk_engine._runtime.shared_loads import SharedLoads
 from icechunk_engine.session import workspace_of
-from icechunk_engine.storage.wrappers import CountingStorage, LatencyStorage
+from icechunk_engine.testing.counting import CountingStorage
+from icechunk_engine.testing.latency import LatencyStorage
 from tests.engine.repository.test_requests import cold
 
 

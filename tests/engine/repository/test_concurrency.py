@@ -14,7 +14,9 @@ import zarr
 
 import icechunk_engine as ic
 from icechunk_engine.catalog import swapping
-from icechunk_engine.storage.wrappers import FaultStorage, LatencyStorage, StorageCall
+from icechunk_engine.storage.wrappers import StorageCall
+from icechunk_engine.testing.faults import FaultStorage
+from icechunk_engine.testing.latency import LatencyStorage
 
 PROCESSES, COMMITS = 8, 50
 

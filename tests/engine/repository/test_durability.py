@@ -18,8 +18,8 @@ class WriteBackStorage(MemoryStorage):
         super().__init__()
         self.unflushed: list[str] = []
 
-    def put(self, key: str, data: bytes | memoryview, *, is_new: bool = False) -> None:
-        super().put(key, data, is_new=is_new)
+    def put(self, key: str, data: bytes | memoryview, *, atomic: bool = True) -> None:
+        super().put(key, data, atomic=atomic)
         self.unflushed.append(key)
 
     def flush(self) -> None:

@@ -14,7 +14,8 @@ import zarr
 import icechunk_engine as ic
 from icechunk_engine import Repository, Session
 from icechunk_engine.session import workspace_of
-from icechunk_engine.storage.wrappers import FailOnce, FaultStorage, Moment, StorageCall, WrapperStorage
+from icechunk_engine.storage.wrappers import StorageCall, WrapperStorage
+from icechunk_engine.testing.faults import FailOnce, FaultStorage, Moment
 
 MOMENTS: tuple[Moment, ...] = ("before", "after")
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import icechunk_engine as ic
 from icechunk_engine import ErrorKind, ForkSession, Repository
 from icechunk_engine.session import workspace_of
-from icechunk_engine.storage.wrappers import CountingStorage
+from icechunk_engine.testing.counting import CountingStorage
 
 
 @pytest.fixture

@@ -14,7 +14,9 @@ import zarr
 
 import icechunk_engine as ic
 from icechunk_engine import Repository
-from icechunk_engine.storage.wrappers import CountingStorage, FaultStorage, StorageCall
+from icechunk_engine.storage.wrappers import StorageCall
+from icechunk_engine.testing.counting import CountingStorage
+from icechunk_engine.testing.faults import FaultStorage
 
 
 @pytest.fixture

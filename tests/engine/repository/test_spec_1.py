@@ -26,7 +26,9 @@ from icechunk_engine.format.header import FileType
 from icechunk_engine.format.snapshot import decode_snapshot, encode_snapshot
 from icechunk_engine.session import workspace_of
 from icechunk_engine.storage import Version
-from icechunk_engine.storage.wrappers import CountingStorage, FailOnce, FaultStorage, WrapperStorage
+from icechunk_engine.storage.wrappers import WrapperStorage
+from icechunk_engine.testing.counting import CountingStorage
+from icechunk_engine.testing.faults import FailOnce, FaultStorage
 
 ROOT_ID = "1CECHNKREP0F1RSTCMT0"
 UNKNOWN_ID = "0" * 20

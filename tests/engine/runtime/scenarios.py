@@ -27,7 +27,7 @@ import icechunk_engine as ic
 from icechunk_engine._runtime import locks
 from icechunk_engine.session import workspace_of
 from icechunk_engine.storage import Storage
-from icechunk_engine.storage.wrappers import LatencyStorage
+from icechunk_engine.testing.latency import LatencyStorage
 
 PROTOTYPE = default_buffer_prototype()
 
@@ -168,7 +168,7 @@ def forks_at_random_moments(path: str, n_rounds: int, seed: int) -> None:
 
     def flushing() -> None:
         storage = ic.local_filesystem_storage(path)
-        storage.put("chunks/GARBAGE", b"x", is_new=True)
+        storage.put("chunks/GARBAGE", b"x", atomic=False)
         storage.flush()
 
     def forever(work: Callable[[], None]) -> None:

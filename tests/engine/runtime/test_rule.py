@@ -18,7 +18,7 @@ import icechunk_engine as ic
 from icechunk_engine import ops
 from icechunk_engine.session import workspace_of
 from icechunk_engine.storage import Storage
-from icechunk_engine.storage.wrappers import LatencyStorage
+from icechunk_engine.testing.latency import LatencyStorage
 from tests.engine.runtime.locking import LockCheckingStorage, checked_locks
 
 PROTOTYPE = default_buffer_prototype()

@@ -77,7 +77,7 @@ def test_what_several_ask_for_is_loaded_once() -> None:
         loader.go.set()
 
     async def on_a_loop() -> list[str]:
-        return await asyncio.gather(loads.load_soon("k", loader), loads.load_soon("k", loader))
+        return await asyncio.gather(loads.load_async("k", loader), loads.load_async("k", loader))
 
     results = in_threads(
         let_go,
@@ -147,7 +147,7 @@ def test_an_interrupt_of_the_one_who_loads_is_not_raised_on_an_event_loop(error:
 
     async def follow() -> str:
         assert loader.begun.wait(30)
-        waiting = asyncio.ensure_future(loads.load_soon("k", loader))
+        waiting = asyncio.ensure_future(loads.load_async("k", loader))
         await asyncio.sleep(0.05)
         loader.go.set()
         return await waiting
@@ -159,7 +159,7 @@ def test_a_closed_loop_keeps_nobody_from_being_told() -> None:
     loads, loader = SharedLoads[str, str](100), Loader()
 
     async def leave() -> None:
-        waiting = asyncio.ensure_future(loads.load_soon("k", loader))
+        waiting = asyncio.ensure_future(loads.load_async("k", loader))
         await asyncio.sleep(0.01)
         waiting.cancel()
 
@@ -186,8 +186,8 @@ def test_a_cancelled_coroutine_does_not_cancel_the_others() -> None:
     loads, loader = SharedLoads[str, str](100), Loader()
 
     async def run() -> str:
-        first = asyncio.ensure_future(loads.load_soon("k", loader))
-        second = asyncio.ensure_future(loads.load_soon("k", loader))
+        first = asyncio.ensure_future(loads.load_async("k", loader))
+        second = asyncio.ensure_future(loads.load_async("k", loader))
         await asyncio.sleep(0.01)
         first.cancel()
         await asyncio.sleep(0.01)

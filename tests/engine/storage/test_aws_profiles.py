@@ -14,14 +14,14 @@ import pytest
 from icechunk_engine.credentials.types import S3Refreshable, S3StaticCredentials
 from icechunk_engine.errors import ErrorKind, InvalidInputError
 from icechunk_engine.storage import s3_storage, storage_from_url
+from icechunk_engine.storage.object_store.authentication import access
 from icechunk_engine.storage.object_store.aws_profiles import (
     FromProfile,
     default_profile,
     region_of_profile,
     written_keys,
 )
-from icechunk_engine.storage.object_store.places import StoreKind
-from icechunk_engine.storage.object_store.providers import access
+from icechunk_engine.storage.object_store.buckets import StoreKind
 
 EXPIRES = datetime.now(UTC).replace(microsecond=0) + timedelta(hours=1)
 

@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 from icechunk_engine.storage import LocalStorage, MemoryStorage, PrefixStorage, Storage
-from icechunk_engine.storage.wrappers import CountingStorage, FaultStorage, LatencyStorage, WrapperStorage
+from icechunk_engine.storage.wrappers import WrapperStorage
+from icechunk_engine.testing.counting import CountingStorage
+from icechunk_engine.testing.faults import FaultStorage
+from icechunk_engine.testing.latency import LatencyStorage
 from icechunk_engine.testing.storage_suite import StorageProcessSuite, StorageSuite
 
 

@@ -27,7 +27,7 @@ from icechunk_engine.errors import (
 )
 from icechunk_engine.storage import LocalStorage, local_filesystem_storage
 from icechunk_engine.storage.local import durability, file_lock
-from icechunk_engine.storage.local import store as local_store
+from icechunk_engine.storage.local import storage as local_store
 from icechunk_engine.storage.local.file_lock import LOCK_NAME, locked
 from icechunk_engine.testing.racing import compete_in_threads, race_creates
 
@@ -305,8 +305,8 @@ def test_a_full_disk_changes_nothing(storage: LocalStorage, monkeypatch: pytest.
     monkeypatch.setattr(os, "write", failing(errno.ENOSPC))
     writes: list[Callable[[], Any]] = [
         lambda: storage.put("chunks/A", b"2"),
-        lambda: storage.put("chunks/A", b"2", is_new=True),
-        lambda: storage.put("chunks/B", b"2", is_new=True),
+        lambda: storage.put("chunks/A", b"2", atomic=False),
+        lambda: storage.put("chunks/B", b"2", atomic=False),
         lambda: storage.create("other", b"2"),
         lambda: storage.replace("repo", b"2", version),
         lambda: storage.copy("repo", "chunks/A"),
@@ -567,7 +567,7 @@ print("fine")
 def test_serials_are_unique_after_a_fork() -> None:
     code = """
 import os
-from icechunk_engine.storage.local import store as local_store
+from icechunk_engine.storage.local import storage as local_store
 read_end, write_end = os.pipe()
 if os.fork() == 0:
     os.write(write_end, local_store._temporary_for("x").encode())

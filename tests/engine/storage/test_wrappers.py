@@ -18,15 +18,14 @@ from icechunk_engine.storage import LocalStorage, MemoryStorage, Storage, Versio
 from icechunk_engine.storage.wrappers import (
     READING_METHODS,
     WRITING_METHODS,
-    CountingStorage,
-    FailOnce,
-    FaultStorage,
-    LatencyStorage,
     PrefixStorage,
     ReadOnlyStorage,
     StorageCall,
     WrapperStorage,
 )
+from icechunk_engine.testing.counting import CountingStorage
+from icechunk_engine.testing.faults import FailOnce, FaultStorage
+from icechunk_engine.testing.latency import LatencyStorage
 
 WRAPPERS: list[Callable[[Storage], WrapperStorage]] = [
     WrapperStorage,
@@ -235,7 +234,7 @@ class Lossy(MemoryStorage):
     def not_durable(self) -> dict[str, str]:
         return {"a/b/chunks/A": "bad", "a/b/manifests/": "bad", "a/c/chunks/B": "bad", "repo": "bad"} | self.more
 
-    def heard_us(self) -> int:
+    def clock_lower_bound_us(self) -> int:
         return 5
 
     more: dict[str, str] = {}  # noqa: RUF012
@@ -249,4 +248,4 @@ def test_losses_and_time_come_through() -> None:
     for above in ("", "a/", "a/b/"):
         inner.more = {above: "worse"}
         assert part.not_durable()[""] == "worse"
-    assert part.heard_us() == 5
+    assert part.clock_lower_bound_us() == 5

@@ -236,7 +236,7 @@ class CountingStorage(MemoryStorage):
         self.threads.add(threading.current_thread().name)
         return super().get_range(key, start, stop)
 
-    def put(self, key: str, data: bytes | memoryview, *, is_new: bool = False) -> None:
+    def put(self, key: str, data: bytes | memoryview, *, atomic: bool = True) -> None:
         self.threads.add(threading.current_thread().name)
         super().put(key, data)
 

@@ -238,7 +238,7 @@ def test_durations(text: str, seconds: float):
 
 
 def test_large_ranges_are_read_in_parts_of_one_version(server: Server, monkeypatch: pytest.MonkeyPatch):
-    from icechunk_engine.storage.object_store import store as object_store
+    from icechunk_engine.storage.object_store import storage as object_store
     from icechunk_engine.storage.ranges import PartSizes
 
     monkeypatch.setattr(object_store.read_range, "__defaults__", (PartSizes(ideal_bytes=40, most=4),))

@@ -1,6 +1,6 @@
 """Buckets of object stores as data: where they are, how requests are authenticated and made. Pure.
 
-A :class:`Bucket` is hashable, picklable and cheap; :mod:`.store` turns it into a client when it is first used.
+A :class:`Bucket` is hashable, picklable and cheap; :mod:`.client` turns it into a client when it is first used.
 Repositories and virtual chunk containers are described alike.
 """
 

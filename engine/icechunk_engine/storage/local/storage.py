@@ -149,12 +149,12 @@ class LocalStorage(Storage):
 
     # --- writing -----------------------------------------------------------------------------------------------
 
-    def put(self, key: str, data: bytes | memoryview, *, is_new: bool = False) -> None:
+    def put(self, key: str, data: bytes | memoryview, *, atomic: bool = True) -> None:
         path = self._new_path(key)
         if self._durable:
             self._unflushed.watch()
         try:
-            if not is_new:
+            if atomic:
                 _rename(self._write_temporary(path, data, sync=False), path)
             else:
                 # Renaming would take as long again as writing a small chunk.
@@ -275,7 +275,7 @@ class LocalStorage(Storage):
         theirs = "written by the process that this one was forked from"
         return dict.fromkeys(map(self._key_of, record.inherited), theirs) | lost
 
-    def heard_us(self) -> int | None:
+    def clock_lower_bound_us(self) -> int | None:
         return self._clock.now_us()
 
     def commit_queue(self) -> AbstractContextManager[None]:
@@ -561,7 +561,7 @@ def _walk(directory: str, parent: str, start: str) -> Iterator[ObjectInfo]:
                     continue
                 try:
                     if entry.is_dir():
-                        if not entry.is_symlink() or _is_new(entry.path, followed):
+                        if not entry.is_symlink() or _is_first_visit(entry.path, followed):
                             pending.append((entry.path, f"{parent}{name}/", ""))
                     elif entry.is_file() and not ("#" in name and _IS_TEMPORARY(name)):
                         found = entry.stat()
@@ -570,7 +570,7 @@ def _walk(directory: str, parent: str, start: str) -> Iterator[ObjectInfo]:
                     continue  # deleted while we looked
 
 
-def _is_new(link: str, followed: set[tuple[int, int]]) -> bool:
+def _is_first_visit(link: str, followed: set[tuple[int, int]]) -> bool:
     """Follow each linked directory once, so that a loop of links ends."""
     found = os.stat(link)
     place = found.st_dev, found.st_ino

@@ -36,7 +36,7 @@ from icechunk_engine.credentials.types import (
 )
 from icechunk_engine.errors import ErrorKind, InvalidInputError
 from icechunk_engine.storage.object_store.aws_profiles import FromProfile, default_profile, written_keys
-from icechunk_engine.storage.object_store.places import AnyStoreCredential, StoreKind
+from icechunk_engine.storage.object_store.buckets import AnyStoreCredential, StoreKind
 
 Provider = Callable[[], dict[str, Any]]
 

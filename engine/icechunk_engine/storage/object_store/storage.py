@@ -28,11 +28,18 @@ from icechunk_engine.errors import (
     StorageError,
     VersionMismatchError,
 )
-from icechunk_engine.storage.base import PROBES, ObjectInfo, Storage, Version
+from icechunk_engine.storage.base import PROBE_PREFIX, ObjectInfo, Storage, Version
 from icechunk_engine.storage.conditional_writes import Proofs, no_conditional_writes
-from icechunk_engine.storage.object_store.places import Bucket, StoreKind, with_settings
-from icechunk_engine.storage.object_store.providers import access
-from icechunk_engine.storage.object_store.readback import WRITE_ID, WRITE_ID_SPELLINGS, Attempt, Found, Outcome, judge
+from icechunk_engine.storage.object_store.authentication import access
+from icechunk_engine.storage.object_store.buckets import Bucket, StoreKind, with_settings
+from icechunk_engine.storage.object_store.lost_answers import (
+    WRITE_ID,
+    WRITE_ID_SPELLINGS,
+    Attempt,
+    Found,
+    Outcome,
+    judge,
+)
 from icechunk_engine.storage.object_store.store_errors import (
     CutShortError,
     RefusedError,
@@ -157,12 +164,12 @@ class ObjectStorage(Storage):
         self._clock.hear(found.last_modified_us)
         return found
 
-    def heard_us(self) -> int | None:
+    def clock_lower_bound_us(self) -> int | None:
         return self._clock.now_us()
 
     # --- writing -----------------------------------------------------------------------------------------------
 
-    def put(self, key: str, data: bytes | memoryview, *, is_new: bool = False) -> None:
+    def put(self, key: str, data: bytes | memoryview, *, atomic: bool = True) -> None:
         self._require_conditions()
         self._put(key, data)
 
@@ -270,7 +277,7 @@ class ObjectStorage(Storage):
             _PROOFS.require((self.bucket.url, *used), self._prove_conditions)
 
     def _prove_conditions(self) -> None:
-        key = f"{PROBES}{uuid.uuid4().hex}"
+        key = f"{PROBE_PREFIX}{uuid.uuid4().hex}"
         wrong: list[tuple[Version | None, str]] = []
         if self.settings.unsafe_use_conditional_create:
             wrong.append((None, "lets an object be created that exists already"))
@@ -307,7 +314,7 @@ class ObjectStorage(Storage):
         return self._put(key, data)
 
     def _write_if(self, key: str, data: bytes, expected: Version | None) -> Version:
-        """Write on a condition, and settle by reading what an answer leaves open (:mod:`.readback`)."""
+        """Write on a condition, and settle by reading what an answer leaves open (:mod:`.lost_answers`)."""
         attempt = Attempt(str(uuid.uuid4()), expected)
         for n in range(_CONDITIONAL_TRIES):
             quoted = (n % 2 == 0) is (self.bucket.url not in _COMPARE_WITHOUT_QUOTES)

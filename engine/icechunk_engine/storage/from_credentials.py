@@ -17,7 +17,7 @@ from icechunk_engine.credentials.types import AnyAzureCredential, AnyGcsCredenti
 from icechunk_engine.errors import ErrorKind, InvalidInputError, StorageError
 from icechunk_engine.storage.base import Storage
 from icechunk_engine.storage.object_store.aws_profiles import endpoint_of_profile, region_of_profile
-from icechunk_engine.storage.object_store.places import (
+from icechunk_engine.storage.object_store.buckets import (
     azure_bucket,
     gcs_bucket,
     require_text,
@@ -25,7 +25,7 @@ from icechunk_engine.storage.object_store.places import (
     s3_endpoint_of_environment,
     web_server,
 )
-from icechunk_engine.storage.object_store.store import ObjectStorage
+from icechunk_engine.storage.object_store.storage import ObjectStorage
 from icechunk_engine.storage.wrappers import ReadOnlyStorage
 
 Headers = Mapping[str, str]

@@ -20,7 +20,7 @@ from icechunk_engine.credentials import azure_credentials, gcs_credentials, s3_c
 from icechunk_engine.credentials.types import GcsBearerCredential, S3StaticCredentials
 from icechunk_engine.errors import ErrorKind, StorageError
 from icechunk_engine.storage.base import Storage
-from icechunk_engine.storage.from_options import (
+from icechunk_engine.storage.from_credentials import (
     Headers,
     new_azure_blob,
     new_gcs,

@@ -16,9 +16,9 @@ from urllib.request import url2pathname
 from icechunk_engine.errors import ErrorKind, InvalidInputError
 from icechunk_engine.errors.foreign import describe
 from icechunk_engine.storage.base import Storage
-from icechunk_engine.storage.constructors import azure_storage, gcs_storage, http_storage, s3_storage
+from icechunk_engine.storage.from_keywords import azure_storage, gcs_storage, http_storage, s3_storage
 from icechunk_engine.storage.fsspec_files import FsspecStorage, is_known_protocol
-from icechunk_engine.storage.local.store import LocalStorage
+from icechunk_engine.storage.local.storage import LocalStorage
 from icechunk_engine.storage.memory import MemoryStorage
 from icechunk_engine.storage.object_store.aws_profiles import FromProfile, endpoint_of_profile, region_of_profile
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from icechunk_engine.storage.base import Version
-from icechunk_engine.storage.object_store.readback import Attempt, Found, Outcome, judge
+from icechunk_engine.storage.object_store.lost_answers import Attempt, Found, Outcome, judge
 
 VERSIONS = st.sampled_from("abc").map(Version)
 IDS = st.sampled_from(["mine", "theirs", "others"])

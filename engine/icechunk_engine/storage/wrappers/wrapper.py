@@ -1,0 +1,82 @@
+"""The base class of wrappers: it passes every call on unchanged.
+
+A wrapper has the identity of the storage it wraps, so both share caches. :class:`.prefix.PrefixStorage` is the
+exception, because it is another place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+
+from icechunk_engine.config import StorageSettings
+from icechunk_engine.storage.base import ObjectInfo, Storage, Version
+
+
+class WrapperStorage(Storage):
+    """Hands every call to ``inner``; subclasses change what they are about."""
+
+    def __init__(self, inner: Storage) -> None:
+        self.inner = inner
+        self.is_remote = inner.is_remote
+        self.read_only = inner.read_only
+
+    @property
+    def identity(self) -> str:
+        return self.inner.identity
+
+    def get(self, key: str) -> bytes:
+        return self.inner.get(key)
+
+    def get_range(self, key: str, start: int, stop: int) -> bytes:
+        return self.inner.get_range(key, start, stop)
+
+    def get_versioned(self, key: str) -> tuple[bytes, Version]:
+        return self.inner.get_versioned(key)
+
+    def put(self, key: str, data: bytes | memoryview, *, atomic: bool = True) -> None:
+        self.inner.put(key, data, atomic=atomic)
+
+    def create(self, key: str, data: bytes) -> Version:
+        return self.inner.create(key, data)
+
+    def replace(self, key: str, data: bytes, version: Version) -> Version:
+        return self.inner.replace(key, data, version)
+
+    def copy(self, source: str, target: str) -> None:
+        self.inner.copy(source, target)
+
+    def delete(self, keys: Iterable[str]) -> int:
+        return self.inner.delete(keys)
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        return self.inner.list(prefix)
+
+    def info(self, key: str) -> ObjectInfo | None:
+        return self.inner.info(key)
+
+    def default_settings(self) -> StorageSettings:
+        return self.inner.default_settings()
+
+    def flush(self) -> None:
+        self.inner.flush()
+
+    def not_durable(self) -> Mapping[str, str]:
+        return self.inner.not_durable()
+
+    def clock_lower_bound_us(self) -> int | None:
+        return self.inner.clock_lower_bound_us()
+
+    def commit_queue(self) -> AbstractContextManager[None]:
+        return self.inner.commit_queue()
+
+    def with_settings(self, settings: StorageSettings) -> Storage:
+        inner = self.inner.with_settings(settings)
+        if inner is self.inner:
+            return self
+        other = object.__new__(type(self))  # not copied: what instruments counted stays shared
+        other.__dict__.update(self.__dict__, inner=inner)
+        return other
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.inner!r})"
