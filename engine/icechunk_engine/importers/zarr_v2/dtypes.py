@@ -1,6 +1,7 @@
-"""Zarr v2 data types and fill values, and what they are in Zarr v3. Pure.
+"""Translate Zarr v2 data types and fill values to Zarr v3. Pure.
 
-Each :class:`DataType` knows its v3 name, the numpy type of the stored bytes, and how a v2 fill value reads.
+A :class:`DataType` holds the v3 name and the numpy type of the stored bytes. A fill value passes through three forms:
+the JSON of v2 metadata, a Python value (:data:`FillValue`), and the strict JSON of v3 metadata.
 """
 
 from __future__ import annotations
@@ -11,13 +12,18 @@ import math
 import re
 import struct
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from icechunk_engine.importers.short_repr import short_repr
+from icechunk_engine.types import Json, JsonObject
 
 NAT = -(2**63)
+
+type NumpyType = np.dtype[np.generic]
+
+type FillValue = bool | int | float | complex | str | bytes | dict[str, FillValue]
+"""One element of an array. Times are integers, fixed-length and variable-length bytes are ``bytes``."""
 
 _NUMBERS = {"i": "int", "u": "uint", "f": "float", "c": "complex"}
 _WIDTHS = {"i": (1, 2, 4, 8), "u": (1, 2, 4, 8), "f": (2, 4, 8), "c": (8, 16)}
@@ -28,7 +34,7 @@ _MAX_RECORD_DEPTH = 16
 
 
 class Unsupported(ValueError):
-    """The v2 metadata has no v3 form; the message is completed by whoever knows the array's path."""
+    """The v2 metadata has no v3 form. The message is a noun phrase; the caller adds the array's path."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +47,7 @@ class DataType:
         numpy's letter (``b i u f c M m S U V``), ``T`` for variable-length text, ``B`` for variable-length bytes,
         ``R`` for records.
     stored
-        numpy type of the stored bytes, with their byte order; object for ``T`` and ``B``.
+        numpy type of the stored bytes, including the byte order; object for ``T`` and ``B``.
     v3
         The v3 ``data_type``.
     fields
@@ -49,13 +55,13 @@ class DataType:
     """
 
     kind: str
-    stored: np.dtype[Any]
-    v3: Any
+    stored: NumpyType
+    v3: str | JsonObject
     fields: tuple[tuple[str, DataType], ...] = ()
 
     @property
     def endian(self) -> str | None:
-        """``little``, ``big``, or None where bytes have no order."""
+        """``little``, ``big``, or None if the type has no byte order."""
         return endian_of(self.stored)
 
     @property
@@ -64,30 +70,30 @@ class DataType:
         return self.kind in "iufc"
 
 
-def endian_of(dtype: np.dtype[Any]) -> str | None:
-    """Byte order of a numpy type, None where bytes have none; records have that of their fields."""
+def endian_of(dtype: NumpyType) -> str | None:
+    """Return the byte order of a numpy type, or None if it has none. A record has the byte order of its fields."""
     if dtype.names is not None:
-        orders = {endian_of(dtype[name]) for name in dtype.names} - {None}
+        orders = {endian_of(field[0]) for field in (dtype.fields or {}).values()} - {None}
         if len(orders) > 1:
             raise Unsupported("a record with fields of different byte orders")
-        # zarr asks for an order even where no field needs one.
+        # zarr requires a byte order even if no field needs one.
         return orders.pop() if orders else "little"
     if dtype.itemsize == 1 or dtype.kind in "SVb":
         return None
     return "big" if dtype.str[0] == ">" else "little"
 
 
-def parse_dtype(spec: Any, object_codec: str | None = None, *, depth: int = 0) -> DataType:
-    """A v2 ``dtype``.
+def parse_dtype(spec: Json, object_codec: str | None = None, *, depth: int = 0) -> DataType:
+    """Parse a v2 ``dtype``.
 
     Parameters
     ----------
     spec
         A type string, or a list of record fields.
     object_codec
-        Id of the filter that turns objects into bytes, for ``|O``.
+        Id of the filter that encodes objects, for ``|O``.
     depth
-        Records around this one.
+        Number of enclosing records.
 
     Raises
     ------
@@ -96,8 +102,7 @@ def parse_dtype(spec: Any, object_codec: str | None = None, *, depth: int = 0) -
     """
     if isinstance(spec, list):
         return _parse_record(spec, depth)
-    match = _TYPE.fullmatch(spec) if isinstance(spec, str) else None
-    if match is None:
+    if not isinstance(spec, str) or (match := _TYPE.fullmatch(spec)) is None:
         raise Unsupported(f"data type {short_repr(spec)}")
     letter = match[2]
     size = int(match[3] or 0)
@@ -121,15 +126,14 @@ def parse_dtype(spec: Any, object_codec: str | None = None, *, depth: int = 0) -
     raise Unsupported(f"data type {short_repr(spec)}")
 
 
-def _numpy_dtype(spec: Any) -> np.dtype[Any]:
+def _numpy_dtype(spec: str | list[tuple[str, NumpyType]]) -> NumpyType:
     try:
-        found: np.dtype[Any] = np.dtype(spec)
+        return np.dtype(spec)
     except (TypeError, ValueError, OverflowError):
         raise Unsupported(f"data type {short_repr(spec)}") from None
-    return found
 
 
-def _named(name: str, **configuration: Any) -> dict[str, Any]:
+def _named(name: str, **configuration: Json) -> JsonObject:
     return {"name": name, "configuration": configuration}
 
 
@@ -148,14 +152,10 @@ def _parse_object(codec: str | None) -> DataType:
     )
 
 
-def _parse_record(spec: list[Any], depth: int) -> DataType:
+def _parse_record(spec: list[Json], depth: int) -> DataType:
     if depth >= _MAX_RECORD_DEPTH:
         raise Unsupported(f"a record nested more than {_MAX_RECORD_DEPTH} levels deep")
-    if not all(isinstance(field, list) and len(field) in (2, 3) and isinstance(field[0], str) for field in spec):
-        raise Unsupported(f"record type {short_repr(spec)}")
-    if any(len(field) == 3 and field[2] not in ([], 1) for field in spec):
-        raise Unsupported("a record whose fields are arrays")
-    fields = tuple([(field[0], parse_dtype(field[1], depth=depth + 1)) for field in spec])
+    fields = tuple([_parse_field(spec, field, depth) for field in spec])
     names = [name for name, _ in fields]
     if not names or "" in names or len(set(names)) != len(names):
         raise Unsupported(f"a record with the field names {short_repr(names)}")
@@ -163,15 +163,25 @@ def _parse_record(spec: list[Any], depth: int) -> DataType:
     if stored.itemsize != sum(field.stored.itemsize for _, field in fields):  # numpy's sum is of 32 bits
         raise Unsupported("a record of 2 GiB or more")
     endian_of(stored)
-    v3 = _named("struct", fields=[{"name": name, "data_type": field.v3} for name, field in fields])
-    return DataType(kind="R", stored=stored, v3=v3, fields=fields)
+    described: list[Json] = [{"name": name, "data_type": field.v3} for name, field in fields]
+    return DataType(kind="R", stored=stored, v3=_named("struct", fields=described), fields=fields)
+
+
+def _parse_field(record: list[Json], field: Json, depth: int) -> tuple[str, DataType]:
+    if not isinstance(field, list) or len(field) not in (2, 3) or not isinstance(field[0], str):
+        raise Unsupported(f"record type {short_repr(record)}")
+    if len(field) == 3 and field[2] not in ([], 1):
+        raise Unsupported("a record whose fields are arrays")
+    return field[0], parse_dtype(field[1], depth=depth + 1)
 
 
 # --- fill values -------------------------------------------------------------------------------------------------
 
 
-def read_fill(dtype: DataType, value: Any) -> Any:
-    """The fill value that v2 metadata spells, as a Python value; for null what readers show: zero, empty or NaT.
+def read_fill(dtype: DataType, value: Json) -> FillValue:
+    """Convert a fill value of v2 metadata to a Python value.
+
+    null becomes the value that readers of v2 show: zero, an empty string or NaT.
 
     Raises
     ------
@@ -206,39 +216,41 @@ def read_fill(dtype: DataType, value: Any) -> Any:
         raise Unsupported(f"fill value {short_repr(value)} for data type {short_repr(dtype.v3)}") from None
 
 
-def fill_json(dtype: DataType, value: Any) -> Any:
-    """Strict JSON of a fill value in v3 metadata; ``value`` as :func:`read_fill` returns it."""
-    match dtype.kind:
-        case "f":
+def fill_json(value: FillValue) -> Json:
+    """Return the strict JSON of a fill value for v3 metadata."""
+    match value:
+        case float():
             return float_json(value)
-        case "c":
+        case complex():
             return [float_json(value.real), float_json(value.imag)]
-        case "S" | "V" | "B":
+        case bytes():
             return base64.b64encode(value).decode()
-        case "R":
-            return {name: fill_json(field, value[name]) for name, field in dtype.fields}
+        case dict():
+            return {name: fill_json(field) for name, field in value.items()}
         case _:
             return value
 
 
-def fill_attribute(dtype: DataType, value: Any) -> Any:
-    """The ``_FillValue`` attribute from which xarray masks in Zarr v3; None for types that it cannot have it for.
+def fill_attribute(dtype: DataType, value: FillValue) -> Json:
+    """Return the ``_FillValue`` attribute with which xarray masks a v3 array, or None if the type cannot have one.
 
-    Floats are base64 of a little-endian double there, whatever the precision of the array.
+    xarray expects floats of any precision as base64 of a little-endian double.
     """
-    match dtype.kind:
-        case "i" | "u":
+    if not dtype.is_numeric:
+        return None
+    match value:
+        case int():
             return value
-        case "f":
+        case float():
             return _double_text(value)
-        case "c":
+        case complex():
             return [_double_text(value.real), _double_text(value.imag)]
         case _:
             return None
 
 
-def read_fill_attribute(dtype: DataType, value: Any) -> Any:
-    """An existing ``_FillValue`` attribute, plain or in xarray's form, as :func:`read_fill` returns values.
+def read_fill_attribute(dtype: DataType, value: Json) -> FillValue:
+    """Convert an existing ``_FillValue`` attribute, plain or in xarray's form, to a Python value.
 
     Raises
     ------
@@ -251,21 +263,23 @@ def read_fill_attribute(dtype: DataType, value: Any) -> Any:
         raise Unsupported(f"_FillValue {short_repr(value)}") from None
 
 
-def _read_fill_attribute(dtype: DataType, value: Any) -> Any:
+def _read_fill_attribute(dtype: DataType, value: Json) -> FillValue:
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     if dtype.kind == "f" and isinstance(value, str):
         return _to_precision(dtype.stored, _read_double_text(value))
-    if dtype.kind == "c" and isinstance(value, list) and all(isinstance(part, str) for part in value):
-        real, imag = map(_read_double_text, value)
-        return complex(real, imag)
-    if dtype.kind == "i" and isinstance(value, int | float) and value > np.iinfo(dtype.stored).max:
-        value = int(value) - (1 << dtype.stored.itemsize * 8)  # netCDF writes unsigned numbers in signed variables
+    if dtype.kind == "c" and isinstance(value, list):
+        parts = [part for part in value if isinstance(part, str)]
+        if len(parts) == len(value):
+            real, imag = map(_read_double_text, parts)
+            return complex(real, imag)
+    if dtype.kind == "i" and isinstance(value, int | float) and value > np.iinfo(dtype.stored.str).max:
+        value = int(value) - (1 << dtype.stored.itemsize * 8)  # netCDF stores unsigned numbers in signed variables
     return read_fill(dtype, value)
 
 
 def float_json(value: float) -> float | str:
-    """Strict JSON of a float, as Zarr v3 spells it."""
+    """Return a float as Zarr v3 spells it. JSON has no NaN and no Infinity, so these become strings."""
     if math.isnan(value):
         return "NaN"
     if math.isinf(value):
@@ -289,21 +303,21 @@ def _read_double_text(text: str) -> float:
     return value
 
 
-def _read_bool(value: Any) -> bool:
+def _read_bool(value: Json) -> bool:
     if value is None or value in (0, 1):
         return bool(value)
     raise ValueError(value)
 
 
-def _read_integer(dtype: DataType, value: Any) -> int:
+def _read_integer(dtype: DataType, value: Json) -> int:
     number = 0 if value is None else _integer(value)
-    limits = np.iinfo(dtype.stored)
+    limits = np.iinfo(dtype.stored.str)
     if not limits.min <= number <= limits.max:
         raise Unsupported(f"fill value {short_repr(value)}, which is outside the range of {dtype.v3}")
     return number
 
 
-def _integer(value: Any) -> int:
+def _integer(value: Json) -> int:
     if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
         return int(value)
     if isinstance(value, str) and _INTEGER_TEXT.fullmatch(value):
@@ -311,25 +325,25 @@ def _integer(value: Any) -> int:
     raise ValueError(value)
 
 
-def _require_int64(value: Any) -> int:
+def _require_int64(value: Json) -> int:
     number = _integer(value)
     if not NAT <= number < 2**63:
         raise ValueError(value)
     return number
 
 
-def _read_float(value: Any) -> float:
+def _read_float(value: Json) -> float:
     if isinstance(value, int | float | str):
         return float(value)
     raise ValueError(value)
 
 
-def _to_precision(stored: np.dtype[Any], value: float) -> float:
+def _to_precision(stored: NumpyType, value: float) -> float:
     with np.errstate(over="ignore"):
-        return float(stored.type(value))
+        return float(np.float64(value).astype(stored))
 
 
-def _read_complex(dtype: DataType, value: Any) -> complex:
+def _read_complex(dtype: DataType, value: Json) -> complex:
     if isinstance(value, list) and len(value) == 2:
         real, imag = map(_read_float, value)
     else:
@@ -338,7 +352,7 @@ def _read_complex(dtype: DataType, value: Any) -> complex:
     return complex(_to_precision(part, real), _to_precision(part, imag))
 
 
-def _read_text(value: Any) -> str:
+def _read_text(value: Json) -> str:
     if value is None or value == 0:
         return ""
     if isinstance(value, str | int | float):
@@ -346,8 +360,8 @@ def _read_text(value: Any) -> str:
     raise ValueError(value)
 
 
-def _read_bytes(value: Any, size: int | None) -> bytes:
-    """Base64; zarr before 2.0 wrote plain text, and 0 stands for empty."""
+def _read_bytes(value: Json, size: int | None) -> bytes:
+    """Decode base64. zarr before 2.0 wrote plain text, and 0 means empty."""
     if value is None or value == 0:
         return b""
     if not isinstance(value, str):
@@ -364,16 +378,18 @@ def _read_bytes(value: Any, size: int | None) -> bytes:
     return plain
 
 
-def _read_record(dtype: DataType, value: Any) -> dict[str, Any]:
+def _read_record(dtype: DataType, value: Json) -> dict[str, FillValue]:
     if isinstance(value, dict):
         return {name: read_fill(field, value.get(name)) for name, field in dtype.fields}
     is_null = value is None or value == 0
-    raw = bytes(dtype.stored.itemsize) if is_null else base64.b64decode(value, validate=True)
+    if not is_null and not isinstance(value, str):
+        raise ValueError(value)
+    raw = bytes(dtype.stored.itemsize) if is_null else base64.b64decode(str(value), validate=True)
     return _record_values(dtype, np.frombuffer(raw, dtype.stored, count=1)[0])
 
 
-def _record_values(dtype: DataType, record: Any) -> dict[str, Any]:
-    values: dict[str, Any] = {}
+def _record_values(dtype: DataType, record: np.void) -> dict[str, FillValue]:
+    values: dict[str, FillValue] = {}
     for name, field in dtype.fields:
         item = record[name]
         if field.kind == "R":

@@ -1,7 +1,8 @@
-"""Zarr v2 metadata documents as Zarr v3 documents. Pure.
+"""Translate Zarr v2 metadata documents to Zarr v3. Pure.
 
-Whoever reads the result sees what readers of the v2 documents see: the same values, dimension names, attributes, and
-the same missing data, which xarray finds in the fill value of v2 arrays but only in attributes of v3 arrays.
+Invariant: readers of the v3 document see the same values, dimension names, attributes and missing data as readers of
+the v2 document. Missing data needs care: xarray finds it in the fill value of a v2 array, but only in the
+``_FillValue`` attribute of a v3 array.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from icechunk_engine.errors import ErrorKind, InvalidInputError
 from icechunk_engine.importers.limits import Budget
@@ -18,6 +18,7 @@ from icechunk_engine.importers.short_repr import short_repr
 from icechunk_engine.importers.zarr_v2.codecs import codec_chain, object_codec_of
 from icechunk_engine.importers.zarr_v2.dtypes import (
     DataType,
+    FillValue,
     Unsupported,
     fill_attribute,
     fill_json,
@@ -26,14 +27,15 @@ from icechunk_engine.importers.zarr_v2.dtypes import (
     read_fill,
     read_fill_attribute,
 )
+from icechunk_engine.types import Json, JsonObject
 
 DIMENSIONS = "_ARRAY_DIMENSIONS"
 FILL_VALUE = "_FillValue"
 _NCZARR_ARRAYS = ("_nczarr_array", "_NCZARR_ARRAY")
 _MAX_RANK = 64
-"""numpy's, and so zarr-python's."""
+"""The limit of numpy and zarr-python."""
 _COPIES_OF_FILL = 16
-"""A fill value is padded to its length, written in base64 into JSON and copied on the way."""
+"""Memory for one fill value: it is padded to its length, encoded in base64, written as JSON, and copied each time."""
 _CHUNK_KEYS = {"name": "default", "configuration": {"separator": "/"}}
 
 
@@ -46,7 +48,7 @@ class ArrayDocument:
     content
         The document.
     chunk_bytes
-        Encoded length of every chunk, None where it depends on the content or is not known.
+        Encoded length of every chunk, or None if it is unknown or depends on the content.
     """
 
     content: bytes
@@ -54,7 +56,7 @@ class ArrayDocument:
 
 
 def bad_array(path: str, reason: str) -> InvalidInputError:
-    """The error for an array that cannot be imported."""
+    """Return the error for an array that cannot be imported."""
     short = short_repr(path)
     return InvalidInputError(
         f"array {short[1:-1]} cannot be imported: {reason}. Leave it out with skip=[{short}], or rewrite its data",
@@ -64,30 +66,30 @@ def bad_array(path: str, reason: str) -> InvalidInputError:
 
 def array_document(
     path: str,
-    array: Mapping[str, Any],
-    attributes: Mapping[str, Any],
+    array: Mapping[str, Json],
+    attributes: Mapping[str, Json],
     *,
     fill_value_as_mask: bool = True,
     budget: Budget | None = None,
 ) -> ArrayDocument:
-    """The v3 document of a v2 array.
+    """Return the v3 document of a v2 array.
 
     Parameters
     ----------
     path
-        For messages.
+        Path of the array, for error messages.
     array, attributes
         Contents of ``.zarray`` and ``.zattrs``.
     fill_value_as_mask
-        Write numeric fill values into the attribute ``_FillValue``, so that xarray masks them as for v2 arrays.
+        Write numeric fill values to the ``_FillValue`` attribute, so that xarray masks them as in v2 arrays.
     budget
-        Pays for fill values that are as long as the elements.
+        Charged for fill values, which are as long as the elements.
 
     Raises
     ------
     InvalidInputError
-        ``invalid-array-metadata``: something has no v3 form, or the documents are damaged. ``deserialization``: more
-        than the budget allows.
+        ``invalid-array-metadata``: the array has no v3 form, or the documents are damaged. ``deserialization``: the
+        fill value exceeds the budget.
     """
     try:
         return _array_document(array, attributes, budget or Budget(), fill_value_as_mask=fill_value_as_mask)
@@ -98,11 +100,11 @@ def array_document(
 
 
 class _Damaged(ValueError):
-    """The document breaks the v2 specification, or holds what no JSON can."""
+    """The document breaks the v2 specification, or holds values that JSON does not have."""
 
 
 def _array_document(
-    array: Mapping[str, Any], attributes: Mapping[str, Any], budget: Budget, *, fill_value_as_mask: bool
+    array: Mapping[str, Json], attributes: Mapping[str, Json], budget: Budget, *, fill_value_as_mask: bool
 ) -> ArrayDocument:
     if array.get("zarr_format", 2) != 2:
         raise _Damaged(f'its .zarray must say "zarr_format": 2, not {short_repr(array["zarr_format"])}')
@@ -118,7 +120,7 @@ def _array_document(
     if dtype.kind in "VR":
         budget.charge_bytes(
             _COPIES_OF_FILL * dtype.stored.itemsize,
-            f"its elements have {dtype.stored.itemsize} bytes, and so the fill",
+            f"its elements and its fill value have {dtype.stored.itemsize} bytes each",
         )
     fill = read_fill(dtype, array.get("fill_value"))
     kept = dict(attributes)
@@ -132,7 +134,7 @@ def _array_document(
         "data_type": dtype.v3,
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk_shape}},
         "chunk_key_encoding": _CHUNK_KEYS,
-        "fill_value": fill_json(dtype, fill),
+        "fill_value": fill_json(fill),
         "codecs": chain.codecs,
         "attributes": strict_json(kept),
         **({"dimension_names": names} if names is not None else {}),
@@ -141,21 +143,21 @@ def _array_document(
     return ArrayDocument(_encode(document), chain.chunk_bytes)
 
 
-def v3_array_document(path: str, document: Mapping[str, Any]) -> ArrayDocument:
-    """A v3 array as it is, but with the chunk keys that this store has. Errors as for :func:`array_document`."""
+def v3_array_document(path: str, document: Mapping[str, Json]) -> ArrayDocument:
+    """Return a v3 document with the chunk key encoding of this store. Raises the errors of :func:`array_document`."""
     try:
         return ArrayDocument(_encode(strict_json({**document, "chunk_key_encoding": _CHUNK_KEYS})), None)
     except _Damaged as error:
         raise bad_array(path, str(error)) from None
 
 
-def group_document(attributes: Mapping[str, Any], *, path: str) -> bytes:
-    """The v3 document of a group.
+def group_document(attributes: Mapping[str, Json], *, path: str) -> bytes:
+    """Return the v3 document of a group.
 
     Raises
     ------
     InvalidInputError
-        ``bad-metadata``: the attributes of the group at ``path`` hold what no JSON can.
+        ``bad-metadata``: the attributes of the group at ``path`` hold values that JSON does not have.
     """
     try:
         return _encode({"zarr_format": 3, "node_type": "group", "attributes": strict_json(attributes)})
@@ -165,8 +167,7 @@ def group_document(attributes: Mapping[str, Any], *, path: str) -> bytes:
         ) from None
 
 
-def _encode(document: Mapping[str, Any]) -> bytes:
-    """JSON as stored."""
+def _encode(document: object) -> bytes:
     try:
         return json.dumps(document, allow_nan=False, ensure_ascii=False).encode()
     except UnicodeEncodeError:
@@ -175,8 +176,8 @@ def _encode(document: Mapping[str, Any]) -> bytes:
         raise _Damaged(f"its metadata cannot be written as JSON ({error})") from None
 
 
-def strict_json(value: Any) -> Any:
-    """A copy without bare NaN and Infinity, which are not JSON: they become strings."""
+def strict_json(value: object) -> object:
+    """Return a copy in which NaN and Infinity are strings, because JSON has no such numbers."""
     if isinstance(value, float):
         return float_json(value)
     if isinstance(value, Mapping):
@@ -186,23 +187,24 @@ def strict_json(value: Any) -> Any:
     return value
 
 
-def _sizes(array: Mapping[str, Any], name: str) -> list[int]:
+def _sizes(array: Mapping[str, Json], name: str) -> list[int]:
     value = array.get(name)
-    if not isinstance(value, list) or not all(_is_size(item) for item in value):
+    sizes = [size for item in value if (size := _size(item)) is not None] if isinstance(value, list) else []
+    if not isinstance(value, list) or len(sizes) < len(value):
         raise _Damaged(f"its '{name}' must be a list of non-negative integers, not {short_repr(value)}")
     if len(value) > _MAX_RANK:
         raise _Damaged(f"it has {len(value)} dimensions, where numpy and zarr have at most {_MAX_RANK}")
-    return [int(item) for item in value]
+    return sizes
 
 
-def _is_size(value: Any) -> bool:
-    return (
-        type(value) is int or (type(value) is float and math.isfinite(value) and value.is_integer())
-    ) and value >= 0
+def _size(value: Json) -> int | None:
+    if type(value) is int or (type(value) is float and math.isfinite(value) and value.is_integer()):
+        return int(value) if value >= 0 else None
+    return None
 
 
-def _dimension_names(attributes: dict[str, Any], array: Mapping[str, Any], ndim: int) -> list[str] | None:
-    """Dimension names, taken out of the attributes; None when there are none of the right number."""
+def _dimension_names(attributes: JsonObject, array: Mapping[str, Json], ndim: int) -> list[str] | None:
+    """Remove the dimension names from the attributes and return them, or None if their number is not ``ndim``."""
     names = _names(attributes.get(DIMENSIONS), ndim)
     if names is not None:
         del attributes[DIMENSIONS]
@@ -216,19 +218,21 @@ def _dimension_names(attributes: dict[str, Any], array: Mapping[str, Any], ndim:
     return None
 
 
-def _names(value: Any, ndim: int) -> list[str] | None:
-    fits = isinstance(value, list) and len(value) == ndim and all(isinstance(name, str) for name in value)
-    return value if fits else None
+def _names(value: Json, ndim: int) -> list[str] | None:
+    if not isinstance(value, list) or len(value) != ndim:
+        return None
+    names = [name for name in value if isinstance(name, str)]
+    return names if len(names) == ndim else None
 
 
 def _last_components(names: list[str]) -> list[str]:
-    """Names of dimensions that HDF5 files give by path; as they are if they would no longer differ."""
+    """Shorten dimension names that HDF5 gives as paths, unless two of them would become equal."""
     short = [name.rpartition("/")[2] or name for name in names]
     return short if len(set(short)) == len(set(names)) else names
 
 
-def _set_fill_attribute(attributes: dict[str, Any], dtype: DataType, mask: Any) -> None:
-    """Put ``_FillValue`` in the one form from which xarray opens a v3 array; take it away where there is none."""
+def _set_fill_attribute(attributes: JsonObject, dtype: DataType, mask: FillValue | None) -> None:
+    """Write ``_FillValue`` in the only form that xarray reads in v3 arrays, or remove it if nothing is masked."""
     found = attributes.pop(FILL_VALUE, None)
     if mask is None and found is not None and dtype.is_numeric:
         try:
