@@ -1,8 +1,10 @@
-"""What a reference set may stand for, and the account of what it has used. Pure.
+"""Limits on what a reference set may expand to. Pure.
 
-A reference set is data from elsewhere, and a kilobyte of it can ask for terabytes: compressed text, templates that
-call each other, ``gen``, data types of a gigabyte, keys thousands of levels deep. Each is charged here before it is
-made.
+A reference set is untrusted data, and one kilobyte of it can ask for terabytes: compressed text, templates that call
+each other, ``gen`` items, data types of a gigabyte, keys thousands of levels deep.
+
+Invariant: the import allocates nothing of that kind before a :class:`Budget` has accepted its size. The invariant
+breaks if code measures what it has already built.
 """
 
 from __future__ import annotations
@@ -12,33 +14,34 @@ from dataclasses import dataclass
 from icechunk_engine.errors import ErrorKind, InvalidInputError
 
 MAX_DEPTH = 200
-"""Python's own recursion ends a little further."""
+"""Python's recursion limit allows little more."""
 
 MAX_EXPANSION = 100
-"""How often its own size a set may stand for by default. Sets that kerchunk writes compress to a tenth."""
+"""Default ratio of expanded size to original size. Sets that kerchunk writes expand about tenfold."""
 
 _FREE_UNPACKED = 16 * 2**20
 _FREE_RENDERED = 160 * 2**20
 
 ITEMS_OF_A_GROUP = 10
-"""A group costs so much more than a reference."""
+"""A group costs about this many times as much memory as a chunk reference."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReferenceLimits:
-    """How much a reference set may stand for before the import refuses it.
+    """Limits on what a reference set may expand to. The import refuses a set that exceeds them.
 
-    Raise a limit for a set that you trust. What a set spells out in full has no limit.
+    Raise a limit for a set that you trust. References that the set spells out in full have no limit.
 
     Attributes
     ----------
     depth
-        Levels of groups in a key, and of lists and objects in a metadata document; at most 200.
+        Maximum number of levels of groups in a key, and of lists and objects in a metadata document. At most 200.
     items
-        References that ``gen`` makes in all. A group that nothing but the keys below it names counts for ten.
+        Maximum number of references from all ``gen`` items. Each group without metadata of its own counts as ten.
     expanded_bytes
-        Bytes that a compressed set may expand to, and bytes that templates and fill values may fill. By default 100
-        times what the set itself has, and not less than 16 MiB for a compressed set or 160 MiB for templates.
+        Maximum size in bytes of a decompressed set, and of the text and fill values that templates and metadata
+        produce. The default is 100 times the size of the set, but at least 16 MiB for decompression and 160 MiB for
+        templates and fill values.
     """
 
     depth: int = 64
@@ -56,14 +59,14 @@ class ReferenceLimits:
 
 
 class Budget:
-    """The account of one import.
+    """Counts what one import has used.
 
     Parameters
     ----------
     limits
-        What may be used.
+        Default limits if None.
     source_bytes
-        Size of the set as it came.
+        Size of the set before decompression.
     """
 
     def __init__(self, limits: ReferenceLimits | None = None, source_bytes: int = 0) -> None:
@@ -74,16 +77,16 @@ class Budget:
 
     @property
     def max_unpacked_bytes(self) -> int:
-        """What compressed text may hold."""
+        """Maximum size of the set after decompression."""
         return self._max_bytes(_FREE_UNPACKED)
 
     def charge_bytes(self, count: int, reason: str) -> None:
-        """Account for bytes that are about to be made.
+        """Charge for bytes before you allocate them.
 
         Raises
         ------
         InvalidInputError
-            ``deserialization``: the limit is reached; ``reason`` says by what.
+            ``deserialization``: the limit is exceeded. ``reason`` begins the message.
         """
         self._bytes += count
         most = self._max_bytes(_FREE_RENDERED)
@@ -91,13 +94,13 @@ class Budget:
             raise over_limit(f"{reason}, which makes more than {most} bytes in all", "expanded_bytes")
 
     def charge_items(self, count: int, reason: str) -> None:
-        """Account for references or groups that are about to be made. Errors as for :meth:`charge_bytes`."""
+        """Charge for references or groups before you make them. Raises the errors of :meth:`charge_bytes`."""
         self._items += count
         if self._items > self.limits.items:
             raise over_limit(f"{reason}, which makes more than {self.limits.items} in all", "items")
 
     def require_depth(self, levels: int, reason: str) -> None:
-        """Refuse what is nested deeper than allowed. Errors as for :meth:`charge_bytes`."""
+        """Refuse deeper nesting than allowed. Raises the errors of :meth:`charge_bytes`."""
         if levels > self.limits.depth:
             raise over_limit(f"{reason} more than {self.limits.depth} levels deep", "depth")
 
@@ -107,9 +110,9 @@ class Budget:
 
 
 def over_limit(reason: str, name: str) -> InvalidInputError:
-    """The error for a set that stands for too much; ``name`` is the limit's."""
+    """Return the error for a set that exceeds the limit ``name``."""
     return InvalidInputError(
-        f"the reference set stands for more than this import allows: {reason}. If you trust the set, raise the limit "
+        f"the reference set expands to more than this import allows: {reason}. If you trust the set, raise the limit "
         f"with limits=ReferenceLimits({name}=…)",
         ErrorKind.DESERIALIZATION,
     )

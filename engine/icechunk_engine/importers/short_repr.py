@@ -1,22 +1,21 @@
-"""Values of a reference set in the text of errors: short, whatever their size or nesting. Pure."""
+"""Short text for values in error messages. Pure."""
 
 from __future__ import annotations
 
 from reprlib import Repr
-from typing import Any
 
 MAX_SHOWN = 200
-"""Characters of one value in a message."""
+"""Maximum number of characters."""
 
 _REPR = Repr(
     maxlevel=3, maxtuple=4, maxlist=4, maxdict=4, maxstring=MAX_SHOWN - 20, maxlong=40, maxother=60, indent=None
 )
 
 
-def short_repr(value: Any) -> str:
-    """The ``repr`` of a value, cut to a length that people read.
+def short_repr(value: object) -> str:
+    """Return the ``repr`` of a value, cut to a readable length.
 
-    ``repr`` itself fails for integers of thousands of digits and for values nested thousands deep.
+    Unlike ``repr``, it does not fail for integers with thousands of digits or for deeply nested values.
     """
     try:
         text = _REPR.repr(value)

@@ -167,7 +167,7 @@ HOSTILE: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "a product of 990 digits": (
         lambda: with_gen(gen("a/0.0", "s3://b/x", "{{" + "9" * 490 + "*" + "9" * 490 + "}}", i=[0])),
-        "beyond every offset",
+        "larger than any offset",
     ),
     "a generated text of 5 000 digits": (
         lambda: with_gen(gen("a/0.0", "s3://b/x", "9" * 5000, i=[0])),
@@ -182,7 +182,10 @@ HOSTILE: dict[str, tuple[Callable[[], Any], str]] = {
     "an offset that is NaN": (lambda: small_set(**{"a/0.0": ["s3://b/x", float("nan"), 16]}), "a/0.0.*integers"),
     "an offset that is true": (lambda: small_set(**{"a/0.0": ["s3://b/x", True, 16]}), "a/0.0.*integers"),
     "a negative length": (lambda: small_set(**{"a/0.0": ["s3://b/x", 0, -16]}), "a/0.0.*negative"),
-    "a length of 1e18": (lambda: small_set(**{"a/0.0": ["s3://b/x", 0, 10**18]}), "16 bytes by its metadata"),
+    "a length of 1e18": (
+        lambda: small_set(**{"a/0.0": ["s3://b/x", 0, 10**18]}),
+        "every chunk of this array has 16 bytes",
+    ),
     "a dtype of 5 000 digits": (lambda: with_array(dtype="|V" + "1" * 5000), "array /a "),
     "a dtype beyond numpy": (lambda: with_array(dtype="<U9999999999"), "array /a "),
     "a time of 5 000 digits": (lambda: with_array(dtype="<M8[" + "1" * 5000 + "s]"), "array /a "),
@@ -247,7 +250,7 @@ HOSTILE: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "an array and a group at once": (
         lambda: with_array() | {"a/zarr.json": '{"zarr_format": 3, "node_type": "group"}'},
-        "take one of them out",
+        "remove one of them",
     ),
     "a v3 node of no type": (lambda: {"zarr.json": {"zarr_format": 3}}, "node_type"),
     "a .zarray of another format": (lambda: with_array(zarr_format=3), "array /a .*zarr_format"),

@@ -334,7 +334,7 @@ REFUSED: dict[str, tuple[Callable[[str], Any], str]] = {
     "no URL": (edited("a/0.0", [None, 16, 16]), "target="),
     "outside the containers": (edited("a/0.0", ["s3://bucket/x.nc", 16, 16]), "VirtualChunkContainer"),
     "past the end": (edited("a/0.0", lambda url: [url, 60, 16]), "past the end"),
-    "wrong length": (edited("a/0.0", lambda url: [url, 0, 15]), "16 bytes by its metadata"),
+    "wrong length": (edited("a/0.0", lambda url: [url, 0, 15]), "every chunk of this array has 16 bytes"),
     "no bytes": (edited("a/0.0", lambda url: [url, 0, 0]), "no bytes"),
     "negative offset": (edited("a/0.0", lambda url: [url, -1, 16]), "negative"),
     "half an offset": (edited("a/0.0", lambda url: [url, 0.5, 16]), "integers"),

@@ -1,10 +1,9 @@
-"""Columns of chunk references out of the references of a set and what is known of their URLs. Pure."""
+"""Build chunk references from the references of a set and the facts about their URLs. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,16 +22,16 @@ UNKNOWN_SIZE = -1
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ChunkSources:
-    """The chunks of every array of a set, before their URLs are known to be good.
+    """The chunks of every array of a set. Their URLs are not checked yet.
 
     Attributes
     ----------
     arrays
         By path in the set: chunk indices ``uint32 (k, ndim)`` and references of ``k`` chunks.
     used_urls
-        Positions in the set's URL list that the references use.
+        Positions of the URLs that the references use, in the set's list of URLs.
     num_stray, stray
-        Keys of the set that belong to no array.
+        Number of keys that belong to no array, and some of these keys.
     """
 
     arrays: dict[str, tuple[U32, References]]
@@ -43,18 +42,18 @@ class ChunkSources:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class UrlTable:
-    """What the URLs of a set turned out to be.
+    """Facts about the URLs of a set.
 
     Attributes
     ----------
     locations
         Distinct locations.
     codes
-        ``int32``: for each URL of the set its row in ``locations``, -1 for unused ones.
+        ``int32``: for each URL of the set its row in ``locations``, -1 if no chunk uses it.
     sizes
-        ``int64``: length in bytes of each location, -1 where it is not known.
+        ``int64``: length in bytes of each location, -1 if unknown.
     last_modified
-        ``uint32``: Unix seconds to store as checksum, 0 for none.
+        ``uint32``: Unix seconds to store as checksum, 0 if there is none.
     """
 
     locations: BytesTable
@@ -64,12 +63,12 @@ class UrlTable:
 
 
 def gather_sources(reference_set: ReferenceSet, hierarchy: SetHierarchy) -> ChunkSources:
-    """Sort the chunk keys of a set by array.
+    """Group the chunks of a set by array.
 
     Raises
     ------
     InvalidInputError
-        ``invalid-chunk-index``: a chunk key that does not fit its array.
+        ``invalid-chunk-index``: a chunk key does not fit its array.
     """
     keyed = reference_set.chunks
     found: Assignment = assign(
@@ -87,10 +86,10 @@ def gather_sources(reference_set: ReferenceSet, hierarchy: SetHierarchy) -> Chun
 
 
 def used_urls(arrays: Mapping[str, tuple[U32, References]], num_urls: int) -> I64:
-    """Which URLs some chunk uses, ascending."""
+    """Return the positions of the URLs that chunks use, in ascending order."""
     used = np.zeros(num_urls + 1, np.bool_)
     for _, references in arrays.values():
-        used[references.url_codes] = True  # -1, no URL, marks the extra cell
+        used[references.url_codes] = True  # inline chunks have -1, which marks the extra cell
     return np.flatnonzero(used[:-1])
 
 
@@ -101,7 +100,7 @@ def url_table(
     sizes: Sequence[int],
     last_modified: Sequence[int],
 ) -> UrlTable:
-    """Table of the used URLs, whose facts are given in the order of ``used``; equal locations become one."""
+    """Return the table of the used URLs. Facts are in the order of ``used``, and equal locations share a row."""
     table, rows = factorize(locations)
     codes = np.full(num_urls, -1, np.int32)
     codes[used] = rows
@@ -112,13 +111,13 @@ def url_table(
 
 
 def plan_refs(array: SetArray, indices: U32, references: References, urls: UrlTable) -> ChunkRefs:
-    """Columns of one array's references, sorted by index, one a chunk.
+    """Return the chunk references of one array, sorted by index, one for each chunk.
 
     Raises
     ------
     InvalidInputError
-        ``invalid-virtual-ref``: an empty or overlong range, a whole file of unknown length, or a chunk whose length is
-        not that of every chunk of the array. The message names array and chunk.
+        ``invalid-virtual-ref``: a range is empty or too long, the length of a whole file is unknown, or the length of
+        a chunk contradicts the metadata of the array. The message names the array and the chunk.
     """
     if len(references) == 0:
         return ChunkRefs.empty(array.shape.ndim)
@@ -143,7 +142,7 @@ def plan_refs(array: SetArray, indices: U32, references: References, urls: UrlTa
 def _ranges(
     array: SetArray, indices: U32, references: References, codes: NDArray[np.int32], urls: UrlTable
 ) -> tuple[U64, U64]:
-    """Offsets and lengths with whole files resolved, all checked."""
+    """Return checked offsets and lengths. Whole files get their real length."""
     kinds, offsets, lengths = references.kinds, references.offsets, references.lengths
 
     def require(good: NDArray[np.bool_], reason: str) -> None:
@@ -156,32 +155,32 @@ def _ranges(
         assert sizes is not None
         require(
             ~whole | (sizes != UNKNOWN_SIZE),
-            "the reference is to a whole file, whose length must be known. Pass file_sizes={location: bytes}",
+            "it refers to a whole file of unknown length. Pass file_sizes={location: bytes}",
         )
         lengths = np.where(whole, sizes, lengths.view(np.int64)).astype(np.uint64)
-    require(lengths > 0, "it has no bytes. Leave the chunk out if it is to read as the fill value")
+    require(lengths > 0, "it has no bytes. Leave the chunk out to read it as the fill value")
     if sizes is not None:
         ends = offsets + lengths  # both below 2**63
         require(
             (sizes == UNKNOWN_SIZE) | (kinds == INLINE) | (ends <= sizes.astype(np.uint64)),
-            "the range reaches past the end of the file. The file was changed, or the set is wrong",
+            "the range goes past the end of the file. The file has changed, or the set is wrong",
         )
     if array.chunk_bytes is not None:
         require(
             lengths == array.chunk_bytes,
-            f"every chunk of this array has {array.chunk_bytes} bytes by its metadata",
+            f"according to its metadata, every chunk of this array has {array.chunk_bytes} bytes",
         )
     return offsets, lengths
 
 
-def _last_modified(codes: NDArray[np.int32], urls: UrlTable) -> NDArray[Any] | int:
+def _last_modified(codes: NDArray[np.int32], urls: UrlTable) -> U32 | int:
     if not bool(urls.last_modified.any()):
         return 0
-    return np.where(codes >= 0, urls.last_modified[codes], 0)
+    return np.where(codes >= 0, urls.last_modified[codes], np.uint32(0))
 
 
 def _own_inline_data(refs: ChunkRefs) -> ChunkRefs:
-    """Reduce the inline data of the whole set to that of one array; the table of locations stays shared."""
+    """Reduce the inline data of the set to that of one array. All arrays share the table of locations."""
     inline = np.flatnonzero(refs.kinds == INLINE_KIND)
     offsets, data = refs.offsets, np.empty(0, np.uint8)
     if len(inline):

@@ -1,10 +1,10 @@
-"""Which array and which chunk a store key names, for whole columns of keys. Pure.
+"""Find the array and the chunk index of every store key, as columns. Pure.
 
-Array names may look like anything, also like chunk indices, so a key belongs to the longest array path that is a
-prefix of it; what follows is the index, with ``.`` or ``/`` between the numbers whatever the metadata declares.
+A key belongs to the longest array path that is a prefix of it, because array names can look like chunk indices. The
+rest of the key is the index. It may have ``.`` or ``/`` between the numbers, whatever the metadata declares.
 
-Keys come taken apart at their last ``/``. For ``a/0.1.2`` the head is the array's path. For ``a/0/1/2`` the head
-``a/0/1`` is taken apart again, a level at a time, until an array is found; each level works on distinct heads only.
+Keys arrive split at their last ``/``. The head of ``a/0.1.2`` is the path of the array. The head of ``a/0/1/2`` is
+``a/0/1``, which is split again, one level at a time, until an array is found. Each level handles distinct heads only.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import repeat
 from operator import itemgetter, methodcaller
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,19 +29,19 @@ _NOBODY = -1
 _MAX_NAMED = 10
 _split_key = methodcaller("rpartition", "/")
 _LIKE_A_CHUNK = re.compile(r"(?:c[./])?[\s._+\-]*\d|c\Z")
-"""The rest of a key behind an array's path, beginning with a number however that is spelt."""
+"""The part of a key after the path of an array, if it begins with anything like a number."""
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """What keys of one array must fit.
+    """The chunk grid that the keys of one array must fit.
 
     Attributes
     ----------
     num_chunks
-        Chunks along each axis.
+        Number of chunks along each axis.
     key_has_c
-        True for Zarr v3's default chunk key encoding: ``a/c/0/1`` or ``a/c.0.1``, ``a/c`` for a scalar.
+        True for the default chunk key encoding of Zarr v3: ``a/c/0/1`` or ``a/c.0.1``, and ``a/c`` for a scalar.
     """
 
     num_chunks: tuple[int, ...]
@@ -51,7 +50,7 @@ class Grid:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Assignment:
-    """Keys sorted out by array.
+    """Keys grouped by array.
 
     Attributes
     ----------
@@ -59,7 +58,7 @@ class Assignment:
         For each array that has chunks: the rows of its keys (``int64 (k,)``) and their chunk indices
         (``uint32 (k, ndim)``).
     num_stray, stray
-        How many keys name no chunk of any array, and a few of them.
+        Number of keys that name no chunk of any array, and some of these keys.
     """
 
     arrays: dict[str, tuple[I64, U32]]
@@ -68,22 +67,22 @@ class Assignment:
 
 
 def assign(keyed: KeyedReferences, grids: Mapping[str, Grid], skipped: Iterable[str] = ()) -> Assignment:
-    """Find array and chunk index of every key.
+    """Find the array and the chunk index of every key.
 
     Parameters
     ----------
     keyed
-        Keys taken apart.
+        Keys, split at their last ``/``.
     grids
-        By array path without leading ``/``; ``""`` is an array at the root.
+        Grids by array path without the leading ``/``. ``""`` is an array at the root.
     skipped
-        Paths of arrays whose keys are passed over.
+        Paths of arrays whose keys are ignored.
 
     Raises
     ------
     InvalidInputError
-        ``invalid-chunk-index``: a key below an array looks like a chunk (``a/00``, ``a/-1``, ``a/c/0``) but names
-        none, has the wrong number of coordinates or lies outside the grid; the message names array and key.
+        ``invalid-chunk-index``: a key below an array looks like a chunk but is not one (``a/00``, ``a/-1``,
+        ``a/c/0``), has the wrong number of coordinates, or is outside the grid. The message names the array and key.
     """
     paths = list(grids)
     heads = _resolve_heads(keyed.heads, grids, paths)
@@ -92,7 +91,7 @@ def assign(keyed: KeyedReferences, grids: Mapping[str, Grid], skipped: Iterable[
     has_c = np.fromiter((grid.key_has_c for grid in grids.values()), np.bool_, len(paths))
     if bool(has_c.any()):
         tails = tails.without_c(np.append(has_c, False)[owners])
-    # An array without elements has no chunks to read, whatever keys there are.
+    # An array without elements has no chunks, so its keys are ignored.
     empty = np.fromiter((0 in grid.num_chunks for grid in grids.values()), np.bool_, len(paths))
     is_stray = (owners == _NOBODY) | ~tails.valid | np.append(empty, True)[owners]
     arrays = {}
@@ -100,7 +99,7 @@ def assign(keyed: KeyedReferences, grids: Mapping[str, Grid], skipped: Iterable[
         path = paths[code]
         arrays[path] = rows, _indices(path, grids[path], keyed, rows, heads, tails)
     stray = np.flatnonzero(is_stray & ~_lie_in(keyed, tuple(skipped)))
-    # Keys of an array without elements say nothing that is lost.
+    # Ignoring the keys of an array without elements loses no data.
     _require_no_chunks(keyed, stray, grids, {path for path, grid in grids.items() if 0 in grid.num_chunks})
     return Assignment(arrays, len(stray), tuple(keyed.key(int(row)) for row in stray[:_MAX_NAMED]))
 
@@ -108,7 +107,7 @@ def assign(keyed: KeyedReferences, grids: Mapping[str, Grid], skipped: Iterable[
 def _require_no_chunks(
     keyed: KeyedReferences, rows: I64, grids: Mapping[str, Grid], without_elements: set[str]
 ) -> None:
-    """Refuse keys that belong to no chunk although they lie below an array and look like one."""
+    """Refuse keys below an array that look like chunks but are not."""
     if len(rows) == 0 or not grids:
         return
     above = list(map(_array_above(grids), keyed.heads))
@@ -121,7 +120,7 @@ def _require_no_chunks(
 
 
 def _array_above(grids: Mapping[str, Grid]) -> Callable[[str], str | None]:
-    """What finds the longest path of an array that a head begins with."""
+    """Return a function that finds the longest array path that a head begins with."""
     depth = max(path.count("/") + 1 for path in grids)
 
     def find(head: str) -> str | None:
@@ -135,7 +134,7 @@ def _array_above(grids: Mapping[str, Grid]) -> Callable[[str], str | None]:
 
 
 def _lie_in(keyed: KeyedReferences, tops: tuple[str, ...]) -> NDArray[np.bool_]:
-    """Mask of the keys below one of the paths."""
+    """Return a mask of the keys that are below one of the paths."""
     below = tuple(f"{top}/" for top in tops)
     heads = np.fromiter((f"{head}/".startswith(below) for head in keyed.heads), np.bool_, len(keyed.heads))
     return heads[keyed.head_codes]
@@ -143,7 +142,7 @@ def _lie_in(keyed: KeyedReferences, tops: tuple[str, ...]) -> NDArray[np.bool_]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Heads:
-    """For each distinct head: the array it leads to (-1 none), and the coordinates it holds, last one first."""
+    """For each distinct head, its array (-1 if none) and the coordinates in it, last one first."""
 
     owners: I64
     depths: I64
@@ -161,7 +160,7 @@ def _resolve_heads(heads: list[str], grids: Mapping[str, Grid], paths: list[str]
     texts = [heads[position] for position in pending]
     while len(pending) and len(levels) < max_depth:
         parts = list(map(_split_key, texts))
-        # A NUL cannot occur in a key, see ReferenceBuilder.
+        # ReferenceBuilder refuses keys with a NUL, so it can separate them.
         text = ("\0".join(map(itemgetter(2), parts)) + "\0").encode()
         parsed = _parse_tails(np.frombuffer(text, np.uint8), len(parts))
         numeric = parsed.valid & (parsed.counts == 1)
@@ -179,7 +178,7 @@ def _resolve_heads(heads: list[str], grids: Mapping[str, Grid], paths: list[str]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Tails:
-    """Numbers in each tail: ``counts[i]`` of them from ``values[first[i]]`` on."""
+    """The numbers in each tail: ``counts[i]`` values from ``values[first[i]]``."""
 
     valid: NDArray[np.bool_]
     counts: I64
@@ -188,7 +187,7 @@ class _Tails:
     letter_c: NDArray[np.bool_]
 
     def without_c(self, wanted: NDArray[np.bool_]) -> _Tails:
-        """Tails that begin with the component ``c``, where ``wanted``, made valid and shortened by it."""
+        """Drop a leading ``c`` component where ``wanted`` is True. This makes the tail valid."""
         is_c = self.letter_c & wanted
         return _Tails(
             self.valid | is_c, self.counts - is_c, self.first + is_c, self.values, np.zeros(len(is_c), np.bool_)
@@ -196,7 +195,7 @@ class _Tails:
 
 
 def _parse_tails(text: U8, n: int) -> _Tails:
-    """Parse ``n`` NUL-terminated tails such as ``0.12.3``; canonical decimals only."""
+    """Parse ``n`` NUL-terminated tails such as ``0.12.3``. Only canonical decimals are valid."""
     if n == 0:
         none = np.empty(0, np.int64)
         return _Tails(np.empty(0, np.bool_), none, none, none, np.empty(0, np.bool_))
@@ -221,12 +220,12 @@ def _parse_tails(text: U8, n: int) -> _Tails:
         characters = text[np.minimum(starts[tokens] + digit, len(text) - 1)].astype(np.int64)
         values[tokens] = values[tokens] * 10 + (characters - _ZERO)
     num_bad = np.add.reduceat(bad.astype(np.int64), first)
-    # `c` alone is not a number; where it is allowed it makes the tail valid if nothing else is wrong with it.
+    # A leading `c` is not a number. If it is the only problem of the tail, without_c can make the tail valid.
     return _Tails(num_bad == 0, counts, first, values, letter_c & (num_bad == 1))
 
 
 def _groups(codes: I64) -> Iterator[tuple[int, I64]]:
-    """Rows of each code that occurs, except ``_NOBODY``."""
+    """Yield the rows of each code except ``_NOBODY``."""
     if len(codes) == 0:
         return
     order = np.argsort(codes, kind="stable")
@@ -238,14 +237,14 @@ def _groups(codes: I64) -> Iterator[tuple[int, I64]]:
 
 
 def _indices(path: str, grid: Grid, keyed: KeyedReferences, rows: I64, heads: _Heads, tails: _Tails) -> U32:
-    """Chunk indices of the keys at ``rows``, all of one array."""
+    """Return the chunk indices of the keys at ``rows``, which all belong to one array."""
     ndim = len(grid.num_chunks)
     head_codes, counts, first = keyed.head_codes[rows], tails.counts[rows], tails.first[rows]
     depths = heads.depths[head_codes]
     indices = np.zeros((len(rows), ndim), np.int64)
     flat = (depths == 0) & (counts == ndim)
     nested = (depths > 0) & (counts == 1) & (depths + 1 == ndim)
-    # Zarr v2 names the only chunk of a scalar `0`; kerchunk does so with any array that it inlines as one chunk.
+    # Zarr v2 names the only chunk of a scalar `0`. kerchunk does so for any array that it inlines as one chunk.
     single = (depths == 0) & (counts == 1) & (tails.values[np.minimum(first, len(tails.values) - 1)] == 0)
     single &= (ndim != 1) & (max(grid.num_chunks, default=1) == 1)
     if ndim:
@@ -264,16 +263,7 @@ def _indices(path: str, grid: Grid, keyed: KeyedReferences, rows: I64, heads: _H
 def _misfit(path: str, grid: Grid, key: str) -> InvalidInputError:
     shape = " × ".join(map(str, grid.num_chunks)) or "one chunk (a scalar)"
     return InvalidInputError(
-        f"the key {short_repr(key)} names no chunk of array {short_repr(f'/{path}')}, whose chunk grid is {shape}. "
+        f"the key {short_repr(key)} is not a chunk of array {short_repr(f'/{path}')}, whose chunk grid is {shape}. "
         f"Correct the key, or the shape and chunks in the array's metadata",
         ErrorKind.INVALID_CHUNK_INDEX,
     )
-
-
-def grid_positions(numbers: NDArray[Any], num_chunks: tuple[int, ...]) -> U32:
-    """Chunk indices of C-order chunk numbers."""
-    indices = np.empty((len(numbers), len(num_chunks)), np.uint32)
-    if num_chunks:
-        for axis, column in enumerate(np.unravel_index(numbers, num_chunks)):
-            indices[:, axis] = column
-    return indices

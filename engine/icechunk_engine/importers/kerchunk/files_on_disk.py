@@ -1,4 +1,4 @@
-"""What the disk says of local files that references point into."""
+"""Look up the size and the modification time of local files."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from icechunk_engine.virtual.containers import location_to_path
 
 @dataclass(frozen=True, slots=True)
 class FileFacts:
-    """What the disk says of a file: its length, and when it was modified in Unix seconds rounded up."""
+    """Size of a file in bytes, and its modification time in Unix seconds, rounded up."""
 
     size_bytes: int
     modified_s: int
 
 
 def file_facts(locations: Sequence[str]) -> list[FileFacts | None]:
-    """Facts of each location that is a local file; None for those elsewhere.
+    """Return facts about each location, or None if it is not a local file.
 
     Raises
     ------
     InvalidInputError
-        ``virtual-chunk-fetch``: files that are not there; the message lists them.
+        ``virtual-chunk-fetch``: files are missing. The message lists them.
     """
     facts: list[FileFacts | None] = []
     missing = []
@@ -42,8 +42,8 @@ def file_facts(locations: Sequence[str]) -> list[FileFacts | None]:
             facts.append(found)
     if missing:
         raise InvalidInputError(
-            f"{len(missing)} of the local files that the references point into cannot be used: {listed(missing)}. "
-            f"Put them there, or pass check_files=False to import references to files of another machine",
+            f"{len(missing)} of the local files in the reference set cannot be used: {listed(missing)}. "
+            f"Put them there, or pass check_files=False if the files are on another machine",
             ErrorKind.VIRTUAL_CHUNK_FETCH,
         )
     return facts

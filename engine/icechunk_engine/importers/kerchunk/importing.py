@@ -1,10 +1,9 @@
-"""Import a kerchunk reference set into a session: read, plan, then write."""
+"""Import a kerchunk reference set into a session."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
 
 import numpy as np
 
@@ -21,14 +20,15 @@ from icechunk_engine.importers.kerchunk.plan import (
     ImportReport,
     plan_import,
 )
-from icechunk_engine.importers.kerchunk.reference_set import read_reference_set
+from icechunk_engine.importers.kerchunk.reference_set import Source, read_reference_set
 from icechunk_engine.importers.limits import ReferenceLimits
 from icechunk_engine.importers.zarr_v2.metadata import group_document
 from icechunk_engine.session import Session, workspace_of
 from icechunk_engine.session.workspace import Workspace
+from icechunk_engine.types import JsonObject
 
 Progress = Callable[[str, int, int], None]
-"""Called with the path of an array that was written, how many were, and how many there are."""
+"""Called with the path of an array that was written, the number of arrays written so far, and the total."""
 
 
 @operation(
@@ -37,11 +37,11 @@ Progress = Callable[[str, int, int], None]
     )
 )
 def import_kerchunk(
-    refs: Any,
+    refs: Source,
     session: Session,
     *,
     group: str = "/",
-    storage_options: Mapping[str, Any] | None = None,
+    storage_options: Mapping[str, object] | None = None,
     template_overrides: Mapping[str, str] | None = None,
     target: str | None = None,
     fs_root: str | None = None,
@@ -55,62 +55,65 @@ def import_kerchunk(
     progress: Progress | None = None,
     limits: ReferenceLimits | None = None,
 ) -> ImportReport:
-    """Import a kerchunk reference set: its arrays become Zarr v3 arrays whose chunks stay where they are.
+    """Import a kerchunk reference set. Its arrays become Zarr v3 arrays, and their chunks stay in the original files.
 
-    The set is read and checked completely before anything is written to the session. Nothing is committed.
+    The import reads and checks the whole set before it writes to the session. It does not commit.
 
     Parameters
     ----------
     refs
-        Path or URL, JSON text, bytes, open file or mapping; JSON of version 0 or 1, plain or compressed with gzip or
-        zstd.
+        The reference set: a path or URL, JSON text, bytes, an open file or a mapping. JSON of version 0 or 1, plain or
+        compressed with gzip or zstd.
     session
-        A writable session. Its configuration must have a virtual chunk container for every location.
+        A writable session. Its configuration must have a virtual chunk container for every file of the set.
     group
-        Where the root of the set goes. Missing groups above are made.
+        Path for the root of the set. Missing parent groups are created.
     storage_options
         Options of the fsspec filesystem that opens ``refs``.
     template_overrides
-        Values that take the place of templates of the set.
+        Replacements for templates of the set.
     target
         URL for references that have none (``[null, offset, length]``).
     fs_root
-        Directory, path or URL, that relative paths in the set start from.
+        Directory, as path or URL, for relative paths in the set.
     skip
-        Arrays to leave out: names, or paths in the set.
+        Arrays to leave out, as names or as paths in the set.
     overwrite
-        Replace arrays that exist. Attributes of existing groups are updated in any case.
+        Replace existing arrays. Attributes of existing groups are always updated.
     checksum
-        ``"last_modified"`` stores with each reference into a local file when the file was modified, so that reading
-        raises ``virtual-chunk-modified`` after a change; a time stores that with every reference; None stores nothing.
+        ``"last_modified"`` stores the modification time of each local file. If the file changes later, reading its
+        chunks raises ``virtual-chunk-modified``. A datetime is stored for every file. None stores nothing.
     fill_value_as_mask
-        Let xarray mask the fill values of numeric arrays, as it does when it opens the set itself. False keeps values
-        that merely equal a fill value nobody chose (HDF5's 0, say), but also real missing data where the set has it in
-        the fill value only.
+        Let xarray mask the fill values of numeric arrays, as it does when it opens the set directly. With False, it
+        keeps values that happen to equal a default fill value (such as HDF5's 0), but it also keeps missing data that
+        only the fill value marks.
     check_files
-        Look whether local files are there and long enough.
+        Check that local files exist and are long enough.
     file_sizes
-        Lengths in bytes by location, for references to whole files that are not local.
+        Lengths in bytes by location, for references to whole remote files.
     validate_containers
-        False: write locations that lie in no container. They cannot be read until there is one.
+        False also writes locations that are in no container. You cannot read them until you add one.
     progress
         Called after each array.
     limits
-        How much a set may stand for that is small itself: what compressed text, templates and ``gen`` expand to, and
-        how deep it is nested. Raise a limit for a set that you trust.
+        Limits on what the set may expand to. Raise a limit for a set that you trust.
+
+    Returns
+    -------
+    ImportReport
+        What was written, and which keys of the set were ignored.
 
     Raises
     ------
     InvalidInputError
-        Something in the set cannot be imported, or it stands for more than the limits allow (``deserialization``,
-        ``bad-metadata``, ``invalid-array-metadata``, ``invalid-chunk-index``, ``invalid-virtual-ref``,
-        ``virtual-chunk-fetch``), or a container is missing (``no-container-for-virtual-chunk``). The session is as
-        before.
+        The set cannot be imported or exceeds the limits (``deserialization``, ``bad-metadata``,
+        ``invalid-array-metadata``, ``invalid-chunk-index``, ``invalid-virtual-ref``, ``virtual-chunk-fetch``), or a
+        container is missing (``no-container-for-virtual-chunk``). The session is unchanged.
     AlreadyExistsError
-        A node is in the way.
+        An existing node is in the way. The session is unchanged.
     """
     if not isinstance(session, Session):
-        raise TypeError(f"session must be the Session itself, repo.writable_session(branch), not {describe(session)}")
+        raise TypeError(f"session must be a Session, e.g. repo.writable_session(branch), not {describe(session)}")
     reference_set = read_reference_set(
         refs, storage_options=storage_options, template_overrides=template_overrides, limits=limits
     )
@@ -142,12 +145,12 @@ def write_plan(
     validate_containers: bool = True,
     progress: Progress | None = None,
 ) -> None:
-    """Write a plan into a workspace: all of it, or nothing.
+    """Write a plan to a workspace completely, or leave the workspace unchanged.
 
     Raises
     ------
     AlreadyExistsError
-        A node is in the way.
+        An existing node is in the way.
     """
     groups = _merge_groups(plan.groups, workspace)
     _require_free(plan, workspace, overwrite=overwrite)
@@ -160,15 +163,15 @@ def write_plan(
                 progress(array.path, done, len(plan.arrays))
 
 
-def _merge_groups(groups: Mapping[str, dict[str, Any]], workspace: Workspace) -> dict[str, bytes]:
-    """Documents of the groups to write: new ones, and existing ones that get further attributes."""
+def _merge_groups(groups: Mapping[str, JsonObject], workspace: Workspace) -> dict[str, bytes]:
+    """Return the documents of new groups, and of existing groups that get more attributes."""
     contents = {}
     for path, attributes in groups.items():
         existing = workspace.get_node(path)
         if existing is None:
             contents[path] = group_document(attributes, path=path)
         elif existing.is_array:
-            raise _in_the_way(path, "there is an array where the set has a group")
+            raise _in_the_way(path, "the set has a group here, but the repository has an array")
         elif attributes:
             contents[path] = group_document({**_attributes(existing.user_data), **attributes}, path=path)
     return contents
@@ -179,21 +182,23 @@ def _require_free(plan: ImportPlan, workspace: Workspace, *, overwrite: bool) ->
         existing = workspace.get_node(array.path)
         if existing is None:
             if workspace.children(array.path):
-                raise _in_the_way(array.path, "there are nodes below, where the set has an array")
+                raise _in_the_way(
+                    array.path, "the set has an array here, but the repository has nodes below this path"
+                )
         elif not existing.is_array:
-            raise _in_the_way(array.path, "there is a group where the set has an array")
+            raise _in_the_way(array.path, "the set has an array here, but the repository has a group")
         elif not overwrite:
             raise _in_the_way(array.path, "the array exists; pass overwrite=True to replace it")
 
 
 def _in_the_way(path: str, reason: str) -> AlreadyExistsError:
     return AlreadyExistsError(
-        f"cannot import to {path}: {reason}. Import into another group= or delete the node first",
+        f"cannot import to {path}: {reason}. Import to another group=, or delete the node first",
         ErrorKind.NODE_ALREADY_EXISTS,
     )
 
 
-def _attributes(document: bytes) -> dict[str, Any]:
+def _attributes(document: bytes) -> JsonObject:
     found = json.loads(document).get("attributes")
     return found if isinstance(found, dict) else {}
 
@@ -204,7 +209,7 @@ def _write_array(array: ArrayChunks, workspace: Workspace, *, validate_container
     refs = array.refs
     threshold = resolve(workspace.config).inline_chunk_threshold_bytes
     is_large = (refs.kinds == INLINE) & (refs.lengths > threshold)
-    # Bytes that are too long for a manifest become chunk objects, which are written one by one anyway.
+    # Inline data over the threshold becomes native chunks, which are written one by one.
     for row in np.flatnonzero(is_large):
         ref = refs.row(int(row))
         assert ref.inline is not None

@@ -1,12 +1,13 @@
-"""The members of one large JSON object, a block at a time.
+"""Parse one large JSON object in blocks of members.
 
-A reference set of a million chunks is one JSON object. Parsed at once it is several hundred megabytes of Python
-objects, most of which live only until their numbers are in columns. So the text is cut between members, and each piece
-goes to the standard library's parser by itself.
+A reference set with a million chunks is one JSON object. Parsing it at once takes several hundred megabytes of Python
+objects, most of which live only until their numbers are in columns. So this module cuts the text between members and
+gives each piece to the standard library's parser.
 
-A cut is found by pattern and *proved* by the parser: JSON is read from left to right, so a piece that is a complete
-object once ``{`` and ``}`` are put around it was cut between two members. A piece that is not is tried again, longer;
-doubling it bounds the wasted work.
+Invariant: every cut lies between two members. A pattern proposes a cut, which may lie inside a string, and the parser
+proves it: JSON is read from left to right, so if a piece is a complete object once it is enclosed in ``{`` and ``}``,
+then it ends between two members. If it is not, the piece is doubled and tried again, which bounds the wasted work.
+Cuts that are not proved would silently misread keys.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Generator, Iterator
-from typing import Any
 
 from icechunk_engine.errors import ErrorKind, InvalidInputError
+from icechunk_engine.types import JsonObject
 
 BLOCK_BYTES = 128 * 1024
-"""Small enough that a block's objects stay in cache and in memory that the allocator has at hand."""
+"""Small enough for a block's objects to stay in the processor cache and in memory that the allocator reuses."""
 
 _CUT = re.compile(rb'[\]"}]\s*(,)\s*"(?:[^"\\]|\\.)*"\s*:\s*[\["{]')
 _REFS = re.compile(rb'"refs"\s*:\s*\{')
@@ -28,7 +29,7 @@ _MAX_REFS_CANDIDATES = 8
 
 
 def bad_json(reason: object) -> InvalidInputError:
-    """The error for text that is no reference set."""
+    """Return the error for text that is not a reference set."""
     return InvalidInputError(
         f"the reference set is not a JSON object: {reason}. It must be the text that kerchunk writes (optionally "
         f"compressed with gzip or zstd), or a directory of Parquet files with a .zmetadata file",
@@ -37,7 +38,7 @@ def bad_json(reason: object) -> InvalidInputError:
 
 
 class ReferenceDocument:
-    """JSON text of a reference set: its references in blocks, the other top-level members in ``top``.
+    """The JSON text of a reference set.
 
     Parameters
     ----------
@@ -47,17 +48,17 @@ class ReferenceDocument:
     Attributes
     ----------
     top
-        Top-level members other than the references (``version``, ``templates``, ``gen``); empty for version 0.
-        Complete when :meth:`blocks` is exhausted.
+        Top-level members other than the references (``version``, ``templates``, ``gen``). Empty for version 0.
+        Incomplete until :meth:`blocks` is exhausted.
     """
 
     def __init__(self, data: bytes | bytearray, *, block_bytes: int = BLOCK_BYTES) -> None:
-        self.top: dict[str, Any] = {}
+        self.top: JsonObject = {}
         self._data = _as_utf8(data)
         self._block_bytes = block_bytes
 
-    def blocks(self) -> Iterator[dict[str, Any]]:
-        """Members of the mapping of store keys to values, in order, some at a time.
+    def blocks(self) -> Iterator[JsonObject]:
+        """Yield the members of the mapping from store keys to values, in order, as blocks.
 
         Raises
         ------
@@ -71,7 +72,7 @@ class ReferenceDocument:
                 end = yield from self._members(match.end() - 1)
                 self.top.update(_object(b'{"refs":null' + self._data[end:]))
                 if self.top.pop("refs") is not None:
-                    raise bad_json("'refs' stands in it twice")
+                    raise bad_json("it has 'refs' twice")
                 return
         if _VERSION.search(self._data) is not None:
             yield from self._whole()
@@ -83,8 +84,8 @@ class ReferenceDocument:
         if self._data[end:].strip():
             raise bad_json(f"there is more text after the object, at byte {end}")
 
-    def _whole(self) -> Iterator[dict[str, Any]]:
-        """The rare layouts: everything at once."""
+    def _whole(self) -> Iterator[JsonObject]:
+        """Parse a rare layout at once."""
         document = _object(self._data)
         if "version" in document:
             refs = document.pop("refs", {})
@@ -95,8 +96,8 @@ class ReferenceDocument:
         else:
             yield document
 
-    def _members(self, start: int) -> Generator[dict[str, Any], None, int]:
-        """Members of the object whose ``{`` is at ``start``; returns the position behind its ``}``."""
+    def _members(self, start: int) -> Generator[JsonObject, None, int]:
+        """Yield the members of the object whose ``{`` is at ``start``. Return the position after its ``}``."""
         position, size = start + 1, self._block_bytes
         while (cut := _CUT.search(self._data, position + size)) is not None:
             block = _try_object(b"{" + self._data[position : cut.start(1)] + b"}")
@@ -136,7 +137,7 @@ def _decode(text: bytes | bytearray) -> str:
         raise bad_json(error) from None
 
 
-def _object(text: bytes | bytearray) -> dict[str, Any]:
+def _object(text: bytes | bytearray) -> JsonObject:
     content = _decode(text)
     try:
         document = json.loads(content)
@@ -148,7 +149,7 @@ def _object(text: bytes | bytearray) -> dict[str, Any]:
 
 
 def _reason(error: Exception) -> str:
-    """What the standard library's parser complains of, in words about the text."""
+    """Describe an error of the standard library's parser."""
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     if isinstance(error, json.JSONDecodeError):
@@ -156,10 +157,10 @@ def _reason(error: Exception) -> str:
     return "a number in it has thousands of digits"
 
 
-def _try_object(text: bytes | bytearray) -> dict[str, Any] | None:
-    """The object that the text is, None when it is none."""
+def _try_object(text: bytes | bytearray) -> JsonObject | None:
+    """Return the object in the text, or None if the text is not a complete object."""
     try:
-        document: dict[str, Any] = json.loads(text.decode())
+        document: JsonObject = json.loads(text.decode())
     except (ValueError, RecursionError):
         return None
     return document

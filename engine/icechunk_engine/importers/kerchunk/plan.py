@@ -1,6 +1,9 @@
-"""What an import will write: v3 documents and columns of chunk references, checked as a whole.
+"""Plan an import: v3 documents and columns of chunk references, completely checked.
 
-Whatever is wrong with any array is found here, before the first write: an import happens completely or not at all.
+Invariant: an import happens completely or not at all. :func:`plan_import` finds every problem that the set and the
+files can have before anything is written, and :func:`.importing.write_plan` undoes its edits if the session refuses
+one. A check that runs after the first write, or a plan that is written while it is still being built, would break the
+invariant.
 """
 
 from __future__ import annotations
@@ -8,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -27,31 +30,32 @@ from icechunk_engine.importers.kerchunk.chunk_columns import (
 from icechunk_engine.importers.kerchunk.files_on_disk import FileFacts, file_facts
 from icechunk_engine.importers.kerchunk.groups_and_arrays import build_hierarchy
 from icechunk_engine.importers.kerchunk.reference_set import ReferenceSet
+from icechunk_engine.types import JsonObject
 from icechunk_engine.virtual.containers import Containers
 from icechunk_engine.virtual.virtual_refs import whole_seconds
 
 Checksum = Literal["last_modified"] | datetime | None
-"""What to store with virtual references, so that a later change of a file is noticed."""
+"""What to store with virtual chunk references, so that readers notice a later change of a file."""
 
 _LAST_SECOND = 2**32 - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImportReport:
-    """What an import did.
+    """The result of an import.
 
     Attributes
     ----------
     groups, arrays
-        Paths written.
+        Paths that were written.
     num_virtual, num_inline
-        Chunk references into files, and chunks whose bytes were in the reference set.
+        Number of chunks in files, and of chunks in the reference set itself.
     num_files
-        Distinct target_urls.
+        Number of distinct files.
     skipped
         Arrays left out by ``skip=``, as paths in the set.
     num_stray, stray
-        Keys of the set that name neither metadata nor a chunk of an array, and a few of them.
+        Number of keys that are neither metadata nor a chunk of an array, and some of these keys.
     """
 
     groups: tuple[str, ...]
@@ -66,7 +70,7 @@ class ImportReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ArrayChunks:
-    """One array to be written: its path, its document, and its references, sorted by index, one a chunk."""
+    """An array to write: its path, its document, and its chunk references, sorted by index, one for each chunk."""
 
     path: str
     content: bytes
@@ -75,19 +79,19 @@ class ArrayChunks:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ImportPlan:
-    """What an import will write, completely checked.
+    """Everything that an import will write.
 
     Attributes
     ----------
     groups
         Attributes by path, parents before children.
     arrays
-        Documents and references, with their paths.
+        Arrays, with their documents and chunk references.
     report
-        The report if all of it is written.
+        The report of the import.
     """
 
-    groups: dict[str, dict[str, Any]]
+    groups: dict[str, JsonObject]
     arrays: tuple[ArrayChunks, ...]
     report: ImportReport
 
@@ -112,16 +116,16 @@ def plan_import(
     containers: Containers | None = None,
     options: ImportOptions | None = None,
 ) -> ImportPlan:
-    """What importing a set would write; touches no session, only asks the disk about local files.
+    """Plan the import of a set. This reads facts about local files, but uses no session.
 
     Parameters
     ----------
     reference_set
-        From :func:`read_reference_set`.
+        The result of :func:`read_reference_set`.
     group
-        Where the root of the set goes.
+        Path for the root of the set.
     containers
-        The configured virtual chunk containers; None: do not check.
+        The configured virtual chunk containers. None skips the check.
     options
         See :func:`import_kerchunk`.
     """
@@ -140,7 +144,7 @@ def plan_import(
         found = sources.arrays.get(path)
         refs = plan_refs(array, *found, urls) if found is not None else ChunkRefs.empty(array.shape.ndim)
         arrays.append(ArrayChunks(path=_below(top, path), content=array.content, refs=refs))
-    groups: dict[str, dict[str, Any]] = {above: {} for above in reversed(paths.ancestors(top))}
+    groups: dict[str, JsonObject] = {above: {} for above in reversed(paths.ancestors(top))}
     groups |= {_below(top, path): attributes for path, attributes in hierarchy.groups.items()}
     kinds = np.concatenate([np.empty(0, np.uint8), *(array.refs.kinds for array in arrays)])
     report = ImportReport(
@@ -161,7 +165,7 @@ def _below(top: str, path: str) -> str:
 
 
 def _look_up(urls: Sequence[str | None], used: I64, containers: Containers | None, options: ImportOptions) -> UrlTable:
-    """Locations, containers, sizes and times of the URLs that are used, each distinct one once."""
+    """Look up location, size and time of every URL that is used. Each distinct URL is looked up once."""
     found = target_urls.resolve_urls(
         [urls[position] for position in used], target=options.target, fs_root=options.fs_root
     )

@@ -1,28 +1,28 @@
-"""Columns of a reference set: store keys and where the bytes of each are.
+"""Columns of a reference set: store keys, and the source of each chunk.
 
-Strings are handled by functions that are implemented in C (``map``, ``operator``, ``str`` methods, ``dict``), numbers
-by numpy; no Python code runs for a single reference.
+Functions implemented in C (``map``, ``operator``, ``str`` methods, ``dict``) handle the strings, and numpy handles the
+numbers. No Python code runs for a single reference, except to find the bad one for an error message.
 """
 
 from __future__ import annotations
 
 import binascii
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress, repeat
 from operator import is_, itemgetter, methodcaller, not_
-from typing import Any
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from icechunk_engine.columns.tables import U8, U64
+from icechunk_engine.columns.tables import I64, U8, U64
 from icechunk_engine.errors import ErrorKind, InvalidInputError
 from icechunk_engine.importers.short_repr import short_repr
 
 RANGE, WHOLE_FILE, INLINE = 1, 2, 3
-"""Values of the ``kinds`` column: a byte range of a URL, all of a URL, bytes in the set itself."""
+"""Values of the ``kinds`` column: a byte range of a file, a whole file, bytes in the set itself."""
 
 METADATA_NAMES = frozenset({".zgroup", ".zarray", ".zattrs", ".zmetadata", "zarr.json"})
 
@@ -34,13 +34,13 @@ _without_prefix = itemgetter(slice(7, None))
 
 
 def bad_reference(key: str, reason: str) -> InvalidInputError:
-    """The error for a reference that cannot be imported."""
+    """Return the error for a reference that cannot be imported."""
     return InvalidInputError(f"reference {short_repr(key)}: {reason}", ErrorKind.INVALID_VIRTUAL_REF)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class References:
-    """Where the bytes of ``n`` chunks are.
+    """The sources of ``n`` chunks. Their URLs are not resolved yet.
 
     Attributes
     ----------
@@ -49,7 +49,7 @@ class References:
     url_codes
         ``int32 (n,)``: position in the set's list of URLs, -1 for inline bytes.
     offsets, lengths
-        ``uint64 (n,)``: byte range of the URL or of ``inline_data``; zeros for whole files.
+        ``uint64 (n,)``: byte range of the file or of ``inline_data``; zeros for whole files.
     inline_data
         ``uint8``: the bytes of all inline chunks.
     """
@@ -63,8 +63,8 @@ class References:
     def __len__(self) -> int:
         return len(self.kinds)
 
-    def take(self, rows: NDArray[Any] | slice) -> References:
-        """The references at ``rows``; inline data is shared."""
+    def take(self, rows: I64 | NDArray[np.bool_] | slice) -> References:
+        """Return the references at ``rows``. The result shares the inline data."""
         return References(
             kinds=self.kinds[rows],
             url_codes=self.url_codes[rows],
@@ -76,16 +76,16 @@ class References:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class KeyedReferences:
-    """References with their store keys, taken apart at the last ``/``.
+    """References with their store keys, split at the last ``/``.
 
     Attributes
     ----------
     heads
-        Distinct texts before the last ``/``; empty for keys without one.
+        Distinct strings before the last ``/``; empty for keys without one.
     head_codes
         ``int32 (n,)``: position in ``heads``.
     tails
-        ``uint8``: the ``n`` texts behind the last ``/``, each followed by a NUL.
+        ``uint8``: the ``n`` strings after the last ``/``, each followed by a NUL.
     references
         The ``n`` references.
     """
@@ -99,11 +99,11 @@ class KeyedReferences:
         return len(self.head_codes)
 
     def key(self, row: int) -> str:
-        """Store key of one reference; slow, for messages."""
+        """Return the store key of one reference. Slow; use it for messages only."""
         return self.keys(np.array([row]))[0]
 
-    def keys(self, rows: NDArray[Any]) -> list[str]:
-        """Store keys of a few references as text."""
+    def keys(self, rows: I64) -> list[str]:
+        """Return the store keys of a few references."""
         ends = np.flatnonzero(self.tails == 0)
         found = []
         for row in rows.tolist():
@@ -119,13 +119,13 @@ class ReferenceBuilder:
     Attributes
     ----------
     metadata
-        Values of metadata keys (``…/.zarray`` and the like) as found.
+        Values of metadata keys (``…/.zarray`` and similar), not parsed.
     urls
-        Distinct URLs in order of first appearance; None stands for the default target.
+        Distinct URLs in order of first appearance. None means the default target.
     """
 
     def __init__(self) -> None:
-        self.metadata: dict[str, Any] = {}
+        self.metadata: dict[str, object] = {}
         self.urls: list[str | None] = []
         self._url_codes: dict[str | None, int] = {}
         self._heads: list[str] = []
@@ -136,20 +136,20 @@ class ReferenceBuilder:
         self._inline_start = 0
 
     def rename_urls(self, urls: list[str | None]) -> None:
-        """Replace the URLs met so far (same length and order), e.g. by their rendered templates."""
+        """Replace the URLs added so far, for example with their rendered templates. Keep their number and order."""
         self.urls = urls
         self._url_codes = dict(zip(urls, range(len(urls)), strict=True))
 
-    def add(self, members: Mapping[str, Any]) -> None:
-        """Take in some members of the mapping of store keys to values.
+    def add(self, members: Mapping[str, object]) -> None:
+        """Add some members of the mapping from store keys to values.
 
         Raises
         ------
         InvalidInputError
-            ``invalid-virtual-ref``: a value that is none of the forms of kerchunk; the message names the key.
+            ``invalid-virtual-ref``: a value has none of kerchunk's forms. The message names the key.
         """
         keys: list[str] = list(members)
-        values: list[Any] = list(members.values())
+        values: list[object] = list(members.values())
         if not keys:
             return
         if set(map(type, keys)) != {str}:
@@ -169,22 +169,18 @@ class ReferenceBuilder:
             self._parts.append(self._references(keys, values))
 
     def finish(self) -> KeyedReferences:
-        """All references taken in."""
-        parts = self._parts
-
-        def joined(field: str, dtype: Any) -> NDArray[Any]:
-            return np.concatenate([getattr(part, field) for part in parts]) if parts else np.empty(0, dtype)
-
+        """Return all references added."""
+        parts = [_NO_REFERENCES, *self._parts]
         return KeyedReferences(
             heads=self._heads,
-            head_codes=np.concatenate(self._codes) if self._codes else np.empty(0, np.int32),
+            head_codes=np.concatenate([np.empty(0, np.int32), *self._codes]),
             tails=np.frombuffer(b"".join(self._tails), np.uint8),
             references=References(
-                kinds=joined("kinds", np.uint8),
-                url_codes=joined("url_codes", np.int32),
-                offsets=joined("offsets", np.uint64),
-                lengths=joined("lengths", np.uint64),
-                inline_data=joined("inline_data", np.uint8),
+                kinds=np.concatenate([part.kinds for part in parts]),
+                url_codes=np.concatenate([part.url_codes for part in parts]),
+                offsets=np.concatenate([part.offsets for part in parts]),
+                lengths=np.concatenate([part.lengths for part in parts]),
+                inline_data=np.concatenate([part.inline_data for part in parts]),
             ),
         )
 
@@ -194,25 +190,26 @@ class ReferenceBuilder:
         except UnicodeEncodeError:
             raise bad_reference(_first_unencodable(keys), "the key is not valid text") from None
         if text.count(b"\0") != len(tails):
-            raise bad_reference(next(key for key in keys if "\0" in key), "the key holds a NUL character")
+            raise bad_reference(next(key for key in keys if "\0" in key), "the key contains a NUL character")
         self._tails.append(text)
         self._codes.append(_codes(heads, self._head_codes, self._heads))
 
-    def _references(self, keys: list[str], values: list[Any]) -> References:
+    def _references(self, keys: list[str], values: list[object]) -> References:
         n = len(values)
         is_list = list(map(is_, map(type, values), repeat(list)))
         if all(is_list):
-            return self._ranges(keys, values)
-        # A dict from Python code may hold tuples; everything else that is no list is inline.
+            return self._ranges(keys, cast("list[list[object]]", values))
+        # A dict from Python code may have tuples. All values that are not lists are inline.
         if tuple in set(map(type, values)):
-            return self._references(keys, [list(value) if type(value) is tuple else value for value in values])
+            return self._references(keys, [list(value) if isinstance(value, tuple) else value for value in values])
         listed = np.fromiter(is_list, np.bool_, n)
         is_inline = list(map(not_, is_list))
-        ranges = self._ranges(list(compress(keys, is_list)), list(compress(values, is_list)))
+        lists = cast("list[list[object]]", list(compress(values, is_list)))
+        ranges = self._ranges(list(compress(keys, is_list)), lists)
         inline = self._inline(list(compress(keys, is_inline)), list(compress(values, is_inline)))
         return _interleave(listed, ranges, inline)
 
-    def _ranges(self, keys: list[str], values: list[list[Any]]) -> References:
+    def _ranges(self, keys: list[str], values: list[list[object]]) -> References:
         n = len(values)
         kinds, offsets, lengths = np.full(n, RANGE, np.uint8), np.zeros(n, np.uint64), np.zeros(n, np.uint64)
         sizes = np.fromiter(map(len, values), np.int64, n)
@@ -231,12 +228,12 @@ class ReferenceBuilder:
         if not set(map(type, urls)) <= {str, type(None)}:
             row = next(row for row, url in enumerate(urls) if not isinstance(url, str | None))
             raise bad_reference(keys[row], f"the URL must be a string, not {short_repr(urls[row])}")
-        codes = _codes(urls, self._url_codes, self.urls)
+        codes = _codes(cast("list[str | None]", urls), self._url_codes, self.urls)
         return References(
             kinds=kinds, url_codes=codes, offsets=offsets, lengths=lengths, inline_data=np.empty(0, np.uint8)
         )
 
-    def _inline(self, keys: list[str], values: list[Any]) -> References:
+    def _inline(self, keys: list[str], values: list[object]) -> References:
         payloads = _payloads(keys, values)
         lengths = np.fromiter(map(len, payloads), np.int64, len(payloads))
         offsets = np.cumsum(lengths) - lengths + self._inline_start
@@ -250,16 +247,25 @@ class ReferenceBuilder:
         )
 
 
-def _codes(strings: list[Any], known: dict[Any, int], distinct: list[Any]) -> NDArray[np.int32]:
-    """Code of each string; new ones are appended to ``known`` and ``distinct``."""
+_NO_REFERENCES = References(
+    kinds=np.empty(0, np.uint8),
+    url_codes=np.empty(0, np.int32),
+    offsets=np.empty(0, np.uint64),
+    lengths=np.empty(0, np.uint64),
+    inline_data=np.empty(0, np.uint8),
+)
+
+
+def _codes[T: str | None](strings: list[T], known: dict[T, int], distinct: list[T]) -> NDArray[np.int32]:
+    """Return the code of each string. Add new strings to ``known`` and ``distinct``."""
     new = [string for string in dict.fromkeys(strings) if string not in known]
     known.update(zip(new, range(len(distinct), len(distinct) + len(new)), strict=True))
     distinct += new
     return np.fromiter(map(known.__getitem__, strings), np.int32, len(strings))
 
 
-def _integers(keys: Sequence[str], values: list[list[Any]], item: itemgetter[int]) -> U64:
-    """A column of byte counts; other producers' ``100.0`` is taken for 100, nothing is rounded or wrapped."""
+def _integers(keys: Sequence[str], values: list[list[object]], item: itemgetter[int]) -> U64:
+    """Return a column of byte counts. Some producers write ``100.0`` for 100. Nothing is rounded or wrapped."""
     numbers = list(map(item, values))
     kinds = set(map(type, numbers))
     if kinds - {int}:
@@ -280,35 +286,36 @@ def _integers(keys: Sequence[str], values: list[list[Any]], item: itemgetter[int
     return column.view(np.uint64)
 
 
-def _payloads(keys: list[str], values: list[Any]) -> list[bytes]:
-    """Bytes of inline values: base64, text in UTF-8, raw bytes, or a JSON document."""
+def _payloads(keys: list[str], values: list[object]) -> list[bytes]:
+    """Return the bytes of inline values: base64, text in UTF-8, raw bytes, or a JSON document."""
     if set(map(type, values)) != {str}:
-        values = [_as_text(key, value) for key, value in zip(keys, values, strict=True)]
-    encoded = list(map(_is_base64, values))
+        texts = [_as_text(key, value) for key, value in zip(keys, values, strict=True)]
+    else:
+        texts = cast("list[str]", values)
+    encoded = list(map(_is_base64, texts))
     if not any(encoded):
-        return _encode(keys, values)
-    payloads = np.empty(len(values), object)
-    mask = np.fromiter(encoded, np.bool_, len(values))
-    payloads[mask] = _column(_decode_base64(list(compress(keys, mask)), list(compress(values, mask))))
-    payloads[~mask] = _column(_encode(list(compress(keys, ~mask)), list(compress(values, ~mask))))
+        return _encode(keys, texts)
+    payloads = np.empty(len(texts), object)
+    mask = np.fromiter(encoded, np.bool_, len(texts))
+    payloads[mask] = _column(_decode_base64(list(compress(keys, mask)), list(compress(texts, mask))))
+    payloads[~mask] = _column(_encode(list(compress(keys, ~mask)), list(compress(texts, ~mask))))
     found: list[bytes] = payloads.tolist()
     return found
 
 
-def _column(values: Iterable[bytes]) -> NDArray[Any]:
-    values = list(values)
+def _column(values: list[bytes]) -> NDArray[np.object_]:
     column = np.empty(len(values), object)
     column[:] = values
     return column
 
 
-def _as_text(key: str, value: Any) -> str:
-    """Text form of the rarer inline values."""
+def _as_text(key: str, value: object) -> str:
+    """Return the text form of a rare inline value."""
     if isinstance(value, str):
         return value
     if isinstance(value, bytes | bytearray | memoryview):
         raw = bytes(value)
-        # Raw bytes may themselves carry the prefix, as readers of the set would see it.
+        # Readers of the set decode raw bytes that begin with the prefix, so this code does too.
         if not raw.startswith(b"base64:"):
             return "base64:" + binascii.b2a_base64(raw).decode()
         try:
@@ -340,7 +347,7 @@ def _decode_base64(keys: list[str], values: list[str]) -> list[bytes]:
         raise bad_reference(keys[_first_bad(texts, binascii.a2b_base64)], "the inline base64 is damaged") from None
 
 
-def _first_bad(values: list[str], convert: Any) -> int:
+def _first_bad(values: list[str], convert: Callable[[str], object]) -> int:
     for row, value in enumerate(values):
         try:
             convert(value)
@@ -354,18 +361,18 @@ def _first_unencodable(keys: list[str]) -> str:
 
 
 def _interleave(listed: NDArray[np.bool_], ranges: References, inline: References) -> References:
-    """The rows of ``ranges`` where ``listed``, those of ``inline`` elsewhere."""
+    """Take the rows of ``ranges`` where ``listed`` is True, and those of ``inline`` elsewhere."""
 
-    def merged(field: str) -> NDArray[Any]:
-        column = np.empty(len(listed), getattr(ranges, field).dtype)
-        column[listed] = getattr(ranges, field)
-        column[~listed] = getattr(inline, field)
+    def merged[T: np.generic](listed_rows: NDArray[T], inline_rows: NDArray[T]) -> NDArray[T]:
+        column = np.empty(len(listed), listed_rows.dtype)
+        column[listed] = listed_rows
+        column[~listed] = inline_rows
         return column
 
     return References(
-        kinds=merged("kinds"),
-        url_codes=merged("url_codes"),
-        offsets=merged("offsets"),
-        lengths=merged("lengths"),
+        kinds=merged(ranges.kinds, inline.kinds),
+        url_codes=merged(ranges.url_codes, inline.url_codes),
+        offsets=merged(ranges.offsets, inline.offsets),
+        lengths=merged(ranges.lengths, inline.lengths),
         inline_data=inline.inline_data,
     )

@@ -1,6 +1,6 @@
-"""Read a kerchunk reference set: JSON of version 0 or 1 from wherever it is, or a Python mapping.
+"""Read a kerchunk reference set: JSON of version 0 or 1 from a file, URL or string, or a Python mapping.
 
-The form is found by content, never by file name: gzip and zstd by their magic bytes, version 1 by its ``version`` key.
+The content decides the form, not the file name: magic bytes mark gzip and zstd, and a ``version`` key marks version 1.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import IO
 
 import fsspec
 
@@ -28,30 +28,34 @@ _MEMBERS_PER_BLOCK = 4096
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ReferenceSet:
-    """A reference set: metadata documents as found, URLs, and one row of columns for each chunk.
+    """A reference set: unparsed metadata documents, URLs, and one row of columns for each chunk.
 
     Attributes
     ----------
     metadata
         Values of the keys ``…/.zgroup``, ``.zattrs``, ``.zarray``, ``.zmetadata`` and ``zarr.json``.
     urls
-        Distinct URLs with templates rendered; None stands for the default target.
+        Distinct URLs with rendered templates. None means the default target.
     chunks
         All other keys.
     budget
-        What is left of what the set may stand for.
+        The budget of this import, charged so far.
     """
 
-    metadata: dict[str, Any]
+    metadata: dict[str, object]
     urls: list[str | None]
     chunks: KeyedReferences
     budget: Budget
 
 
+type Source = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | IO[str] | Mapping[str, object]
+"""A path or URL, JSON text, bytes, an open file, or a parsed mapping."""
+
+
 def read_reference_set(
-    source: Any,
+    source: Source,
     *,
-    storage_options: Mapping[str, Any] | None = None,
+    storage_options: Mapping[str, object] | None = None,
     template_overrides: Mapping[str, str] | None = None,
     limits: ReferenceLimits | None = None,
 ) -> ReferenceSet:
@@ -60,20 +64,20 @@ def read_reference_set(
     Parameters
     ----------
     source
-        A path or URL (any fsspec protocol), JSON text, bytes, an open file, or the parsed mapping. Bytes and files may
+        A path or URL (any fsspec protocol), JSON text, bytes, an open file, or the parsed mapping. Bytes and files can
         be compressed with gzip or zstd.
     storage_options
         Options of the fsspec filesystem that opens ``source``.
     template_overrides
-        Values that take the place of the set's own templates.
+        Replacements for templates of the set.
     limits
         How far the set may expand.
 
     Raises
     ------
     InvalidInputError
-        ``deserialization``: no reference set, or one that stands for more than the limits allow.
-        ``invalid-virtual-ref``: a value or template that cannot be used.
+        ``deserialization``: ``source`` is not a reference set, or exceeds the limits. ``invalid-virtual-ref``: a value
+        or template cannot be used.
     StorageError
         ``object-not-found``, ``io``: ``source`` cannot be read.
     """
@@ -89,35 +93,33 @@ def read_reference_set(
     builder = ReferenceBuilder()
     for block in blocks:
         builder.add(block)
-    # Only now is `top` complete.
+    # `top` is complete now, because the blocks are exhausted.
     if top.get("version", 1) != 1:
-        raise bad_json(f"version {short_repr(top['version'])} is not known, only 0 and 1 are")
+        raise bad_json(f"version {short_repr(top['version'])} is unknown; versions 0 and 1 are supported")
     templates = _templates(top.get("templates"), template_overrides)
     if templates:
         builder.rename_urls([_render_url(url, templates, budget) for url in builder.urls])
     for block in generated(top.get("gen"), templates, budget):
-        builder.add(block)  # replaces equal keys of `refs`, because it comes later
+        builder.add(block)  # later keys replace equal ones, so `gen` overrides `refs`
     return ReferenceSet(metadata=builder.metadata, urls=builder.urls, chunks=builder.finish(), budget=budget)
 
 
-def _parsed_members(source: Mapping[str, Any]) -> tuple[dict[str, Any], Iterator[dict[str, Any]]]:
-    top: dict[str, Any] = {}
-    members: Any = source
-    if "version" in source or isinstance(source.get("refs"), Mapping):
-        top = {name: value for name, value in source.items() if name != "refs"}
-        members = source.get("refs", {})
-        if not isinstance(members, Mapping):
-            raise bad_json("'refs' must be an object")
-    return top, _batches(members)
+def _parsed_members(source: Mapping[str, object]) -> tuple[Mapping[str, object], Iterator[Mapping[str, object]]]:
+    if "version" not in source and not isinstance(source.get("refs"), Mapping):
+        return {}, _batches(source)
+    members = source.get("refs", {})
+    if not isinstance(members, Mapping):
+        raise bad_json("'refs' must be an object")
+    return {name: value for name, value in source.items() if name != "refs"}, _batches(members)
 
 
-def _batches(members: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _batches(members: Mapping[str, object]) -> Iterator[Mapping[str, object]]:
     items = iter(members.items())
     while block := dict(islice(items, _MEMBERS_PER_BLOCK)):
         yield block
 
 
-def _read(source: Any, storage_options: Mapping[str, Any] | None) -> bytes:
+def _read(source: object, storage_options: Mapping[str, object] | None) -> bytes:
     if isinstance(source, bytes | bytearray | memoryview):
         return bytes(source)
     if hasattr(source, "read"):
@@ -126,13 +128,13 @@ def _read(source: Any, storage_options: Mapping[str, Any] | None) -> bytes:
             return _encoded(content)
         if isinstance(content, bytes | bytearray | memoryview):
             return bytes(content)
-        raise TypeError(f"the open file must give text or bytes, not {type(content).__name__}")
+        raise TypeError(f"the open file must return str or bytes, not {type(content).__name__}")
     if isinstance(source, str) and source.lstrip()[:1] == "{":
         return _encoded(source)
     if isinstance(source, str | os.PathLike):
         return _read_url(os.fsdecode(source), storage_options)
     raise TypeError(
-        f"a reference set is a path, URL, JSON text, bytes, open file or mapping, not {type(source).__name__}"
+        f"a reference set must be a path, URL, JSON text, bytes, open file or mapping, not {type(source).__name__}"
     )
 
 
@@ -143,7 +145,7 @@ def _unpacked(data: bytes, budget: Budget) -> bytes | bytearray:
     try:
         return unpack(data, budget.max_unpacked_bytes)
     except TooLargeError as error:
-        raise over_limit(f"{len(data)} compressed bytes hold more than {error.limit}", "expanded_bytes") from None
+        raise over_limit(f"{len(data)} compressed bytes expand to more than {error.limit}", "expanded_bytes") from None
     except DamagedError as error:
         raise bad_json(f"the compressed data is damaged ({error})") from None
 
@@ -155,7 +157,7 @@ def _encoded(text: str) -> bytes:
         raise bad_json(f"the text is not valid Unicode ({error})") from None
 
 
-def _read_url(url: str, storage_options: Mapping[str, Any] | None) -> bytes:
+def _read_url(url: str, storage_options: Mapping[str, object] | None) -> bytes:
     try:
         if "://" not in url and "::" not in url:
             with open(url, "rb") as file:
@@ -164,14 +166,16 @@ def _read_url(url: str, storage_options: Mapping[str, Any] | None) -> bytes:
             content: bytes = file.read()
             return content
     except FileNotFoundError:
-        raise ObjectNotFoundError(f"there is no reference set at {url}", ErrorKind.OBJECT_NOT_FOUND) from None
+        raise ObjectNotFoundError(
+            f"no reference set found at {url}. Check the path or URL", ErrorKind.OBJECT_NOT_FOUND
+        ) from None
     except (ImportError, ValueError) as error:
         raise InvalidInputError(f"cannot open the reference set {url}: {error}", ErrorKind.CANNOT_PARSE_URL) from error
     except OSError as error:
         raise StorageError(f"cannot read the reference set {url}: {error}", ErrorKind.IO) from error
 
 
-def _templates(templates: Any, overrides: Mapping[str, str] | None) -> dict[str, str]:
+def _templates(templates: object, overrides: Mapping[str, str] | None) -> dict[str, str]:
     found = {**(templates or {}), **(overrides or {})} if isinstance(templates, Mapping | None) else None
     if found is None or not all(isinstance(value, str) for value in found.values()):
         raise bad_json("'templates' must be an object of strings")

@@ -1,7 +1,11 @@
-"""URLs of reference sets as locations of virtual chunks. Pure.
+"""Convert the URLs of a reference set to locations of virtual chunks. Pure.
 
-kerchunk holds what fsspec was given: paths, URLs with raw text behind the host, several spellings of one scheme. A
-location is a URL whose path is percent-encoded. Each distinct URL is converted once.
+Invariant: a location names the file that fsspec would open for the URL, and is in the canonical form of the format.
+
+A set has whatever was given to fsspec: paths, URLs with unquoted text after the host, several spellings of a scheme.
+A location is a URL with a percent-encoded path. So a ``%`` or ``?`` of an object key must be quoted here, because
+readers of the repository decode the path. URLs that could mean two things (queries, chained protocols, relative paths
+without ``fs_root``) are refused and not guessed. Each distinct URL is converted once.
 """
 
 from __future__ import annotations
@@ -19,10 +23,10 @@ from icechunk_engine.virtual import containers as rules
 from icechunk_engine.virtual.error_remedies import container_lines
 
 _SAFE = "/:@!$&'()*+,;=~-._[]|"
-"""What stays as it is in a path; the rest would not survive as a URL, or is changed when file URLs are normalised."""
+"""Characters of a path that are not quoted. URLs cannot have the others, or normalising file URLs changes them."""
 
 _PLAIN = re.compile(r"(?:s3|gs|gcs|az|azure|abfs|tigris)://[^/@]+(?:/[A-Za-z0-9_:=,\-][A-Za-z0-9_:=,\-.]*)+")
-"""The usual object URL, which needs no change."""
+"""The usual URL of an object, which is already a location."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*):(.*)", re.DOTALL)
 _WINDOWS_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
@@ -42,32 +46,32 @@ _OBJECT_SCHEMES = {
     "tigris": "tigris",
 }
 _SPELLINGS = ({"gs", "gcs"}, {"az", "azure", "abfs"})
-"""Schemes that mean the same; containers are compared as text, so a location takes the spelling of its container."""
+"""Schemes that mean the same. Prefixes are compared as text, so a location takes the spelling of its container."""
 
 MAX_LISTED = 10
 _NO_UNICODE = "the text is not valid Unicode"
 
 
 class BadUrl(ValueError):
-    """A URL that cannot be a location; the message says why."""
+    """A URL cannot be a location. The message says why."""
 
 
 def resolve_urls(urls: Iterable[str | None], *, target: str | None = None, fs_root: str | None = None) -> list[str]:
-    """Locations of distinct URLs, in order.
+    """Convert distinct URLs to locations, in order.
 
     Parameters
     ----------
     urls
-        As in the reference set; None stands for ``target``.
+        URLs of the reference set. None means ``target``.
     target
-        URL of the file that references without a URL point into.
+        URL for references that have none.
     fs_root
-        Directory (path or URL) that relative paths start from.
+        Directory, as path or URL, for relative paths.
 
     Raises
     ------
     InvalidInputError
-        ``invalid-virtual-ref``: some cannot be locations; the message lists them.
+        ``invalid-virtual-ref``: some URLs cannot be locations. The message lists them.
     """
     locations, refused = [], []
     for url in urls:
@@ -88,7 +92,7 @@ def resolve_urls(urls: Iterable[str | None], *, target: str | None = None, fs_ro
 
 
 def listed(items: Sequence[str]) -> str:
-    """Some of the items, for a message."""
+    """Join the first items for a message."""
     more = f", … and {len(items) - MAX_LISTED} more" if len(items) > MAX_LISTED else ""
     return ", ".join(items[:MAX_LISTED]) + more
 
@@ -96,12 +100,12 @@ def listed(items: Sequence[str]) -> str:
 def _location(url: str | None, target: str | None, fs_root: str | None) -> str:
     if url is None:
         if target is None:
-            raise BadUrl("no URL given; pass target=, the file that these references point into")
+            raise BadUrl("no URL; pass target=, the file that has these chunks")
         url = target
     if "::" in url:
-        raise BadUrl("chained protocols have no location; kerchunk.utils.dereference_archives may rewrite them")
+        raise BadUrl("chained protocols are not supported; kerchunk.utils.dereference_archives may rewrite them")
     match = None if _WINDOWS_DRIVE.match(url) else _SCHEME.fullmatch(url)
-    # `a:b` without slashes is a file name with a colon.
+    # `a:b` without slashes is a file name that contains a colon.
     if match is None or not (match[2].startswith("//") or match[1].lower() in ("file", "local")):
         return _path_location(url, fs_root)
     scheme, rest = match[1].lower(), match[2].removeprefix("//")
@@ -111,7 +115,7 @@ def _location(url: str | None, target: str | None, fs_root: str | None) -> str:
         return _http_location(scheme, rest)
     if scheme in _OBJECT_SCHEMES:
         return _object_location(scheme, rest)
-    raise BadUrl(f"{scheme}:// is not a kind of virtual chunk container")
+    raise BadUrl(f"virtual chunk containers do not support {scheme}://")
 
 
 def _path_location(path: str, fs_root: str | None) -> str:
@@ -122,7 +126,7 @@ def _path_location(path: str, fs_root: str | None) -> str:
     if path.startswith("/"):
         return _file_location(path)
     if fs_root is None:
-        raise BadUrl("a relative path; pass fs_root=, the directory that it starts from")
+        raise BadUrl("a relative path; pass fs_root=, the directory that it is relative to")
     if path.startswith("~"):
         raise BadUrl("paths below home directories are not expanded")
     root = fs_root if fs_root.endswith("/") else fs_root + "/"
@@ -137,19 +141,19 @@ def _file_location(path: str) -> str:
         path = "/" + rest
     if "\0" in path or path.endswith("/"):
         raise BadUrl("this is not a path of a file")
-    # Two leading slashes mean the same as one, but normpath keeps them.
+    # Two leading slashes are equivalent to one, but normpath keeps them.
     return "file://" + _quoted(posixpath.normpath("/" + path.lstrip("/")))
 
 
 def _http_location(scheme: str, rest: str) -> str:
     rest = rest.partition("#")[0]
     if "?" in rest:
-        raise BadUrl("the query behind '?' (perhaps a signature) would not be sent when reading")
+        raise BadUrl("the query after '?' (perhaps a signature) would not be sent when chunks are read")
     host, slash, path = rest.partition("/")
     if not host or not slash or not path:
         raise BadUrl("an http URL needs a host and a path")
     if "@" in host:
-        raise BadUrl("URLs with user name or password are not stored")
+        raise BadUrl("URLs with a user name or password are not stored")
     _require_plain_segments(path)
     if _SURROGATE.search(rest):
         raise BadUrl(_NO_UNICODE)
@@ -170,7 +174,7 @@ def _object_location(scheme: str, rest: str) -> str:
 
 def _require_plain_segments(key: str) -> None:
     if not {"", ".", ".."}.isdisjoint(key.split("/")):
-        raise BadUrl("keys with empty, '.' or '..' components exist on S3 only")
+        raise BadUrl("only S3 supports keys with empty, '.' or '..' components")
 
 
 def _quoted(path: str) -> str:
@@ -184,12 +188,12 @@ def _quoted(path: str) -> str:
 
 
 def place_in_containers(locations: Sequence[str], containers: rules.Containers) -> list[str]:
-    """Locations spelled as the containers that they lie in.
+    """Spell the scheme of each location as its container does.
 
     Raises
     ------
     InvalidInputError
-        ``no-container-for-virtual-chunk``: some lie in none; the message has the lines that make the containers.
+        ``no-container-for-virtual-chunk``: some locations are in no container. The message has code that adds one.
     """
     placed = list(locations)
     outside = np.flatnonzero(rules.match_containers(placed, containers) == rules.NO_CONTAINER).tolist()
@@ -212,7 +216,7 @@ def _respelled(location: str) -> list[str]:
 
 
 def suggested_prefixes(locations: Iterable[str]) -> list[str]:
-    """URL prefixes of containers that would hold the locations: buckets, hosts, and the directories of files."""
+    """Return URL prefixes of containers for the locations: buckets, hosts, and directories of files."""
     prefixes: dict[str, None] = {}
     directories: dict[str, None] = {}
     for location in locations:
@@ -223,7 +227,7 @@ def suggested_prefixes(locations: Iterable[str]) -> list[str]:
             prefixes[f"{scheme}://{rest.partition('/')[0]}/"] = None
     if directories:
         common = posixpath.commonpath(directories)
-        # "file:///" would open the whole disk, and no container may be that.
+        # "file:///" is not a valid container, because it would open the whole disk.
         for directory in [common] if common != "/" else sorted(directories):
             prefixes[f"file://{directory.rstrip('/')}/"] = None
     return list(prefixes)
@@ -233,7 +237,7 @@ def _no_container(missing: Sequence[str], prefixes: Sequence[str]) -> InvalidInp
     configured = f"the configured containers are {listed(prefixes)}" if prefixes else "no containers are configured"
     lines = "\n    ".join(container_lines(suggested_prefixes(missing)[:MAX_LISTED]))
     return InvalidInputError(
-        f"{len(missing)} of the files that the references point into lie in no virtual chunk container "
+        f"{len(missing)} of the files in the reference set are in no virtual chunk container "
         f"(e.g. {missing[0]}); {configured}. Add what is missing, then import in a new session:\n    {lines}",
         ErrorKind.NO_CONTAINER_FOR_VIRTUAL_CHUNK,
     )

@@ -1,21 +1,23 @@
-"""Templates of kerchunk reference sets: ``{{name}}``, integer arithmetic, and calls of templates that take arguments.
+"""Render the templates of kerchunk reference sets.
 
-kerchunk gives these to jinja2. A reference set is data from elsewhere, so this module evaluates the few forms that the
-kerchunk specification shows and refuses everything else by name.
+This module supports ``{{name}}``, integer arithmetic, and calls of templates with keyword arguments. kerchunk uses
+jinja2, but a reference set is untrusted data. So this module evaluates the few forms that the kerchunk specification
+shows and refuses everything else by name.
 
-:func:`render` makes many texts at once: variables are columns of Python objects, arithmetic runs on whole columns with
-Python's own integers (``//`` and ``%`` as in Python), and the pieces are joined in C. The length of every text is
-charged before the text is made, because calls within calls multiply it.
+:func:`render` makes many texts at once. Variables are columns of Python objects, arithmetic runs on whole columns with
+Python's integers (``//`` and ``%`` as in Python), and C code joins the pieces.
+
+Invariant: the budget accepts the length of every text before the text is built, and no number exceeds
+:data:`MAX_INTEGER`. Without this, calls within calls and products of products would grow exponentially.
 """
 
 from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,21 +26,24 @@ from icechunk_engine.errors import ErrorKind, InvalidInputError
 from icechunk_engine.importers.limits import Budget
 from icechunk_engine.importers.short_repr import short_repr
 
-Column = NDArray[Any]
-"""Object column of ``str``, ``int`` or ``float`` values."""
+type Column = NDArray[np.object_]
+"""Column of ``str``, ``int`` or ``float`` values."""
+
+type Number = int | float | Column
+type Value = str | Number
 
 MAX_EXPRESSION_CHARS = 1000
 MAX_EXPRESSIONS = 100
-"""In one text. Each makes a column of its own."""
+"""Maximum number of expressions in one text. Each makes a column."""
 MAX_NESTING = 64
 MAX_INTEGER = 2**126
-"""Far beyond every offset; integers without a bound could grow to any length."""
+"""Far larger than any offset."""
 
 _OTHER_SYNTAX = re.compile(r"\{%|\{#")
 
 
 def bad_template(text: str, reason: str) -> InvalidInputError:
-    """The error for a template that cannot be rendered."""
+    """Return the error for a template that cannot be rendered."""
     return InvalidInputError(
         f"the template {short_repr(text)} in the reference set cannot be rendered: {reason}. Only {{{{name}}}}, "
         f"integer arithmetic (+ - * / // %) and calls like {{{{f(c='text')}}}} are evaluated. Expand the "
@@ -48,24 +53,24 @@ def bad_template(text: str, reason: str) -> InvalidInputError:
 
 
 def is_template(text: str) -> bool:
-    """True when the text holds ``{{``."""
+    """Return True if the text contains ``{{``."""
     return "{{" in text
 
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What names mean: loop variables as columns of ``n`` values, and the templates of the set.
+    """The names that a template can use.
 
     Attributes
     ----------
     templates
-        Texts by name; one that holds ``{{`` is a function of keyword arguments.
+        Templates of the set by name. A template that contains ``{{`` is a function of keyword arguments.
     variables
-        Columns by name; they hide templates of the same name.
+        Loop variables as columns of ``n`` values. They hide templates of the same name.
     n
         Length of every column.
     budget
-        Pays for the texts.
+        Charged for the texts.
     """
 
     templates: Mapping[str, str]
@@ -75,22 +80,22 @@ class Scope:
 
 
 def render(source: str, scope: Scope) -> list[str]:
-    """The ``scope.n`` texts that a template stands for.
+    """Render a template to ``scope.n`` texts.
 
     Raises
     ------
     InvalidInputError
-        ``invalid-virtual-ref``: syntax that is not evaluated here. ``deserialization``: the budget is used up.
+        ``invalid-virtual-ref``: the template uses unsupported syntax. ``deserialization``: it exceeds the budget.
     """
     if _OTHER_SYNTAX.search(source):
-        raise bad_template(source, "it holds a jinja2 statement or comment")
+        raise bad_template(source, "it has a jinja2 statement or comment")
     parts: list[list[str]] = []
     for position, (is_expression, piece) in enumerate(_pieces(source)):
         if position > 2 * MAX_EXPRESSIONS:
-            raise bad_template(source, f"it holds more than {MAX_EXPRESSIONS} expressions")
+            raise bad_template(source, f"it has more than {MAX_EXPRESSIONS} expressions")
         part = _texts(source, piece, scope) if is_expression else [piece] * scope.n
         num_chars = sum(map(len, part)) if is_expression else len(piece) * scope.n
-        # A reference to each text takes eight bytes, also to an empty one.
+        # The pointer to each text takes eight bytes, even if the text is empty.
         scope.budget.charge_bytes(num_chars + 8 * scope.n, f"the template {short_repr(source)} is rendered")
         parts.append(part)
     if len(parts) == 1:
@@ -99,12 +104,12 @@ def render(source: str, scope: Scope) -> list[str]:
 
 
 def render_one(source: str, templates: Mapping[str, str], budget: Budget) -> str:
-    """The one text that a template without loop variables stands for."""
+    """Render a template without loop variables."""
     return render(source, Scope(templates, {}, 1, budget))[0]
 
 
 def _pieces(source: str) -> Iterator[tuple[bool, str]]:
-    """The template taken apart: literal pieces, and expressions (True) between them."""
+    """Split a template into literals (False) and expressions (True)."""
     position = 0
     while (start := source.find("{{", position)) >= 0:
         end = source.find("}}", start)
@@ -133,7 +138,7 @@ def _texts(source: str, expression: str, scope: Scope) -> list[str]:
 
 @lru_cache(maxsize=1024)
 def _parse(expression: str) -> ast.expr | None:
-    """The expression, None when it is none or is nested too deeply to be walked."""
+    """Parse an expression. Return None if it is invalid or nested too deeply."""
     try:
         tree = ast.parse(expression, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -146,29 +151,29 @@ def _parse(expression: str) -> ast.expr | None:
     return None
 
 
-def require_small(where: str, *values: Any) -> None:
-    """Refuse integers that are beyond every offset.
+def require_small(where: str, *values: str | int | float) -> None:
+    """Refuse integers that are larger than any offset.
 
     Raises
     ------
     InvalidInputError
-        ``invalid-virtual-ref``: the message begins with ``where``.
+        ``invalid-virtual-ref``: an integer is too large. ``where`` begins the message.
     """
     for value in values:
         if isinstance(value, int) and abs(value) > MAX_INTEGER:
             raise InvalidInputError(
-                f"{where} in the reference set holds the integer {short_repr(value)}, which is larger than any offset",
+                f"{where} in the reference set has the integer {short_repr(value)}, which is larger than any offset",
                 ErrorKind.INVALID_VIRTUAL_REF,
             )
 
 
-def _values(source: str, node: ast.expr, scope: Scope) -> list[Any]:
+def _values(source: str, node: ast.expr, scope: Scope) -> list[str | int | float]:
     value = _evaluate(source, node, scope)
     return value.tolist() if isinstance(value, np.ndarray) else [value] * scope.n
 
 
-def _evaluate(source: str, node: ast.expr, scope: Scope) -> Any:
-    """Value of an expression: a column, or one value that holds for all rows."""
+def _evaluate(source: str, node: ast.expr, scope: Scope) -> Value:
+    """Evaluate an expression to a column, or to one value for all rows."""
     match node:
         case ast.Constant(value=bool()):
             raise bad_template(source, f"{ast.unparse(node)!r} is not understood")
@@ -177,8 +182,8 @@ def _evaluate(source: str, node: ast.expr, scope: Scope) -> Any:
         case ast.Name(id=name):
             return _variable(source, name, scope)
         case ast.UnaryOp(op=ast.USub() | ast.UAdd() as sign, operand=operand):
-            value = _number(source, operand, scope)
-            return -value if isinstance(sign, ast.USub) else value
+            number = _number(source, operand, scope)
+            return -number if isinstance(sign, ast.USub) else number
         case ast.BinOp(left=left, op=operator, right=right):
             return _arithmetic(source, operator, _number(source, left, scope), _number(source, right, scope))
         case ast.Call(func=ast.Name(id=name), args=[], keywords=keywords):
@@ -186,29 +191,30 @@ def _evaluate(source: str, node: ast.expr, scope: Scope) -> Any:
     raise bad_template(source, f"{ast.unparse(node)!r} is not understood")
 
 
-def _variable(source: str, name: str, scope: Scope) -> Any:
+def _variable(source: str, name: str, scope: Scope) -> str | Column:
     if name in scope.variables:
         return scope.variables[name]
     template = scope.templates.get(name)
     if template is None:
-        raise bad_template(source, f"there is no template {short_repr(name)}")
+        raise bad_template(source, f"the set has no template {short_repr(name)}")
     if is_template(template):
         raise bad_template(source, f"the template {name!r} takes arguments: call it like {name}(c='text')")
     return template
 
 
-def _number(source: str, node: ast.expr, scope: Scope) -> Any:
+def _number(source: str, node: ast.expr, scope: Scope) -> Number:
     value = _evaluate(source, node, scope)
-    values = value.tolist() if isinstance(value, np.ndarray) else [value]
-    if not set(map(type, values)) <= {int, float}:
+    values: list[int | float] = []
+    if not isinstance(value, str):
+        values = value.tolist() if isinstance(value, np.ndarray) else [value]
+    if isinstance(value, str) or not set(map(type, values)) <= {int, float}:
         raise bad_template(source, f"{ast.unparse(node)!r} is not a number")
-    # Products of products grow without bound otherwise.
     if values and not (max(values) <= MAX_INTEGER and min(values) >= -MAX_INTEGER):
-        raise bad_template(source, f"{ast.unparse(node)!r} is a number beyond every offset")
+        raise bad_template(source, f"{ast.unparse(node)!r} is a number larger than any offset")
     return value
 
 
-def _arithmetic(source: str, operator: ast.operator, left: Any, right: Any) -> Any:
+def _arithmetic(source: str, operator: ast.operator, left: Number, right: Number) -> Number:
     try:
         match operator:
             case ast.Add():
@@ -231,18 +237,18 @@ def _arithmetic(source: str, operator: ast.operator, left: Any, right: Any) -> A
 def _call(source: str, name: str, keywords: list[ast.keyword], scope: Scope) -> Column:
     template = scope.templates.get(name)
     if template is None or not is_template(template):
-        raise bad_template(source, f"there is no template {name!r} that takes arguments")
+        raise bad_template(source, f"the set has no template {name!r} that takes arguments")
     variables: dict[str, Column] = {}
     for keyword in keywords:
         if keyword.arg is None:
             raise bad_template(source, "'**' is not understood")
         variables[keyword.arg] = object_column(_values(source, keyword.value, scope))
-    # A called template sees its arguments and nothing else.
+    # A called template sees only its arguments.
     return object_column(render(template, Scope({}, variables, scope.n, scope.budget)))
 
 
-def object_column(values: list[Any]) -> Column:
-    """Values as they are, one to a row; nothing is converted."""
+def object_column(values: Sequence[str | int | float]) -> Column:
+    """Return a column of values without converting them."""
     column = np.empty(len(values), object)
     column[:] = values
     return column
