@@ -1,6 +1,6 @@
 """Icechunk repositories for xarray and dask: the ``icechunk`` engine, parallel writes, kerchunk references.
 
-xarray imports every installed engine in order to list them, so this package loads nothing until a name is used.
+xarray imports every installed engine just to list them. So this package imports nothing until you use a name.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
-"""Dask names that contain the snapshot.
+"""What ``chunks=`` does: turn a variable into a dask array whose name contains the snapshot.
 
-xarray names the dask arrays it makes after the location and the options that were passed to ``open_dataset``, not
-after what was found there. Two snapshots opened from one URL, or one variable in two groups opened by
-``open_groups``, would get the same task keys, and dask would compute one of them and return it for both.
-So the variables that the engine returns know what they are, and add it to the name.
+Invariant: two dask arrays have the same name only if they read the same array of the same snapshot.
+
+xarray names a dask array after the location and the arguments of ``open_dataset``. It does not know what was found
+there. Two snapshots opened from one URL would get the same name, and so would one variable in two groups opened by
+``open_groups``. Dask computes equal names once: it would return the data of one for both, without an error. So the
+engine returns variables that know their source, and these add it to the name.
 """
 
 from __future__ import annotations
@@ -17,16 +19,20 @@ __all__ = ["SnapshotVariable"]
 
 
 class SnapshotVariable(Variable):
-    """A variable read from a snapshot, which its ``encoding["source"]`` names; otherwise a plain variable.
+    """A variable that was read from a snapshot. ``encoding["source"]`` names the snapshot and the group.
 
-    ``encoding["source"]`` is where other engines put a variable's file; xarray keeps it through decoding and copies
-    and drops it on writing.
+    Other engines put the name of a variable's file there. xarray keeps it when it decodes and copies a variable, and
+    drops it when it writes one.
     """
 
     __slots__ = ()
 
     def to_base_variable(self) -> Variable:
-        """A copy of this class: xarray calls this for every coordinate, only to undo what an index variable is."""
+        """Return a copy of this class, not a plain variable.
+
+        xarray calls this for every coordinate, only to turn index variables back into variables. A plain variable
+        would have lost its source.
+        """
         return self.copy(deep=False)
 
     def chunk(  # type: ignore[override]
@@ -39,13 +45,13 @@ class SnapshotVariable(Variable):
         from_array_kwargs: Any = None,
         **chunks_kwargs: Any,
     ) -> Variable:
-        """As :meth:`xarray.Variable.chunk`, but a name given for the dask array gets this variable's source added."""
+        """As :meth:`xarray.Variable.chunk`, but add the variable's source to the name of the dask array."""
         source = self.encoding.get("source")
         from_array_kwargs = dict(from_array_kwargs or {})
         if name is not None:
             from_array_kwargs["name"] = name
         if source and isinstance(from_array_kwargs.get("name"), str):
-            # Digested, because the name is part of every task's key.
+            # A digest, because the name is part of every task's key.
             digest = hashlib.blake2b(str(source).encode(), digest_size=8).hexdigest()
             from_array_kwargs["name"] = f"{from_array_kwargs['name']}-{digest}"
         return (

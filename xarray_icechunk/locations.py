@@ -1,13 +1,13 @@
-"""From what a user names (path, URL, repository, session, store; and a ref) to a session to read from."""
+"""Turn what a user passes (a path, URL, repository, session or store, and a ref) into a session to read from."""
 
 from __future__ import annotations
 
 import datetime as dt
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 from urllib.parse import unquote
 from uuid import uuid4
 
@@ -15,14 +15,35 @@ from icechunk_engine.config import RepositoryConfig
 from icechunk_engine.errors import ErrorKind, InvalidInputError, RepositoryNotFoundError
 from icechunk_engine.errors.foreign import describe, official_class
 from icechunk_engine.errors.redaction import redacted
-from icechunk_engine.repository import Repository, open_readonly
+from icechunk_engine.repository import Authorizations, Repository, open_readonly
 from icechunk_engine.session import Session
 from icechunk_engine.storage.from_url import scheme_of, storage_from_url
 from icechunk_engine.store import IcechunkStore
 
-__all__ = ["Located", "locate", "open_or_create_repository", "open_repository", "split_pipeline"]
+__all__ = ["Located", "Where", "locate", "open_or_create_repository", "open_repository", "split_pipeline"]
 
 _PIPELINE = "|icechunk:"
+
+
+class _SnapshotChoice(TypedDict, total=False):
+    """Arguments of :meth:`Repository.readonly_session`."""
+
+    branch: str
+    tag: str
+    snapshot_id: str
+    as_of: dt.datetime
+
+
+class Where(TypedDict, total=False):
+    """The arguments of :func:`locate` that say what to open."""
+
+    branch: str | None
+    tag: str | None
+    snapshot_id: str | None
+    as_of: dt.datetime | str | None
+    storage_options: Mapping[str, object] | None
+    config: RepositoryConfig | None
+    authorize_virtual_chunk_access: Authorizations | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +52,15 @@ class Located:
 
     session: Session
     location: str | None
-    """The repository's absolute path or URL; None when a session or store was passed."""
+    """Absolute path or URL of the repository; None if a session or store was passed."""
     path: str = ""
-    """Of the group that the URL names inside the repository; empty for the root."""
+    """Path of the group that the URL names; empty for the root."""
 
     @property
     def source(self) -> str:
-        """Names the state that is read: equal for two reads of one snapshot, different for any two states.
+        """A name for the data that are read: equal for one snapshot, different for any two snapshots.
 
-        What a writable session reads may change, so each opening of one gets a name of its own.
+        Each opening of a writable session gets a new name, because the session's edits can change the data.
         """
         state = self.session.snapshot_id
         if not self.session.read_only:
@@ -48,57 +69,57 @@ class Located:
 
 
 def locate(
-    source: Any,
+    source: object,
     *,
     branch: str | None = None,
     tag: str | None = None,
     snapshot_id: str | None = None,
     as_of: dt.datetime | str | None = None,
-    storage_options: Mapping[str, Any] | None = None,
+    storage_options: Mapping[str, object] | None = None,
     config: RepositoryConfig | None = None,
-    authorize_virtual_chunk_access: Mapping[str, Any] | None = None,
+    authorize_virtual_chunk_access: Authorizations | None = None,
 ) -> Located:
     """Find the repository and the snapshot to read.
 
     Parameters
     ----------
     source : str, os.PathLike, Repository, Session or IcechunkStore
-        A session or store is used as it is: a writable one shows its uncommitted changes. A URL may go on with
+        A session or store is used as it is: a writable one shows its uncommitted changes. A URL may end in
         ``|icechunk:@branch.main/group``, ``|icechunk:@tag.v1/group`` or ``|icechunk:@SNAPSHOT/group``.
     branch, tag, snapshot_id
         At most one of them; by default the branch ``main``.
     as_of
-        What the branch was at that time: an aware datetime, or ISO 8601 text with an offset.
+        Read the branch as it was at this time: an aware datetime, or ISO 8601 text with an offset.
     storage_options, config, authorize_virtual_chunk_access
         For a path or URL only; as in :func:`open_repository`.
 
     Raises
     ------
     InvalidInputError
-        Conflicting or inapplicable arguments, a location of a kind that is not supported.
+        Arguments that contradict each other or do not apply, or an unsupported kind of location.
     RepositoryNotFoundError
-        No repository there.
+        The location holds no repository.
     RefNotFoundError, SnapshotNotFoundError
-        No such branch, tag or snapshot.
+        The branch, tag or snapshot does not exist.
     """
-    given = {"branch": branch, "tag": tag, "snapshot_id": snapshot_id, "as_of": as_of}
-    refs = {name: value for name, value in given.items() if value is not None}
-    settings: dict[str, Any] = {
-        "storage_options": storage_options or None,
-        "config": config,
-        "authorize_virtual_chunk_access": authorize_virtual_chunk_access,
-    }
-    opening = [name for name, value in settings.items() if value is not None]
+    refs = _given(branch=branch, tag=tag, snapshot_id=snapshot_id, as_of=as_of)
+    settings = _given(
+        storage_options=storage_options or None,
+        config=config,
+        authorize_virtual_chunk_access=authorize_virtual_chunk_access,
+    )
 
     if isinstance(source, IcechunkStore | Session):
         _refuse(
-            [*refs, *opening], f"a {type(source).__name__} is on its snapshot already", "the repository's path or URL"
+            [*refs, *settings],
+            f"a {type(source).__name__} already has its snapshot",
+            "the repository's path or URL",
         )
         return Located(source if isinstance(source, Session) else source.session, None)
 
     if isinstance(source, Repository):
-        _refuse(opening, "a Repository is open already", "Repository.open")
-        return Located(source.readonly_session(**_checked(refs)), source.storage.identity)
+        _refuse(settings, "a Repository is already open", "Repository.open")
+        return Located(source.readonly_session(**_snapshot_choice(refs)), source.storage.identity)
 
     if isinstance(source, str | os.PathLike):
         place, named, path = split_pipeline(source)
@@ -107,17 +128,16 @@ def locate(
                 f"{os.fspath(source)!r} says which snapshot to read, and so does {', '.join(refs)}: leave one out",
                 ErrorKind.INVALID_REF_TYPE,
             )
-        chosen = _checked(named or refs)
-        storage, authorized = storage_from_url(place, storage_options), _as_dict(authorize_virtual_chunk_access)
+        storage, choice = storage_from_url(place, storage_options), _snapshot_choice(named or refs)
         try:
-            session = open_readonly(storage, config, authorized, **chosen)
+            session = open_readonly(storage, config, authorize_virtual_chunk_access, **choice)
         except RepositoryNotFoundError as error:
             raise _not_found(place) from error
         return Located(session, _normal_location(place), path)
 
     if official_class(source) is not None:
         raise InvalidInputError(
-            f"cannot open {describe(source)}. A path or URL does as well", ErrorKind.CANNOT_PARSE_URL
+            f"cannot open {describe(source)}. You can also pass a path or URL", ErrorKind.CANNOT_PARSE_URL
         )
     raise InvalidInputError(
         f"cannot open a {type(source).__module__}.{type(source).__qualname__} as an Icechunk repository. Pass a path, "
@@ -127,14 +147,14 @@ def locate(
 
 
 def split_pipeline(location: str | os.PathLike[str]) -> tuple[str, dict[str, str], str]:
-    """The repository's location, the ref and the group of a URL pipeline ``location|icechunk:@ref/group``.
+    """Split a URL ``location|icechunk:@ref/group`` into the repository's location, the ref and the group.
 
-    A ref is ``branch.NAME``, ``tag.NAME`` or a snapshot id; ``%2F`` stands for a ``/`` in a name.
+    A ref is ``branch.NAME``, ``tag.NAME`` or a snapshot id. Write ``%2F`` for a ``/`` in a name.
 
     Raises
     ------
     InvalidInputError
-        ``cannot-parse-url``: an empty ref, or a further step behind it.
+        ``cannot-parse-url``: the ref is empty or malformed, or another ``|`` step follows.
     """
     text = os.fspath(location)
     place, found, rest = text.partition(_PIPELINE)
@@ -144,8 +164,8 @@ def split_pipeline(location: str | os.PathLike[str]) -> tuple[str, dict[str, str
     kind, dot, name = ref.removeprefix("@").partition(".")
     if "|" in rest or (ref and not ref.startswith("@")) or (ref and not (name if dot else kind)):
         raise InvalidInputError(
-            f"{text!r}: behind '|icechunk:' goes '@branch.NAME', '@tag.NAME' or '@SNAPSHOT', then '/group', and "
-            f"nothing else",
+            f"cannot parse {text!r}: after '|icechunk:' write '@branch.NAME', '@tag.NAME' or '@SNAPSHOT', then "
+            f"'/group'",
             ErrorKind.CANNOT_PARSE_URL,
         )
     if not ref:
@@ -154,7 +174,7 @@ def split_pipeline(location: str | os.PathLike[str]) -> tuple[str, dict[str, str
         return place, {"snapshot_id": kind}, path
     if kind not in ("branch", "tag"):
         raise InvalidInputError(
-            f"{text!r}: {kind!r} is not a kind of ref; write '@branch.{name}' or '@tag.{name}'",
+            f"cannot parse {text!r}: {kind!r} is not a kind of ref. Write '@branch.{name}' or '@tag.{name}'",
             ErrorKind.CANNOT_PARSE_URL,
         )
     return place, {kind: unquote(name)}, path
@@ -164,7 +184,7 @@ def _repository_only(location: str | os.PathLike[str]) -> str:
     place, named, path = split_pipeline(location)
     if named or path:
         raise InvalidInputError(
-            f"{os.fspath(location)!r} names a snapshot or group, not a repository: write {place!r}",
+            f"{os.fspath(location)!r} names a snapshot or group, not a repository. Write {place!r}",
             ErrorKind.CANNOT_PARSE_URL,
         )
     return place
@@ -173,9 +193,9 @@ def _repository_only(location: str | os.PathLike[str]) -> str:
 def open_repository(
     location: str | os.PathLike[str],
     *,
-    storage_options: Mapping[str, Any] | None = None,
+    storage_options: Mapping[str, object] | None = None,
     config: RepositoryConfig | None = None,
-    authorize_virtual_chunk_access: Mapping[str, Any] | None = None,
+    authorize_virtual_chunk_access: Authorizations | None = None,
 ) -> Repository:
     """Open the repository at a path or URL.
 
@@ -183,22 +203,22 @@ def open_repository(
     ----------
     location
         A local path, ``file:///absolute/path``, ``memory://name`` (which lives as long as this process),
-        ``s3://bucket/prefix``, ``gs://…``, ``az://container/prefix``, ``https://host/path``, or a URL of any other
-        installed fsspec file system, for reading.
+        ``s3://bucket/prefix``, ``gs://…``, ``az://container/prefix`` or ``https://host/path``. For reading, also a URL
+        of any other installed fsspec file system.
     storage_options
-        Options of the storage, as fsspec's file systems take them: ``anon``, ``key``, ``secret``, ``endpoint_url``, …
+        Options for the storage, named as in fsspec: ``anon``, ``key``, ``secret``, ``endpoint_url``, …
     config
-        Merged over the configuration saved in the repository.
+        Settings that override the configuration stored in the repository.
     authorize_virtual_chunk_access
-        URL prefixes of virtual chunks that may be read, each with its credentials. A place that the repository's
-        stored configuration leads to, such as another endpoint, must be named too (``credentials.access_at``).
+        URL prefixes of virtual chunks that may be read, each with its credentials. If the stored configuration leads
+        to another place, such as another endpoint, name that place too (``credentials.access_at``).
 
     Raises
     ------
     RepositoryNotFoundError
-        No repository there.
+        The location holds no repository.
     InvalidInputError
-        A location of a kind that is not supported, or unknown storage options.
+        The kind of location is not supported, or a storage option is unknown.
     """
     location = _repository_only(location)
     storage = storage_from_url(location, storage_options)
@@ -206,7 +226,7 @@ def open_repository(
         return Repository.open(
             storage,
             config=config,
-            authorize_virtual_chunk_access=_as_dict(authorize_virtual_chunk_access),
+            authorize_virtual_chunk_access=authorize_virtual_chunk_access,
         )
     except RepositoryNotFoundError as error:
         raise _not_found(location) from error
@@ -215,46 +235,50 @@ def open_repository(
 def open_or_create_repository(
     location: str | os.PathLike[str],
     *,
-    storage_options: Mapping[str, Any] | None = None,
+    storage_options: Mapping[str, object] | None = None,
     config: RepositoryConfig | None = None,
-    authorize_virtual_chunk_access: Mapping[str, Any] | None = None,
+    authorize_virtual_chunk_access: Authorizations | None = None,
 ) -> Repository:
-    """Open the repository at a path or URL, or create one there; parameters as for :func:`open_repository`."""
+    """Open the repository at a path or URL, or create it. The parameters are those of :func:`open_repository`."""
     return Repository.open_or_create(
         storage_from_url(_repository_only(location), storage_options),
         config=config,
-        authorize_virtual_chunk_access=_as_dict(authorize_virtual_chunk_access),
+        authorize_virtual_chunk_access=authorize_virtual_chunk_access,
     )
 
 
-def _checked(refs: dict[str, Any]) -> dict[str, Any]:
-    """What a read-only session is asked for: a time as a datetime, and by default the branch ``main``."""
+def _given(**arguments: object) -> dict[str, object]:
+    return {name: value for name, value in arguments.items() if value is not None}
+
+
+def _snapshot_choice(refs: Mapping[str, object]) -> _SnapshotChoice:
+    """Return the arguments of a read-only session: by default the branch ``main``, and a time as a datetime."""
     named = [name for name in ("branch", "tag", "snapshot_id") if name in refs]
     if len(named) > 1:
         raise InvalidInputError(
             f"{' and '.join(named)} both say which snapshot to read: pass one of them", ErrorKind.INVALID_REF_TYPE
         )
+    if "as_of" in refs and named not in ([], ["branch"]):
+        raise InvalidInputError(
+            f"as_of needs a branch, but {named[0]} names one snapshot. Pass {named[0]} alone, or as_of with branch",
+            ErrorKind.INVALID_REF_TYPE,
+        )
+    choice = cast(_SnapshotChoice, dict(refs))
     if "as_of" in refs:
-        if named and named != ["branch"]:
-            raise InvalidInputError(
-                f"as_of asks what a branch was at a time, {named[0]} names one snapshot: pass one of them, or as_of "
-                f"with branch",
-                ErrorKind.INVALID_REF_TYPE,
-            )
-        refs = {**refs, "as_of": _aware_time(refs["as_of"])}
+        choice["as_of"] = _aware_time(refs["as_of"])
     if not named:
-        refs = {"branch": "main", **refs}
-    return refs
+        choice["branch"] = "main"
+    return choice
 
 
-def _aware_time(value: Any) -> dt.datetime:
+def _aware_time(value: object) -> dt.datetime:
     time = value
     if isinstance(value, str):
         try:
             time = dt.datetime.fromisoformat(value)
         except ValueError as error:
             raise InvalidInputError(
-                f"as_of={value!r} is not an ISO 8601 time: write it like 2026-01-31T12:00:00+00:00",
+                f"as_of={value!r} is not an ISO 8601 time. Write it like 2026-01-31T12:00:00+00:00",
                 ErrorKind.INVALID_REF_TYPE,
             ) from error
     if not isinstance(time, dt.datetime) or time.tzinfo is None:
@@ -266,10 +290,10 @@ def _aware_time(value: Any) -> dt.datetime:
     return time
 
 
-def _refuse(names: list[str], reason: str, instead: str) -> None:
+def _refuse(names: Collection[str], reason: str, instead: str) -> None:
     if names:
         raise InvalidInputError(
-            f"{', '.join(names)} cannot be used here: {reason}. Leave it out, or pass it with {instead}",
+            f"you cannot use {', '.join(names)} here, because {reason}. Leave it out, or use it with {instead}",
             ErrorKind.INVALID_REF_TYPE,
         )
 
@@ -282,11 +306,7 @@ def _normal_location(location: str | os.PathLike[str]) -> str:
 def _not_found(location: str | os.PathLike[str]) -> RepositoryNotFoundError:
     text = _normal_location(location)
     return RepositoryNotFoundError(
-        f"there is no Icechunk repository at {text!r}: neither a file 'repo' nor directories 'refs' and 'snapshots'. "
-        f"Check the location (it is the directory that holds these), or create a repository with "
+        f"no Icechunk repository at {text!r}: it has neither a file 'repo' nor folders 'refs' and 'snapshots'. Check "
+        f"the location (the folder that holds these), or create a repository with "
         f"xarray_icechunk.open_or_create_repository({text!r})"
     )
-
-
-def _as_dict(mapping: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    return None if mapping is None else dict(mapping)

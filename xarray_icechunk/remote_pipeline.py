@@ -1,14 +1,22 @@
-"""A codec pipeline for arrays behind a network: many chunks are on their way while few are decoded or encoded.
+"""A codec pipeline for arrays behind a network. It keeps many requests in flight while few chunks are coded.
 
-Zarr reads and writes ten chunks at a time (``async.concurrency``), which is right for decoding them, but far too few
-to hide the time that each request takes on its way. Here requests run ahead of what zarr asks for, or behind what it
-has handed over. Chunks of which only parts are read (shards) are left to zarr.
+zarr reads and writes ten chunks at a time (``async.concurrency``). This is enough for decoding, but too few to hide
+the time that each request spends on the network. So this pipeline starts the requests of a read before zarr asks for
+them, and lets writes finish after zarr has handed them over. Partial reads and writes of chunks (shards) are left to
+zarr.
+
+Three things are always true:
+
+- At most ``REQUESTS`` requests of one call are in flight.
+- After the first error no new request starts, and zarr gets that error.
+- No task is left when the call returns or raises. A task that outlived its call could write to the session after the
+  caller has undone its edits.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -19,11 +27,11 @@ from zarr.core.codec_pipeline import FusedCodecPipeline
 __all__ = ["RemoteCodecPipeline"]
 
 REQUESTS = 128
-"""Of one array at a time: with 50 ms of latency some 2 500 a second, which is what Python can handle."""
+"""Requests in flight for one array. At 50 ms each that is 2 500 a second, about as many as Python can handle."""
 
 
 class RemoteCodecPipeline(FusedCodecPipeline):
-    """Zarr's fused pipeline, with more requests at a time."""
+    """zarr's fused pipeline with more requests in flight."""
 
     async def read(
         self, batch_info: Iterable[tuple[ByteGetter, Any, Any, Any, bool]], out: NDBuffer, drop_axes: Any = ()
@@ -43,14 +51,16 @@ class RemoteCodecPipeline(FusedCodecPipeline):
             await super().write(batch, value, drop_axes)
             return
         async with _write_behind() as writes:
-            await super().write([(_Behind(setter, writes), *rest) for setter, *rest in batch], value, drop_axes)
+            await super().write(
+                [(_DeferredTarget(setter, writes), *rest) for setter, *rest in batch], value, drop_axes
+            )
 
 
 # --- reading -------------------------------------------------------------------------------------------------------
 
 
-class _Ahead:
-    """A value that is on its way, in the place of where it is read from."""
+class _PendingRead:
+    """A source whose value has already been requested. zarr reads it in place of the original."""
 
     def __init__(self, task: asyncio.Task[Buffer | None]) -> None:
         self._task = task
@@ -61,13 +71,13 @@ class _Ahead:
 
 
 @asynccontextmanager
-async def _read_ahead(wanted: list[tuple[ByteGetter, BufferPrototype]]) -> AsyncIterator[list[_Ahead]]:
+async def _read_ahead(wanted: list[tuple[ByteGetter, BufferPrototype]]) -> AsyncIterator[list[_PendingRead]]:
     room = asyncio.Semaphore(REQUESTS)
     failures: list[Exception] = []
 
     async def fetch(getter: ByteGetter, prototype: BufferPrototype) -> Buffer | None:
         async with room:
-            if failures:  # zarr may learn of it only when it gets there: no more is begun
+            if failures:  # zarr may be busy with an earlier chunk: it has not seen the error yet
                 raise failures[0]
             try:
                 return await getter.get(prototype)
@@ -77,7 +87,7 @@ async def _read_ahead(wanted: list[tuple[ByteGetter, BufferPrototype]]) -> Async
 
     tasks = [asyncio.create_task(fetch(getter, prototype)) for getter, prototype in wanted]
     try:
-        yield [_Ahead(task) for task in tasks]
+        yield [_PendingRead(task) for task in tasks]
     finally:
         await _end(tasks)
 
@@ -85,18 +95,18 @@ async def _read_ahead(wanted: list[tuple[ByteGetter, BufferPrototype]]) -> Async
 # --- writing -------------------------------------------------------------------------------------------------------
 
 
-class _Writes:
-    """Writes that were handed over, and may still be under way."""
+class _PendingWrites:
+    """Writes that zarr has handed over. Some may still be in flight."""
 
     def __init__(self) -> None:
         self._room = asyncio.Semaphore(REQUESTS)
         self.tasks: list[asyncio.Task[None]] = []
         self._failed: list[asyncio.Task[None]] = []
 
-    async def begin(self, setter: ByteSetter, value: Buffer) -> None:
+    async def start(self, setter: ByteSetter, value: Buffer) -> None:
         await self._room.acquire()
         for task in self._failed:
-            await task  # raises: no more is begun
+            await task  # raises its error, so no new write starts
         task = asyncio.create_task(setter.set(value))
         self.tasks.append(task)
         task.add_done_callback(self._ended)
@@ -107,10 +117,10 @@ class _Writes:
             self._failed.append(task)
 
 
-class _Behind:
-    """A place to write to, which does not wait until it is written."""
+class _DeferredTarget:
+    """A target that returns before the value is written."""
 
-    def __init__(self, setter: ByteSetter, writes: _Writes) -> None:
+    def __init__(self, setter: ByteSetter, writes: _PendingWrites) -> None:
         self._setter = setter
         self._writes = writes
 
@@ -118,7 +128,7 @@ class _Behind:
         return await self._setter.get(prototype, byte_range)
 
     async def set(self, value: Buffer) -> None:
-        await self._writes.begin(self._setter, value)
+        await self._writes.start(self._setter, value)
 
     async def delete(self) -> None:
         await self._setter.delete()
@@ -128,8 +138,8 @@ class _Behind:
 
 
 @asynccontextmanager
-async def _write_behind() -> AsyncIterator[_Writes]:
-    writes = _Writes()
+async def _write_behind() -> AsyncIterator[_PendingWrites]:
+    writes = _PendingWrites()
     try:
         yield writes
         await asyncio.gather(*writes.tasks)
@@ -137,8 +147,8 @@ async def _write_behind() -> AsyncIterator[_Writes]:
         await _end(writes.tasks)
 
 
-async def _end(tasks: list[Any]) -> None:
-    """None of them is under way any more when the pipeline is left."""
+async def _end(tasks: Sequence[asyncio.Task[Buffer | None] | asyncio.Task[None]]) -> None:
+    """Cancel the tasks that have not ended, and wait until all have."""
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

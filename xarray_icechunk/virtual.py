@@ -1,4 +1,4 @@
-"""Virtual datasets: references to chunks that lie in other files."""
+"""Virtual datasets: chunks that stay in other files."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def test_what_is_so_anyway_is_accepted(repo: Any, location: str, dataset: xr.Dat
     ("more", "reason"),
     [
         ({"consolidated": True}, r"consolidated=True: .* the snapshot, holds the metadata"),
-        ({"zarr_format": 2}, "zarr_format=2: repositories hold Zarr format 3 only"),
+        ({"zarr_format": 2}, "zarr_format=2 is not supported: repositories hold Zarr format 3 only"),
     ],
 )
 def test_the_rest_is_refused_with_the_reason(
