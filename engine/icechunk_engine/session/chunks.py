@@ -19,7 +19,7 @@ from icechunk_engine.format import layout
 from icechunk_engine.format.nodes import ManifestRef, Node
 from icechunk_engine.keys import ChunkIndex
 from icechunk_engine.transaction.change_set import ChangeSet
-from icechunk_engine.transaction.stored_refs import extents_array, stored_refs
+from icechunk_engine.transaction.stored_chunk_refs import extents_of, load_chunk_refs
 from icechunk_engine.virtual.resolver import VirtualResolver
 
 _LOG = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class ArrayReader:
         self._changes = changes
         self._lock = lock
         self._manifests = node.manifests
-        self._extents = extents_array(node.manifests, self.ndim) if len(node.manifests) > 4 else None
+        self._extents = extents_of(node.manifests, self.ndim) if len(node.manifests) > 4 else None
 
     def contains(self, index: ChunkIndex) -> bool:
         """True when the index has the array's rank and lies inside its chunk grid."""
@@ -124,7 +124,7 @@ def refs_with_edits(node: Node, edits: ChunkRefs | None, assets: AssetManager) -
     edits
         Its edits as columns, one row a chunk; None when there are none.
     """
-    refs = stored_refs(node, assets)
+    refs = load_chunk_refs(node, assets)
     if edits is None:
         return refs
     assert node.shape is not None

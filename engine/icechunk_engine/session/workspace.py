@@ -28,7 +28,7 @@ from icechunk_engine.session import chunks as chunk_io
 from icechunk_engine.session.view import RepositoryContext, SnapshotView, ViewState
 from icechunk_engine.transaction import node_moves
 from icechunk_engine.transaction.change_set import ChunkEdits
-from icechunk_engine.transaction.hierarchy import find_node, misplaced, subtree
+from icechunk_engine.transaction.hierarchy import find_node, placement_problem, subtree
 from icechunk_engine.transaction.reindex import IndexMap, reindexed, shifted
 from icechunk_engine.virtual import containers as container_rules
 
@@ -77,7 +77,7 @@ class Workspace(SnapshotView):
                         edit(state)
                     except BaseException as error:
                         if not isinstance(error, Exception):
-                            state.changes.place_anew()
+                            state.changes.rebuild_placement()
                         raise
                     return
 
@@ -136,7 +136,7 @@ class Workspace(SnapshotView):
             base, changes = state.nodes, state.changes
             node = find_node(base, changes, path)
             if node is None:
-                refusal = misplaced(base, changes, path, is_array=shape is not None)
+                refusal = placement_problem(base, changes, path, is_array=shape is not None)
                 if refusal is not None:
                     raise InvalidInputError(f"cannot create {path!r}: {refusal}", ErrorKind.NOT_A_GROUP)
                 self._touch_structure()

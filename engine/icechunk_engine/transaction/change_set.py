@@ -1,7 +1,15 @@
-"""A session's uncommitted edits: the one mutable heart of the engine.
+"""The uncommitted edits of a session: the only mutable data of a transaction. No I/O.
 
-Node edits are kept by path (new nodes) or node id (changed and deleted ones), chunk edits by node id as columns plus
-an open buffer of single writes. Later edits win. Nothing here does I/O.
+New nodes are kept by path, changed and deleted nodes by id, chunk edits by node id. Later edits win. What is always
+true:
+
+- A node of the base is in one place: still in the base, deleted, or moved. A path has at most one node that was
+  created or moved there.
+- ``_placed_children`` and ``_num_below`` follow from ``new_nodes`` and ``moved_nodes``. They exist because listing a
+  group would otherwise visit all new nodes. An interrupt (Ctrl-C) between two statements can leave them behind;
+  :meth:`ChangeSet.rebuild_placement` repairs them.
+- Columns of chunk edits never change, only the lists that hold them. So a copy of a change set is cheap, and code that
+  got columns earlier can go on reading them without a lock.
 """
 
 from __future__ import annotations
@@ -18,18 +26,25 @@ from icechunk_engine.keys import ChunkIndex
 
 
 class ChunkEdits:
-    """Chunk edits of one array: sets and deletes, later ones win.
+    """Chunk edits of one array: sets and deletions. Later edits win.
 
-    Single edits go into a dictionary, bulk edits stay the columns they came as. Lookups need sorted runs; runs are
-    merged when the younger one is no longer much smaller (as in a log-structured merge tree), so that alternating bulk
-    edits and lookups stay cheap.
+    Single edits go into a dictionary; bulk edits stay the columns that they came as, one *run* each. Lookups need
+    sorted runs. Sorting and merging everything at each lookup would make alternating bulk edits and lookups quadratic.
+    So runs are merged as in a log-structured merge tree: only if the younger run is not much smaller than the older.
+
+    Attributes
+    ----------
+    ndim
+        Rank of the array.
+    lineage, revision
+        A token that copies share, and a number that grows with each edit. If both are equal, the edits are equal.
     """
 
     __slots__ = ("_finders", "_open", "_runs", "lineage", "ndim", "revision")
 
     def __init__(self, ndim: int) -> None:
         self.ndim = ndim
-        self.lineage = object()  # shared by copies: same lineage and revision means same edits
+        self.lineage = object()
         self.revision = 0
         self._runs: list[ChunkRefs] = []
         self._finders: list[ChunkFinder] = []
@@ -39,34 +54,34 @@ class ChunkEdits:
         return bool(self._open or self._runs)
 
     def __len__(self) -> int:
-        """Number of edits, duplicates counted as often as they were made."""
+        """Return the number of edits. Edits of one chunk count each time."""
         return len(self._open) + sum(map(len, self._runs))
 
     def copy(self) -> ChunkEdits:
-        """An independent copy; the columns are shared, they never change."""
+        """Return an independent copy. The columns, which never change, are shared."""
         other = ChunkEdits(self.ndim)
         other._runs, other._finders, other._open = self._runs.copy(), self._finders.copy(), self._open.copy()
         other.lineage, other.revision = self.lineage, self.revision
         return other
 
     def set(self, index: ChunkIndex, ref: ChunkRef) -> None:
-        """One edit; a ref of kind DELETED removes the chunk."""
+        """Add one edit. A reference of kind DELETED removes the chunk."""
         self._open[index] = ref
         self.revision += 1
 
     def set_many(self, refs: ChunkRefs) -> None:
-        """A bulk edit; of several rows with one index the last one wins."""
+        """Add a bulk edit. If several rows have one index, the last one wins."""
         if len(refs):
             self._seal()
             self._runs.append(refs)
             self.revision += 1
 
     def find(self, index: ChunkIndex) -> ChunkRef | None:
-        """The latest edit of a chunk (maybe a deletion), None if it was not edited."""
+        """Return the latest edit of a chunk, which may be a deletion; None if the chunk was not edited."""
         ref = self._open.get(index)
         if ref is not None or not self._runs:
             return ref
-        self._settle()
+        self._index_runs()
         for refs, finder in zip(reversed(self._runs), reversed(self._finders), strict=True):
             row = finder.find(index)
             if row >= 0:
@@ -74,7 +89,7 @@ class ChunkEdits:
         return None
 
     def collapse(self) -> ChunkRefs:
-        """All edits as columns sorted by index, one row a chunk, deletions included."""
+        """Return all edits as columns sorted by index: one row a chunk, deletions included."""
         self._seal()
         if not self._runs:
             return ChunkRefs.empty(self.ndim)
@@ -84,23 +99,28 @@ class ChunkEdits:
         return self._runs[0]
 
     def _seal(self) -> None:
+        """Turn the single edits into a run, so that a later bulk edit comes after them."""
         if self._open:
             self._runs.append(ChunkRefs.of(self.ndim, list(self._open.items())))
             self._open = {}
 
-    def _settle(self) -> None:
-        """Give every run a finder, merging runs so that their sizes fall by more than half from one to the next."""
+    def _index_runs(self) -> None:
+        """Give every run a finder. Merge runs so that each is less than half as long as the one before.
+
+        There are then few runs to search, and each edit takes part in few merges: both grow with the logarithm of the
+        number of edits.
+        """
         if len(self._finders) == len(self._runs):
             return
-        settled, finders = self._runs[: len(self._finders)], self._finders.copy()
+        runs, finders = self._runs[: len(self._finders)], self._finders.copy()
         for run in self._runs[len(self._finders) :]:
             merged = run.latest()
-            while settled and len(settled[-1]) <= 2 * len(merged):
-                merged = concat([settled.pop(), merged]).latest()
+            while runs and len(runs[-1]) <= 2 * len(merged):
+                merged = concat([runs.pop(), merged]).latest()
                 finders.pop()
-            settled.append(merged)
+            runs.append(merged)
             finders.append(ChunkFinder(merged))
-        self._runs, self._finders = settled, finders
+        self._runs, self._finders = runs, finders
 
     def __reduce__(self) -> tuple[object, ...]:
         refs = self.collapse().compact()
@@ -115,7 +135,7 @@ def _unpickle_edits(ndim: int, refs: ChunkRefs) -> ChunkEdits:
 
 @dataclass(frozen=True, slots=True)
 class MoveStep:
-    """One move as it was asked for: a node, with all below it, from one path to another."""
+    """One move as the user requested it: a node, with everything below it, from one path to another."""
 
     node_id: NodeId
     source: str
@@ -124,24 +144,24 @@ class MoveStep:
 
 @dataclass(slots=True)
 class ChangeSet:
-    """Edits relative to one base snapshot: moves, or anything but moves.
+    """Edits relative to one base snapshot. They are all moves, or contain none: a session is of one kind.
 
     Attributes
     ----------
     new_nodes
         Nodes created here, by path.
     updated_nodes
-        Nodes of the base whose metadata document changed, in their new form, by id.
+        Nodes of the base with a changed metadata document, in their new form, by id.
     deleted_nodes
-        Nodes of the base that were removed, in their base form, by id.
+        Nodes of the base that were deleted, as they are in the base, by id.
     chunks
-        Chunk edits of new and base arrays, by id.
+        Chunk edits of new arrays and arrays of the base, by id.
     moves
-        Moves in the order in which they were made, to be made again on another base.
+        Moves in the order in which they were made, to replay them on another base.
     moved_nodes
-        Nodes of the base that are elsewhere now, in their present form, by present path.
+        Nodes of the base that have another path now, in their new form, by new path.
     moved_from
-        Their paths in the base, by id.
+        Paths of moved nodes in the base, by id.
     """
 
     new_nodes: dict[str, Node] = field(default_factory=dict)
@@ -158,12 +178,12 @@ class ChangeSet:
 
     @property
     def is_empty(self) -> bool:
-        """True when committing would change nothing."""
+        """True if a commit would change nothing."""
         nodes = self.new_nodes or self.updated_nodes or self.deleted_nodes or self.moved_nodes
         return not (nodes or any(self.chunks.values()))
 
     def copy(self) -> ChangeSet:
-        """An independent copy."""
+        """Return an independent copy."""
         return ChangeSet(
             self.new_nodes.copy(),
             self.updated_nodes.copy(),
@@ -177,27 +197,27 @@ class ChangeSet:
         )
 
     def placed(self, path: str) -> Node | None:
-        """The node that was created at a path or moved there."""
+        """Return the node that was created at a path or moved there; None if there was none."""
         return self.new_nodes.get(path) or self.moved_nodes.get(path)
 
-    def is_gone(self, node_id: NodeId) -> bool:
-        """True when a node of the base is no longer at its path there."""
+    def left_its_path(self, node_id: NodeId) -> bool:
+        """Return True if a node of the base was deleted or moved."""
         return node_id in self.deleted_nodes or node_id in self.moved_from
 
     def add_node(self, node: Node) -> None:
-        """Create a node at a free path, or replace the one created here before."""
+        """Add a node at a free path, or replace a node that was created here."""
         self.new_nodes[node.path] = node
         self._place(node.path)
 
     def update_node(self, node: Node) -> None:
-        """New metadata of an existing node, wherever it comes from."""
+        """Change the metadata of a node of the base, or of one that was created here."""
         if node.path in self.new_nodes:
             self.new_nodes[node.path] = node
         else:
             self.updated_nodes[node.node_id] = node
 
     def delete_node(self, node: Node) -> None:
-        """Remove one node (not its descendants) and all edits of its chunks."""
+        """Delete one node, but not its descendants, and all edits of its chunks."""
         self.chunks.pop(node.node_id, None)
         if self.new_nodes.pop(node.path, None) is not None:
             self._unplace(node.path)
@@ -206,12 +226,12 @@ class ChangeSet:
         self.deleted_nodes[node.node_id] = node
 
     def move_nodes(self, step: MoveStep, nodes: Sequence[Node]) -> None:
-        """Make a move whose way is free.
+        """Record a move that was checked before.
 
         Parameters
         ----------
         nodes
-            All nodes at and below the step's source, in their present form.
+            All nodes at and below the source of the move, with all edits.
         """
         for node in nodes:
             if self.moved_nodes.pop(node.path, None) is not None:
@@ -225,8 +245,8 @@ class ChangeSet:
                 self._place(path)
         self.moves.append(step)
 
-    def place_anew(self) -> None:
-        """After an edit that an interrupt left half done: what is where follows from the nodes again."""
+    def rebuild_placement(self) -> None:
+        """Compute again which nodes are where, after an interrupt in the middle of an edit."""
         self._placed_children.clear()
         self._num_below.clear()
         for path in (*self.new_nodes, *self.moved_nodes):
@@ -251,15 +271,15 @@ class ChangeSet:
             self._num_below[ancestor] -= 1
 
     def placed_children(self, path: str) -> list[Node]:
-        """Nodes that were created or moved directly below ``path``."""
+        """Return the nodes that were created or moved directly below ``path``."""
         return self._all_placed(self._placed_children.get(path, ()))
 
     def placed_parents(self) -> list[str]:
-        """Paths, of nodes or not, that nodes were created or moved directly below."""
+        """Return the parent paths of all nodes that were created or moved, whether a node is there or not."""
         return [path for path, names in self._placed_children.items() if names]
 
     def placed_below(self, path: str) -> list[Node]:
-        """Nodes that were created or moved to ``path`` or below."""
+        """Return the nodes that were created at or below ``path``, or moved there."""
         if not self._num_below.get(path):
             return self._all_placed([path])
         return self._all_placed(
@@ -270,12 +290,12 @@ class ChangeSet:
         return [node for place in places if (node := self.placed(place)) is not None]
 
     def revision_of(self, node: Node) -> int:
-        """Number that grows with each edit of an array's chunks."""
+        """Return a number that grows with each edit of an array's chunks."""
         edits = self.chunks.get(node.node_id)
         return 0 if edits is None else edits.revision
 
     def edits_of(self, node: Node) -> ChunkEdits:
-        """The (possibly new) chunk edits of an array."""
+        """Return the chunk edits of an array; start them if there are none."""
         edits = self.chunks.get(node.node_id)
         if edits is None:
             assert node.shape is not None

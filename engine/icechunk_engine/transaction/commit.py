@@ -1,14 +1,32 @@
-"""From a change set to a new snapshot, whose files are written but which nothing refers to yet.
+"""Write the files of a new snapshot from a change set. Nothing refers to them yet.
 
-A commit writes manifests, the snapshot and its transaction log, and last swaps ``repo``, or in spec 1 the
-branch's file (:mod:`icechunk_engine.catalog`). Until the swap nothing that exists is touched; after it everything is
-there. What a failed commit leaves behind are unreferenced files, which garbage collection removes.
+What is always true: *a commit only adds files until one conditional PUT publishes it.* First come the manifests, the
+snapshot and its transaction log, all under new random names. Then :mod:`icechunk_engine.catalog` swaps ``repo``, or
+in spec 1 the branch's file. So readers see the old state or the new one, and a commit that fails or dies leaves files
+that nothing refers to, which garbage collection removes. Two mistakes would break this: publishing before all files
+are durable, and reusing the name of a file that exists.
 
-Requests of a commit that changed ``a`` arrays into ``m`` manifests: 1 GET of ``repo``, one GET a stale manifest that
-is not cached, ``m`` PUTs, 2 PUTs (snapshot, log), and 1 COPY + 1 conditional PUT of ``repo``. A swap that is lost to
-another branch's commit repeats the GET, COPY and PUT of ``repo``; one that is lost to a commit of this branch, after a
-rebase, also the PUTs of snapshot, log, and of those manifests that the other commit replaced. (Spec 1: GET, HEAD and
-conditional PUT of the branch's file, which is looked at once more before.)
+A manifest is *stale* if it must be replaced: because it holds a changed chunk, or because a new manifest would
+overlap it (:mod:`icechunk_engine.transaction.splitting`). All other manifests are taken over as they are, so a small
+edit costs little in a large array.
+
+If a swap is lost, the session rebases and tries again. :data:`ManifestMemo` then saves the manifests that the earlier
+try wrote. Reusing them is sound under three conditions, which :meth:`_ArrayPlan.allows` and ``inputs`` check:
+
+- The array's metadata and edits are the same. ``inputs`` holds the lineage and revision of the edits, which change
+  with every edit, instead of the edits themselves.
+- The manifests that went into the new ones are still the array's. If the other commit replaced one of them, the new
+  manifests lack its changes.
+- The new manifests overlap none that stays, the other commit's included.
+
+A memo must not outlive the commit call. The configuration (splitting, compression) also shapes manifests, and only
+within one call is it certain to be the same.
+
+Requests of a commit that writes ``m`` manifests: 1 GET of ``repo``, one GET for each stale manifest that is not
+cached, ``m`` PUTs, 2 PUTs (snapshot, log), then 1 COPY and 1 conditional PUT of ``repo``. If another branch's commit
+wins the swap, the GET, COPY and PUT of ``repo`` are repeated. If a commit of the same branch wins, the PUTs of
+snapshot and log are repeated, too, and those of the manifests that the other commit replaced. In spec 1, the branch's
+file takes the place of ``repo``: GET, HEAD and conditional PUT.
 """
 
 from __future__ import annotations
@@ -16,7 +34,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import batched
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,6 +43,7 @@ from icechunk_engine.assets import AssetManager, WrittenManifest
 from icechunk_engine.catalog.clock_check import now_us, require_right_clock
 from icechunk_engine.catalog.history import require_date
 from icechunk_engine.columns.chunk_refs import DELETED, ChunkRefs, concat
+from icechunk_engine.columns.tables import U8, Mask
 from icechunk_engine.config import ResolvedConfig
 from icechunk_engine.format import layout
 from icechunk_engine.format.locations import LocationCompression
@@ -37,11 +56,19 @@ from icechunk_engine.ids import ManifestId, NodeId, SnapshotId
 from icechunk_engine.transaction.change_set import ChangeSet
 from icechunk_engine.transaction.commit_logs import amended_log, log_of_changes
 from icechunk_engine.transaction.durable_chunks import make_durable
-from icechunk_engine.transaction.splitting import SplitRule, covered, cut, overlapping, split_rule, stale_manifests
-from icechunk_engine.transaction.stored_refs import extents_array, stored_refs
+from icechunk_engine.transaction.splitting import (
+    SplitRule,
+    inside_extents,
+    manifests_to_rewrite,
+    overlapping_manifests,
+    split,
+    split_rule,
+)
+from icechunk_engine.transaction.stored_chunk_refs import extents_of, load_chunk_refs
+from icechunk_engine.types import Json
 
 _HEAVY_NUM_REFS = 4096
-"""References from which a manifest is encoded on another thread (some milliseconds of work)."""
+"""From this number of references on, a manifest is encoded on another thread: it takes some milliseconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,9 +79,17 @@ class NewSnapshot:
     info: SnapshotRecord
 
 
+class _Inputs(NamedTuple):
+    """What the new manifests of an array are made from, besides the stale ones."""
+
+    user_data: bytes
+    edits: tuple[object, int] | None
+    """Lineage and revision of the chunk edits."""
+
+
 @dataclass(frozen=True, slots=True)
 class ArrayMemo:
-    """Manifests written for one array by an earlier try of the same commit.
+    """Manifests that an earlier try of the same commit wrote for one array.
 
     Attributes
     ----------
@@ -63,23 +98,24 @@ class ArrayMemo:
     replaced
         Manifests of the base whose references went into them.
     manifests, written
-        The new ones.
+        The new manifests, as the array refers to them and as files.
     """
 
-    inputs: tuple[Any, ...]
+    inputs: _Inputs
     replaced: frozenset[ManifestRef]
     manifests: tuple[ManifestRef, ...]
     written: tuple[WrittenManifest, ...]
 
 
 ManifestMemo = dict[NodeId, ArrayMemo]
+"""The manifests that earlier tries of one commit wrote, by array."""
 
 
 # --- one array ---------------------------------------------------------------------------------------------------
 
 
 class _ArrayPlan:
-    """Which manifests of an array stay, and what goes into new ones."""
+    """The plan for one array: which manifests stay, and what goes into new ones."""
 
     def __init__(self, node: Node, edits: ChunkRefs, counts: Mapping[bytes, int], config: ResolvedConfig) -> None:
         assert node.shape is not None
@@ -88,33 +124,38 @@ class _ArrayPlan:
         self.ndim = node.shape.ndim
         self.edits = edits.take(edits.within((0,) * self.ndim, self.grid))
         self.rule: SplitRule = split_rule(node.path, node.shape, config.splitting)
-        self.extents = extents_array(node.manifests, self.ndim)
+        self.extents = extents_of(node.manifests, self.ndim)
         if self.ndim == 0:
             self.stale = np.full(len(node.manifests), len(self.edits) > 0)
         else:
             num_refs = [counts.get(ref.manifest_id.raw, 0) for ref in node.manifests]
-            # Deletions outside all manifests delete nothing.
-            counted = (self.edits.kinds != DELETED) | covered(self.extents, self.edits.indices)
+            # A deletion outside all manifests deletes nothing. As a change, it would rewrite the last manifest.
+            counted = (self.edits.kinds != DELETED) | inside_extents(self.extents, self.edits.indices)
             changed = self.edits.indices[counted]
-            self.stale = stale_manifests(self.extents, num_refs, changed, self.rule, self.grid)
+            self.stale = manifests_to_rewrite(self.extents, num_refs, changed, self.rule, self.grid)
 
     def allows(self, known: ArrayMemo) -> bool:
-        """True when what an earlier try wrote, in place of the same manifests, still holds and fits."""
+        """Return True if the manifests of an earlier try are still right. See the module for the conditions."""
         replaced = np.array([ref in known.replaced for ref in self.node.manifests], np.bool_)
         if int(replaced.sum()) < len(known.replaced) or bool((self.stale & ~replaced).any()):
             return False
         kept = self.extents[~replaced]
-        new = extents_array(known.manifests, self.ndim)
+        new = extents_of(known.manifests, self.ndim)
         overlaps = (kept[:, None, :, 0] < new[None, :, :, 1]) & (kept[:, None, :, 1] > new[None, :, :, 0])
         return not bool(overlaps.all(axis=2).any())
 
     def pieces(self, assets: AssetManager) -> list[ChunkRefs]:
-        """References of the stale manifests with the edits, cut into new manifests; more may turn out to be stale."""
+        """Return the references that go into new manifests: those of the stale manifests, with the edits.
+
+        New manifests may overlap others. Then these become stale, too, and the references are split anew.
+        """
         while True:
-            old = stored_refs(replace(self.node, manifests=self._pick(self.stale)), assets)
+            old = load_chunk_refs(replace(self.node, manifests=self._pick(self.stale)), assets)
             merged = concat([old, self.edits]).latest() if len(old) else self.edits
-            pieces = cut(merged.take(merged.kinds != DELETED), self.rule, self.grid)
-            more = overlapping(self.extents, pieces) & ~self.stale if self.ndim else np.zeros_like(self.stale)
+            pieces = split(merged.take(merged.kinds != DELETED), self.rule, self.grid)
+            if self.ndim == 0:
+                return pieces
+            more = overlapping_manifests(self.extents, pieces) & ~self.stale
             if not more.any():
                 return pieces
             self.stale |= more
@@ -124,7 +165,7 @@ class _ArrayPlan:
         """The stale manifests."""
         return frozenset(self._pick(self.stale))
 
-    def _pick(self, mask: np.ndarray[Any, np.dtype[np.bool_]]) -> tuple[ManifestRef, ...]:
+    def _pick(self, mask: Mask) -> tuple[ManifestRef, ...]:
         return tuple([self.node.manifests[i] for i in np.flatnonzero(mask)])
 
 
@@ -137,33 +178,34 @@ def write_snapshot(
     changes: ChangeSet,
     *,
     message: str,
-    metadata: Mapping[str, Any],
+    metadata: Mapping[str, Json],
     memo: ManifestMemo | None = None,
     amended: TransactionLog | None = None,
     is_final: bool = True,
 ) -> NewSnapshot:
-    """Write all files of a new snapshot with parent ``base``; nothing refers to them yet.
+    """Write all files of a new snapshot whose parent is ``base``. Nothing refers to them yet.
 
     Parameters
     ----------
     memo
-        What earlier tries of this commit wrote; manifests whose inputs are the same are not written again.
+        What earlier tries of this commit wrote. Manifests that are still right are not written again.
     amended
-        Log of ``base``, when the new snapshot is to take its place.
+        The transaction log of ``base``, if the new snapshot is to replace it.
     is_final
-        The snapshot is to be published: it, and the chunks that it refers to, are made durable first.
+        The snapshot will be published. Make it, and the chunks that it refers to, durable before returning.
 
     Raises
     ------
     StorageError
-        ``not-durable``: the disk refused one of these files, now or before.
+        ``not-durable``: the disk refused one of these files, now or earlier.
     FormatError
-        ``snapshot-timestamp``: the clock of this machine is not that of the storage.
+        ``snapshot-timestamp``: the clock of this machine differs from that of the storage.
     """
     snapshot_id, level, spec_version = SnapshotId.random(), assets.config.compression_level, assets.spec_version
     require_date(base.flushed_at_us, f"snapshot {base.snapshot_id}")
     began_us = now_us()
-    flushed_at_us = max(began_us, base.flushed_at_us + 1)  # strictly later than the parent, whatever the clock says
+    # Strictly later than the parent, even if the clock went back: a search by time relies on this order.
+    flushed_at_us = max(began_us, base.flushed_at_us + 1)
     log = log_of_changes(snapshot_id, changes)
     if amended is not None:
         log = amended_log(amended, log)
@@ -203,7 +245,12 @@ def write_snapshot(
 def _make_manifests(
     assets: AssetManager, base: Snapshot, changes: ChangeSet, memo: ManifestMemo
 ) -> tuple[list[Node], list[WrittenManifest], dict[str, bytes]]:
-    """Changed, new and moved nodes in their final form, the manifests made for them, and the files to be written."""
+    """Encode the manifests of all changed arrays.
+
+    Returns
+    -------
+    The changed, new and moved nodes in their final form, their new manifests, and the files to write.
+    """
     counts = base.manifest_files.counts()
     touched = _touched_nodes(base, changes)
     new: dict[NodeId, _NewManifests] = {}
@@ -213,7 +260,7 @@ def _make_manifests(
             if node.shape is None:
                 continue
             edits = changes.chunks.get(node.node_id)
-            inputs = (node.user_data, (edits.lineage, edits.revision) if edits else None)
+            inputs = _Inputs(node.user_data, (edits.lineage, edits.revision) if edits else None)
             columns = edits.collapse() if edits else ChunkRefs.empty(node.shape.ndim)
             plan = _ArrayPlan(node, columns, counts, assets.config)
             known = memo.get(node.node_id)
@@ -252,16 +299,16 @@ def _manifests_after(node: Node, known: ArrayMemo) -> tuple[ManifestRef, ...]:
 
 @dataclass(slots=True)
 class _NewManifests:
-    """What is being written for one array."""
+    """The manifests of one array while they are made."""
 
-    inputs: tuple[Any, ...]
+    inputs: _Inputs
     refs: list[ManifestRef]
     written: list[WrittenManifest]
     replaced: frozenset[ManifestRef] = frozenset()
 
 
 def _with_manifests_fetched(plans: Iterator[_ArrayPlan], assets: AssetManager) -> Iterator[_ArrayPlan]:
-    """The plans; on a network the manifests that some of them replace are fetched together."""
+    """Yield the plans. On a network, fetch the stale manifests of several arrays together first."""
     if not assets.storage.is_remote:
         yield from plans
         return
@@ -271,7 +318,7 @@ def _with_manifests_fetched(plans: Iterator[_ArrayPlan], assets: AssetManager) -
 
 
 def _touched_nodes(base: Snapshot, changes: ChangeSet) -> list[Node]:
-    """New and changed nodes, and arrays of which only chunks changed; manifests are those of the base."""
+    """Return new and changed nodes, and arrays of which only chunks changed, with the manifests of the base."""
     table = base.nodes
     touched = list(changes.new_nodes.values())
     new_ids = {node.node_id for node in touched}
@@ -303,27 +350,24 @@ def _encode_piece(
 
 
 def _location_compression(config: ResolvedConfig) -> LocationCompression | None:
-    """Compressing each location makes files larger, not smaller, so it is done only where it was asked for."""
-    asked = config.location_compression
-    if asked is None:
+    configured = config.location_compression
+    if configured is None:  # compressing each location makes our files larger, so it is off by default
         return None
     return LocationCompression(
-        min_num_chunks=asked.min_num_chunks,
-        max_training_samples=asked.max_training_samples,
-        dictionary_max_size_bytes=asked.dictionary_max_size_bytes,
-        level=asked.level,
+        min_num_chunks=configured.min_num_chunks,
+        max_training_samples=configured.max_training_samples,
+        dictionary_max_size_bytes=configured.dictionary_max_size_bytes,
+        level=configured.level,
     )
 
 
 def _gone_rows(base: Snapshot, changes: ChangeSet, nodes: Sequence[Node]) -> list[int]:
-    """Rows of the base that are deleted or come back in a new form."""
+    """Return the rows of the base that are deleted or replaced."""
     ids = {*changes.deleted_nodes, *(node.node_id for node in nodes)}
     return [row for node_id in ids if (row := base.nodes.row_of_id(node_id)) >= 0]
 
 
-def _manifest_files(
-    base: ManifestFiles, written: Sequence[WrittenManifest], used: np.ndarray[Any, np.dtype[np.uint8]]
-) -> ManifestFiles:
-    """List of exactly the manifests that the nodes refer to, with sizes and counts."""
+def _manifest_files(base: ManifestFiles, written: Sequence[WrittenManifest], used: U8) -> ManifestFiles:
+    """List exactly the manifests that nodes refer to, with sizes and counts."""
     added = ManifestFiles.of([(file.manifest_id, file.size_bytes, file.num_refs) for file in written])
     return base.union(added).restrict(used)

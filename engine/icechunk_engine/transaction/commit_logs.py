@@ -1,4 +1,7 @@
-"""Transaction logs: from a change set, and of two commits that become one (spec, *Transaction log*). Pure."""
+"""Make transaction logs: from a change set, or from the logs of two commits that become one. Pure.
+
+See *Transaction log* in the spec.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from icechunk_engine.transaction.change_set import ChangeSet
 
 
 def log_of_changes(snapshot_id: SnapshotId, changes: ChangeSet) -> TransactionLog:
-    """What a change set did, by node id."""
+    """Return the log of a change set."""
     new, updated, deleted = changes.new_nodes.values(), changes.updated_nodes.values(), changes.deleted_nodes.values()
     return TransactionLog(
         snapshot_id=snapshot_id,
@@ -31,7 +34,7 @@ def log_of_changes(snapshot_id: SnapshotId, changes: ChangeSet) -> TransactionLo
 
 
 def moves_of_changes(changes: ChangeSet) -> tuple[Move, ...]:
-    """Every node whose path changed, from its path in the base to its present one, sorted by the latter."""
+    """Return one move for each node whose path changed, sorted by the new path."""
     moved = [
         Move(changes.moved_from[node.node_id], path, node.node_id, node.is_array)
         for path, node in changes.moved_nodes.items()
@@ -49,10 +52,10 @@ def _sorted_ids(ids: Iterable[NodeId]) -> U8:
 
 
 def amended_log(amended: TransactionLog, changes: TransactionLog) -> TransactionLog:
-    """What a commit and the changes that amend it did together.
+    """Return the log of a commit together with the changes that amend it.
 
-    The union of both, as official writes it: a node that came and went is in both lists. Moves of one node become one,
-    or none when it is back where it was, or deleted.
+    It is the union of both logs, as the official library writes it: a node that was created and then deleted is in
+    both lists. Several moves of a node become one, or none if the node is back at its old path or deleted.
     """
     deleted = {NodeId.from_row(row) for rows in (changes.deleted_groups, changes.deleted_arrays) for row in rows}
     moved = {move.node_id: move for move in amended.moved_nodes if move.node_id not in deleted}
@@ -74,7 +77,7 @@ def amended_log(amended: TransactionLog, changes: TransactionLog) -> Transaction
 
 
 def merged_log(logs: Sequence[TransactionLog]) -> TransactionLog:
-    """What consecutive commits did together, oldest first; of the same rules as :func:`amended_log`."""
+    """Return the log of consecutive commits, oldest first, by the rules of :func:`amended_log`."""
     return reduce(amended_log, logs)
 
 
@@ -85,12 +88,12 @@ def _union(one: U8, other: U8) -> U8:
 def _union_of_chunks(one: dict[NodeId, U32], other: dict[NodeId, U32]) -> dict[NodeId, U32]:
     union = one | other
     for node_id in one.keys() & other.keys():
-        # A log that official wrote may list an array without chunks, whose rank is then unknown.
+        # Logs of the official library may list an array with no chunks. Its rank is then unknown.
         parts = [indices for indices in (one[node_id], other[node_id]) if len(indices)]
         if len(parts) == 2 and parts[0].shape[1] != parts[1].shape[1]:
             raise FormatError(
-                "the transaction log of the commit to be amended lists chunks of another rank than the array has: it "
-                "is damaged. Make a new commit instead of amending"
+                "the transaction log of the commit to amend is damaged: it lists chunks of another rank than the "
+                "array has. Make a new commit instead of amending"
             )
         if len(parts) == 2:
             union[node_id] = distinct_rows(np.concatenate(parts))

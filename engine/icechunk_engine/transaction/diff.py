@@ -1,4 +1,4 @@
-"""What changed between two states, as sets of paths. Pure."""
+"""Compare two states of a repository: the nodes and chunks that differ, by path. Pure."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Diff:
     Attributes
     ----------
     new_groups, new_arrays, deleted_groups, deleted_arrays, updated_groups, updated_arrays
-        Sets of paths; updated means that the metadata document changed.
+        Sets of paths. A node is updated if its metadata document changed.
     updated_chunks
-        Path of an array → its changed chunk indices, sorted lists of ints.
+        Path of an array → indices of its changed chunks, as sorted lists of ints.
     moved_nodes
         Pairs of old and new path.
     """
@@ -38,15 +38,15 @@ class Diff:
     updated_arrays: set[str] = field(default_factory=set)
     moved_nodes: list[tuple[str, str]] = field(default_factory=list)
     chunk_columns: dict[str, U32] = field(default_factory=dict)
-    """Path of an array → changed chunk indices as a sorted ``uint32 (n, ndim)`` column."""
+    """Path of an array → indices of its changed chunks, ``uint32 (n, ndim)``, sorted."""
 
     @property
     def updated_chunks(self) -> dict[str, list[list[int]]]:
-        """Changed chunk indices as lists; see ``chunk_columns`` for arrays with many."""
+        """Indices of changed chunks as lists. For arrays with many chunks, ``chunk_columns`` is much faster."""
         return {path: indices.tolist() for path, indices in self.chunk_columns.items()}
 
     def is_empty(self) -> bool:
-        """True when nothing differs."""
+        """Return True if nothing differs."""
         return not any([*self._sets().values(), self.chunk_columns, self.moved_nodes])
 
     def _sets(self) -> dict[str, set[str]]:
@@ -99,7 +99,7 @@ def _few_chunks(indices: U32, most: int = 5) -> str:
 
 
 def diff_of_changes(changes: ChangeSet, base: NodeTable) -> Diff:
-    """The uncommitted edits of a session."""
+    """Return the uncommitted edits of a session as a diff."""
     diff = Diff()
     for node in changes.new_nodes.values():
         (diff.new_arrays if node.is_array else diff.new_groups).add(node.path)
@@ -117,10 +117,11 @@ def diff_of_changes(changes: ChangeSet, base: NodeTable) -> Diff:
 
 
 def diff_of_logs(logs: Sequence[TransactionLog], before: NodeTable, after: NodeTable) -> Diff:
-    """Union of what several consecutive commits changed, oldest first.
+    """Return the union of the changes of consecutive commits, oldest first.
 
-    Node ids become paths by the tree after, else the tree before; nodes that were created and deleted in between are
-    in neither and vanish. Moves are listed step by step, those of the newest commit first.
+    Logs know nodes by id. Their paths come from the tree after the commits, or else from the tree before. Nodes that
+    were created and deleted in between are in neither and do not appear. Moves are listed step by step, those of the
+    newest commit first.
     """
     diff = Diff()
     chunks: dict[str, list[U32]] = {}
@@ -152,8 +153,11 @@ def diff_of_logs(logs: Sequence[TransactionLog], before: NodeTable, after: NodeT
 
 
 def _distinct(parts: Sequence[U32]) -> U32:
-    """Chunks of one path, oldest first; where an array took the place of one of another rank, those of the new one."""
-    listed = [part for part in parts if len(part)]  # an empty list does not tell the rank
+    """Return the distinct chunks of one path, given oldest first.
+
+    If an array of another rank replaced the first one at that path, only the chunks of the new array count.
+    """
+    listed = [part for part in parts if len(part)]  # the rank of an empty list is unknown
     if not listed:
         return parts[0]
     return distinct_rows(np.concatenate([part for part in listed if part.shape[1] == listed[-1].shape[1]]))

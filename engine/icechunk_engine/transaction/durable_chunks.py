@@ -1,8 +1,12 @@
-"""Chunks that the disk refused are found before a snapshot that refers to them is published.
+"""Find chunks that the disk refused, before a snapshot that refers to them is published.
 
-The storage remembers which files the disk refused (:mod:`icechunk_engine.catalog.durable_files`). A commit asks it
-before it publishes, and a fork before it travels. The answer stays the same for as long as the edits refer to such a
-file, however often the caller tries again.
+What is always true: *no published snapshot refers to a chunk that a crash could still remove.* A write returns before
+its bytes are durable; ``fsync`` comes later, for many files together. If it fails, the operating system may drop the
+bytes, and it reports the error once: a second ``fsync`` of the file can succeed although the data is lost. So asking
+again proves nothing. The storage therefore remembers each refused file (:mod:`icechunk_engine.catalog.durable_files`),
+and a commit fails until the edits no longer refer to it: until the chunks are written again, as new files.
+
+A commit asks before it publishes, and a fork asks before it is pickled. A new way to publish references must ask, too.
 """
 
 from __future__ import annotations
@@ -25,17 +29,17 @@ from icechunk_engine.transaction.change_set import ChangeSet
 def make_durable(
     storage: Storage, changes: ChangeSet, base: Callable[[], NodeTable], keys: Collection[str] = ()
 ) -> None:
-    """Wait until the chunks of some edits, and the objects ``keys``, survive a crash of the machine.
+    """Wait until the chunks of some edits, and the objects ``keys``, are sure to survive a crash of the machine.
 
     Parameters
     ----------
     base
-        Gives the nodes that the edits are relative to, to name arrays in the error.
+        Returns the base nodes of the edits, to name arrays in the error.
 
     Raises
     ------
     StorageError
-        ``not-durable``: one of them may not. Objects that the edits do not need may be lost meanwhile.
+        ``not-durable``: one of them may not survive. Lost objects that the edits do not need raise nothing.
     """
     flush_files(storage)
     lost = storage.not_durable()
@@ -52,8 +56,8 @@ def make_durable(
     if n_chunks:
         raise StorageError(
             f"the disk refused chunks of this session ({reasons(lost)}), and a crash of the machine may damage or "
-            f"remove them: {listed(shown, n_chunks)}. Nothing was committed. Check the disk and its free space, then "
-            f"write these chunks again in this session, or make the whole change again in a new one",
+            f"remove them: {listed(shown, n_chunks)}. Nothing was committed. Check the disk and its free space. Then "
+            f"write these chunks again in this session, or redo the whole change in a new session",
             ErrorKind.NOT_DURABLE,
         )
     require_durable(storage, keys)
@@ -69,7 +73,7 @@ def _path_of(node_id: NodeId, changes: ChangeSet, base: NodeTable) -> str:
 
 
 def _lost_rows(refs: ChunkRefs, lost: Mapping[str, str]) -> NDArray[np.intp]:
-    """Rows of the native chunks whose objects are lost."""
+    """Return the rows of native chunks whose objects are lost."""
     is_native = refs.kinds == NATIVE
     if any(covers(place, layout.CHUNKS) for place in lost):
         return np.flatnonzero(is_native)

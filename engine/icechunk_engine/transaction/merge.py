@@ -1,8 +1,16 @@
-"""Bring a fork's edits into the change set of the session it came from. Pure.
+"""Merge a fork's edits into the change set of the session that it came from. Pure.
 
-A fork starts from what its parent saw. Its edits are therefore facts about nodes that the parent knows too, by id:
-created there before the fork, or in the shared base. Two workers may say the same thing twice; saying different things
-about one node is an error. For chunks the last one merged wins: retried and duplicated tasks write the same value.
+A fork starts from the state that its parent saw. So both know a node by the same id, whether it is in their common
+base or the parent created it before the fork. Three rules decide:
+
+- *Nodes*: two forks may make the same edit twice, because schedulers retry and duplicate tasks. Two different edits of
+  one node are an error: the result would depend on the order of the merges.
+- *Chunks*: the fork that is merged last wins. Tasks that ran twice wrote the same values.
+- *Nodes that two forks created at one path* have two ids. If their metadata is equal, the first one stays and the
+  chunks of the second go to it.
+
+The merge relies on the common start. In unrelated sessions, one path can be two different nodes, so
+:meth:`Session.merge <icechunk_engine.Session.merge>` refuses forks of another session or another base first.
 """
 
 from __future__ import annotations
@@ -14,7 +22,7 @@ from icechunk_engine.errors import ErrorKind, SessionStateError
 from icechunk_engine.format.nodes import Node, NodeTable
 from icechunk_engine.ids import NodeId
 from icechunk_engine.transaction.change_set import ChangeSet
-from icechunk_engine.transaction.hierarchy import find_node, misplaced
+from icechunk_engine.transaction.hierarchy import find_node, placement_problem
 
 
 def merge_fork(
@@ -24,21 +32,22 @@ def merge_fork(
     fork: ChangeSet,
     revisions: Mapping[NodeId, int],
 ) -> None:
-    """Apply a fork's edits to ``into`` in place; on an error ``into`` is half changed, so pass a copy.
+    """Apply a fork's edits to ``into`` in place. After an error ``into`` is half changed, so pass a copy.
 
     Parameters
     ----------
     base, into
-        The receiving session: its base nodes and its change set.
+        Base nodes and change set of the session that receives the edits.
     fork_base, fork
-        The fork: the nodes that it started from and what it changed.
+        The nodes that the fork started from, and its change set.
     revisions
-        Revision of the receiver's chunk edits when the fork was made, by array.
+        Revisions of the receiver's chunk edits when the fork was made, by array. They tell whether a chunk was written
+        after that.
 
     Raises
     ------
     SessionStateError
-        ``merge-failed``, naming the node about which the two disagree.
+        ``merge-failed``: both changed one node. The error names it.
     """
     for node in fork.deleted_nodes.values():
         _merge_deletion(base, into, node, revisions)
@@ -61,7 +70,7 @@ def _merge_deletion(base: NodeTable, into: ChangeSet, node: Node, revisions: Map
     if present is None:
         return  # deleted here too
     if present.node_id != node.node_id:
-        return  # deleted and made anew here
+        return  # deleted and created again here
     edits = into.chunks.get(node.node_id)
     written = edits is not None and edits.revision > revisions.get(node.node_id, 0)
     if written or present.user_data != node.user_data:
@@ -74,11 +83,11 @@ def _merge_new_node(base: NodeTable, into: ChangeSet, node: Node) -> Node | None
     if present is not None:
         same = present.user_data == node.user_data and node.path in into.new_nodes
         if not same:
-            raise _disagreement(node.path, "was created in a fork, and there is another node at that path")
+            raise _disagreement(node.path, "was created in a fork, and another node is at that path")
         return present
-    if misplaced(base, into, node.path, is_array=node.is_array) is not None:
+    if placement_problem(base, into, node.path, is_array=node.is_array) is not None:
         raise _disagreement(
-            node.path, "would be an array with members: one fork made the array, another what lies in it"
+            node.path, "would be an array with members: one fork created the array, another one a node below it"
         )
     into.add_node(node)
     return None
@@ -93,7 +102,7 @@ def _merge_update(base: NodeTable, into: ChangeSet, fork_base: NodeTable, node: 
     row = fork_base.find(node.path)
     before = fork_base.node(row) if row >= 0 else None
     if before is None or before.user_data != present.user_data:
-        raise _disagreement(node.path, "has metadata that was changed in two places to different values")
+        raise _disagreement(node.path, "has metadata that two forks changed to different values")
     into.update_node(replace(present, user_data=node.user_data, shape=node.shape))
 
 
@@ -110,7 +119,7 @@ def _array_by_id(base: NodeTable, into: ChangeSet, fork_base: NodeTable, fork: C
 
 def _disagreement(path: str, what: str) -> SessionStateError:
     return SessionStateError(
-        f"cannot merge: node {path!r} {what}. The session is as it was before the merge; let one fork alone change "
-        f"a node's metadata, before or after the parallel part",
+        f"cannot merge: node {path!r} {what}. The session is as it was before the merge. Change a node in one place "
+        f"only: in one fork, or in the session before or after the parallel work",
         ErrorKind.MERGE_FAILED,
     )

@@ -1,7 +1,8 @@
-"""Moving a node, with all below it, to another path: what is allowed, and the step into the change set. Pure.
+"""Move a node and everything below it to another path: check the move, and record it in the change set. Pure.
 
-A node keeps its id, metadata and manifests; only paths change (spec, *Moves*). Moves are kept as steps, so that a
-rebase makes them again on the other tree and takes along what was created below their sources meanwhile.
+A node keeps its id, metadata and manifests; only paths change (spec, *Moves*). The change set also keeps the moves as
+steps. A rebase replays the steps on the new tree, and so also moves the nodes that others created below the sources
+meanwhile.
 """
 
 from __future__ import annotations
@@ -21,23 +22,25 @@ from icechunk_engine.transaction.hierarchy import array_above, find_node, subtre
 
 
 def require_absolute(path: str) -> str:
-    """Canonical form of a path that begins with ``/``. Raises InvalidInputError (``invalid-path``)."""
+    """Return the canonical form of a path that begins with ``/``. Raises InvalidInputError (``invalid-path``)."""
     if not path.startswith(paths.ROOT):
         raise InvalidInputError(
-            f"{path!r} is not an absolute path; moves name both ends from the root, like '/group/array'",
+            f"{path!r} is not an absolute path. Give both paths of a move from the root, like '/group/array'",
             ErrorKind.INVALID_PATH,
         )
     return paths.normalize(path)
 
 
-def obstacle(base: NodeTable, changes: ChangeSet, source: str, target: str) -> IcechunkError | None:
-    """Why a node cannot be moved between two canonical paths, as the error to raise; None when it can.
+def move_error(base: NodeTable, changes: ChangeSet, source: str, target: str) -> IcechunkError | None:
+    """Return the error that a move between two canonical paths would raise; None if the move is allowed.
 
-    Where the source is missing, that is a NodeNotFoundError; where something is at or below the target, an
-    AlreadyExistsError; anything else a SessionStateError.
+    It is a NodeNotFoundError if the source is missing, an AlreadyExistsError if a node is at or below the target, and
+    a SessionStateError in all other cases.
     """
     if find_node(base, changes, source) is None:
-        return NodeNotFoundError(f"node not found at {source!r}: nothing to move. List what is there first")
+        return NodeNotFoundError(
+            f"node not found at {source!r}: nothing to move. List the nodes with session.store.list_dir"
+        )
     if paths.is_within(target, source):
         return SessionStateError(
             f"cannot move {source!r} into itself or its own descendant {target!r}. Choose a target outside of it",
@@ -50,10 +53,10 @@ def obstacle(base: NodeTable, changes: ChangeSet, source: str, target: str) -> I
             f"in a writable session first, or choose another target",
             ErrorKind.MOVE_WONT_OVERWRITE,
         )
-    return _parent_obstacle(base, changes, target)
+    return _parent_error(base, changes, target)
 
 
-def _parent_obstacle(base: NodeTable, changes: ChangeSet, target: str) -> IcechunkError | None:
+def _parent_error(base: NodeTable, changes: ChangeSet, target: str) -> IcechunkError | None:
     array = array_above(base, changes, target)
     if array is not None:
         return SessionStateError(
@@ -71,14 +74,14 @@ def _parent_obstacle(base: NodeTable, changes: ChangeSet, target: str) -> Icechu
 
 
 def move(base: NodeTable, changes: ChangeSet, source: str, target: str) -> None:
-    """Move the node at one canonical path, and all below it, to another; ``changes`` is changed in place.
+    """Move the node at one canonical path, and everything below it, to another. Changes ``changes`` in place.
 
     Raises
     ------
     IcechunkError
-        What :func:`obstacle` finds; nothing was changed.
+        The error of :func:`move_error`. Nothing was changed.
     """
-    error = obstacle(base, changes, source, target)
+    error = move_error(base, changes, source, target)
     if error is not None:
         raise error
     nodes = list(subtree(base, changes, source))

@@ -1,6 +1,18 @@
-"""Edits of a session against the commits that came first: what conflicts, and the edits on the branch's new tip.
+"""Rebase a session's edits onto the new tip of its branch.
 
-Requests: one GET a log of a commit since the session's base, all at once, and one GET of the tip's snapshot.
+What is always true: *a rebase changes nothing until it has succeeded.* It reads the branch's tip once, works on
+copies, and returns the new base and the new change set together; the session then takes over both or neither. If a
+solver raises or a conflict remains, session and repository are as before.
+
+The session and the branch may have taken different ways: somebody may have reset or amended the branch. So the way
+from the base to the tip first goes back to their last common snapshot and then forward. A commit on the way back was
+taken back, which also counts as a change (:func:`~icechunk_engine.transaction.conflicts.inverse_log`). Expired
+snapshots are not on the way any more, but the next snapshot lists their logs in ``pruned``.
+
+Every log on the way must be read. Without one, chunks that it lists would be overwritten silently, so a lost log ends
+the rebase (``rebase-tx-log-pruned``).
+
+Requests: one GET for each transaction log since the base, all at once, and one GET of the tip's snapshot.
 """
 
 from __future__ import annotations
@@ -20,20 +32,24 @@ from icechunk_engine.transaction.conflicts import (
     ConflictSolver,
     detect,
     detect_unlogged,
-    rebased,
-    undone,
-    unsettled,
+    inverse_log,
+    remaining_conflicts,
+    replay_edits,
 )
 
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """A commit between the session's base and the tip, made or, where the branch was reset, taken back.
+    """A commit on the way from the session's base to the tip.
 
     Attributes
     ----------
+    commit
+        The commit.
     log_ids
-        Which logs tell what it changed.
+        The logs of what it changed, oldest first.
+    is_undone
+        The commit was taken back: the branch was reset or amended.
     """
 
     commit: SnapshotRecord
@@ -42,7 +58,7 @@ class _Step:
 
 
 def _steps(refs: Catalog, branch: str, base_id: SnapshotId, tip: SnapshotId) -> list[_Step]:
-    """The way from the base to the tip: back to their last common snapshot, then forward, oldest first."""
+    """Find the way from the base to the tip: back to their last common snapshot, then forward, oldest first."""
     forward: list[_Step] = []
     for commit in refs.ancestry(tip):
         if commit.id == base_id:
@@ -64,14 +80,14 @@ def _steps(refs: Catalog, branch: str, base_id: SnapshotId, tip: SnapshotId) -> 
     raise RebaseFailedError(
         str(tip),
         [],
-        f"Rebase failed on snapshot {tip}: branch {branch!r} no longer holds snapshot {base_id}, on which this "
-        f"session is based; the branch was reset, or the snapshot has expired. The session is unchanged: redo the "
-        f"change in a new session",
+        f"Rebase failed on snapshot {tip}: this session is based on snapshot {base_id}, which is no longer in the "
+        f"history of branch {branch!r}. The branch was reset, or the snapshot has expired. The session is unchanged: "
+        f"redo the change in a new session",
     )
 
 
 def _logs(assets: AssetManager, steps: Sequence[_Step]) -> list[list[TransactionLog]]:
-    """The logs of each step."""
+    """Fetch the logs of each step."""
     wanted = [log_id for step in steps for log_id in step.log_ids]
     found = dict(zip(wanted, assets.transaction_logs(wanted), strict=True))
     logs: list[list[TransactionLog]] = []
@@ -80,11 +96,11 @@ def _logs(assets: AssetManager, steps: Sequence[_Step]) -> list[list[Transaction
         for log_id in step.log_ids:
             log = found[log_id]
             if log is not None:
-                logs[-1].append(undone(log) if step.is_undone else log)
-            elif log_id != INITIAL_SNAPSHOT_ID:  # in spec 1 there is none of the first snapshot, which changed nothing
+                logs[-1].append(inverse_log(log) if step.is_undone else log)
+            elif log_id != INITIAL_SNAPSHOT_ID:  # spec 1 has no log of the first snapshot, which changed nothing
                 raise SessionStateError(
-                    f"cannot rebase over snapshot {step.commit.id}: its transaction log {log_id} is gone (expired "
-                    f"and collected). Redo the change in a new session",
+                    f"cannot rebase over snapshot {step.commit.id}: its transaction log {log_id} has expired and was "
+                    f"deleted. Redo the change in a new session",
                     ErrorKind.REBASE_TX_LOG_PRUNED,
                 )
     return logs
@@ -93,7 +109,7 @@ def _logs(assets: AssetManager, steps: Sequence[_Step]) -> list[list[Transaction
 def _find_conflicts(
     assets: AssetManager, refs: Catalog, branch: str, tip: SnapshotId, base_id: SnapshotId, changes: ChangeSet
 ) -> list[tuple[_Step, list[Conflict]]]:
-    """The commits that our edits conflict with, oldest first, and how."""
+    """Find the commits that our edits conflict with, oldest first, and the conflicts with each."""
     steps = _steps(refs, branch, base_id, tip)
     base, tree = assets.snapshot(base_id).nodes, assets.snapshot(tip).nodes
     by_commit = [
@@ -118,24 +134,24 @@ def rebase_changes(
     changes: ChangeSet,
     solver: ConflictSolver,
 ) -> tuple[SnapshotId, ChangeSet]:
-    """The branch's tip and our edits on top of it; ``changes`` itself is left as it was.
+    """Return the branch's tip and our edits on top of it. ``changes`` itself does not change.
 
     Raises
     ------
     RebaseFailedError
-        Naming the first commit with conflicts that the solver does not settle, and those.
+        Conflicts remain. The error names the first commit with such conflicts, and lists them.
     """
     tip = refs.branch_tip(branch)
     if tip == base_id:
         return base_id, changes
     found = _find_conflicts(assets, refs, branch, tip, base_id, changes)
     for step, conflicts in found:
-        remaining = unsettled(conflicts, solver)
+        remaining = remaining_conflicts(conflicts, solver)
         if remaining:
             raise RebaseFailedError(str(step.commit.id), remaining, _rebase_failure(step, remaining))
     all_found = [conflict for _, conflicts in found for conflict in conflicts]
     base, tree = assets.snapshot(base_id).nodes, assets.snapshot(tip).nodes
-    return tip, rebased(changes, base, all_found, solver, tree)
+    return tip, replay_edits(changes, base, all_found, solver, tree)
 
 
 def _rebase_failure(step: _Step, conflicts: Sequence[Conflict]) -> str:
@@ -150,12 +166,12 @@ def _rebase_failure(step: _Step, conflicts: Sequence[Conflict]) -> str:
 def describe_conflicts(
     assets: AssetManager, refs: Catalog, branch: str, base_id: SnapshotId, changes: ChangeSet
 ) -> str:
-    """What came first, and what of it conflicts, for the message of a commit that came too late."""
+    """Describe the new tip and its conflicts with our edits, for the error of a commit that came too late."""
     tip = refs.branch_tip(branch)
-    newest = f"The branch is at snapshot {tip} ({refs.snapshot(tip).message!r}) now"
+    newest = f"The branch is now at snapshot {tip} ({refs.snapshot(tip).message!r})"
     found = [] if tip == base_id else _find_conflicts(assets, refs, branch, tip, base_id, changes)
     if not found:
-        return f"{newest}; nothing conflicts, so any solver will do"
+        return f"{newest}; nothing conflicts, so you can use any solver"
     listed = [
         f"{', '.join(map(str, conflicts))} with snapshot {step.commit.id} ({step.commit.message!r})"
         for step, conflicts in found

@@ -1,4 +1,4 @@
-"""Moving chunks inside an array's grid without copying payloads: edits as columns. Pure."""
+"""Move chunks inside an array's grid without copying their bytes: the edits are columns of references. Pure."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ from icechunk_engine.columns.chunk_refs import DELETED, ChunkRefs, concat
 from icechunk_engine.keys import ChunkIndex
 
 IndexMap = Callable[[Iterable[int]], Iterable[int] | None]
-"""A chunk index as a list → another one, or None."""
+"""Maps a chunk index, given as a list, to another one or None."""
 
 
 def shifted(refs: ChunkRefs, offset: NDArray[np.int64], grid: Sequence[int]) -> ChunkRefs:
-    """Edits that move every chunk by ``offset``: present positions are cleared, then those still in the grid are set.
+    """Return the edits that move every chunk by ``offset``. Chunks that leave the grid are dropped.
+
+    Deletions of all old positions come first, then the new positions. Later edits win, so chunks may take each other's
+    places.
 
     Parameters
     ----------
     refs
-        All present references of the array.
+        All references of the array.
     offset
         ``int64 (ndim,)``, in chunks.
     """
@@ -34,15 +37,20 @@ def shifted(refs: ChunkRefs, offset: NDArray[np.int64], grid: Sequence[int]) -> 
 def reindexed(
     refs: ChunkRefs, forward: IndexMap, backward: IndexMap | None, require: Callable[[ChunkIndex], None]
 ) -> ChunkRefs:
-    """Edits that move chunks to where ``forward`` says, and clear what ``backward`` shows to be vacated.
-
-    The callbacks are the caller's Python functions, so this is the one place that visits chunks one by one.
+    """Return the edits that move each chunk to the index that ``forward`` returns.
 
     Parameters
     ----------
+    refs
+        All references of the array.
+    forward
+        Maps an old index to the new one; None leaves the chunk where it is.
+    backward
+        Maps a new index to the old one; used to delete chunks at positions to which no chunk moves.
     require
         Raises for an index outside the array's grid.
     """
+    # The callbacks are the user's Python functions, so here, and only here, Python visits chunks one by one.
     old = [tuple(index) for index in refs.indices.tolist()]
     targets = [forward(list(index)) for index in old]
     rows = np.array([row for row, target in enumerate(targets) if target is not None], np.int64)

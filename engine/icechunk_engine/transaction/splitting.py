@@ -1,12 +1,27 @@
-"""Which chunk references go into which manifest. Pure.
+"""Decide which chunk references go into which manifest. Pure.
 
-Two rules. Where the user configured splitting, a uniform grid of boxes (spec-neutral, official's rules). Otherwise
-manifests are cut by size: an array's references share one manifest until there are more than
-``AUTO_TARGET_REFS``; then boxes are cut along the first axes, and a later commit rewrites only manifests that hold a
-changed chunk plus, for chunks outside all of them, the last manifest that is not full. So an append costs the same
-whatever the array's length, and manifests stay far below what official readers accept.
+What is always true: *the extents of an array's manifests do not overlap.* Readers look for a chunk in the first
+manifest whose extents contain it, and nowhere else. If two overlapped, a chunk that only the second one holds would
+read as fill value, in our reader and in the official one. Nothing would raise. So:
 
-Manifests of one array never overlap: readers take the first whose extents contain a chunk.
+- References are split between two coordinates of an axis, never simply after a number of rows in C order. After row
+  ``(1, 3)``, say, both boxes would contain coordinate 1 of axis 0 and overlap. If one coordinate alone holds too many
+  references, they are split along the next axis.
+- A commit writes new manifests for the references of the manifests that it replaces, together with its edits. The box
+  of a new manifest may then touch a manifest that was to stay. That one must be replaced, too, and so on:
+  :func:`overlapping_manifests` is called until it finds nothing more. This ends, because the set only grows.
+
+Two rules decide where to split:
+
+- *A configured splitting* is a uniform grid of boxes, with the rules of the official library. A commit rewrites the
+  manifests that intersect the box of a changed chunk.
+- *Without one, manifests are split by size.* References of an array share one manifest until there are more than
+  :data:`AUTO_TARGET_REFS`. A commit rewrites the manifests whose extents contain a changed chunk. Chunks outside all
+  extents, such as those of an append, join the last manifest that is less than half full. So an append rewrites at
+  most one manifest, however long the array is.
+
+Manifests that extend beyond the grid are rewritten in both cases. The array was made smaller, and if it grew again,
+the old chunks would reappear.
 """
 
 from __future__ import annotations
@@ -16,46 +31,46 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from icechunk_engine.columns.chunk_refs import INLINE, ChunkRefs
-from icechunk_engine.columns.tables import U32, column_bounds
+from icechunk_engine.columns.tables import I64, U32, Mask, column_bounds
 from icechunk_engine.config import ManifestSplittingConfig
 from icechunk_engine.format.manifest import MAX_APPARENT_SIZE, apparent_size
 from icechunk_engine.format.zarr_metadata import ArrayShape
 
 AUTO_TARGET_REFS = 1 << 17
-"""References in one manifest when nothing is configured: about 1.5 MB on disk, some 20 ms to read."""
+"""Most references in one manifest if nothing is configured: about 1.5 MB on disk and 20 ms to read."""
 
 _MAX_NUMBERED = 2**63 - 1
 
 MAX_MANIFEST_REFS = 4_000_000
-"""Cut even inside configured boxes: official refuses manifests above 2 GiB or 4 GiB of apparent size."""
+"""Most references in one manifest, even inside a configured box. The official library refuses larger files (2 GiB, or
+4 GiB of apparent size)."""
 
 
 @dataclass(frozen=True, slots=True)
 class SplitRule:
-    """Edge lengths of the split boxes along each axis, in chunks; None = cut by size."""
+    """How to split one array: edge lengths of the boxes along each axis, in chunks; None to split by size."""
 
     edges: tuple[int, ...] | None
 
     @property
     def max_refs(self) -> int:
-        """References at most in one manifest."""
+        """Maximum number of references in one manifest."""
         return AUTO_TARGET_REFS if self.edges is None else MAX_MANIFEST_REFS
 
 
 def split_rule(path: str, shape: ArrayShape, splitting: ManifestSplittingConfig | None) -> SplitRule:
-    """The rule for one array: the configured one, else cutting by size."""
+    """Return the rule for one array."""
     if splitting is None:
         return SplitRule(None)
     return SplitRule(splitting.edges_for(path, shape.ndim, shape.dimension_names))
 
 
-def box_numbers(indices: U32, edges: Sequence[int], grid: Sequence[int]) -> NDArray[np.int64]:
-    """Number of the split box that each chunk lies in, C order over the boxes.
+def box_numbers(indices: U32, edges: Sequence[int], grid: Sequence[int]) -> I64:
+    """Number the split box of each chunk, in C order of the boxes.
 
-    Where there are more boxes than 64 bits can number, only those that hold a chunk are numbered.
+    If 64 bits cannot number all boxes, only those that hold one of the chunks are numbered.
     """
     counts = [max(1, -(-n_chunks // edge)) for edge, n_chunks in zip(edges, grid, strict=True)]
     if math.prod(counts) > _MAX_NUMBERED:
@@ -69,57 +84,57 @@ def box_numbers(indices: U32, edges: Sequence[int], grid: Sequence[int]) -> NDAr
     return numbers
 
 
-def stale_manifests(
-    extents: NDArray[np.uint32], num_refs: Sequence[int], changed: U32, rule: SplitRule, grid: Sequence[int]
-) -> NDArray[np.bool_]:
-    """Which of an array's manifests must be rewritten for a set of changed chunks.
+def manifests_to_rewrite(
+    extents: U32, num_refs: Sequence[int], changed: U32, rule: SplitRule, grid: Sequence[int]
+) -> Mask:
+    """Find the manifests of an array that a commit must rewrite.
 
     Parameters
     ----------
     extents
-        ``uint32 (m, ndim, 2)`` of the present manifests.
+        ``uint32 (m, ndim, 2)`` of the array's manifests.
     num_refs
-        References in each of them.
+        Number of references in each manifest.
     changed
         ``uint32 (n, ndim)``, sorted: chunks set or deleted.
     rule, grid
-        Splitting in force and the array's chunk grid.
+        The split rule in force and the array's chunk grid.
 
     Returns
     -------
-    Boolean mask ``(m,)``.
+    Mask ``(m,)``.
     """
     m, ndim = len(extents), extents.shape[1]
     outside_grid = (extents[:, :, 1] > np.asarray(grid, np.uint32)).any(axis=1) if ndim else np.zeros(m, np.bool_)
     if len(changed) == 0 or m == 0:
         return outside_grid
     if rule.edges is not None:
-        starts, stops = _touched_boxes(changed, rule.edges, grid)
-        stale = np.zeros(m, np.bool_)
+        starts, stops = _boxes_of(changed, rule.edges, grid)
+        rewritten = np.zeros(m, np.bool_)
         for i in range(m):
-            stale[i] = _intersects_any(extents[i], starts, stops)
-        return stale | outside_grid
+            rewritten[i] = _intersects_any(extents[i], starts, stops)
+        return rewritten | outside_grid
     found = np.zeros(len(changed), np.bool_)
-    stale = np.zeros(m, np.bool_)
-    for i, inside in _hits(extents, changed):
-        stale[i] = inside.any()
+    rewritten = np.zeros(m, np.bool_)
+    for i, inside in _chunks_by_manifest(extents, changed):
+        rewritten[i] = inside.any()
         found |= inside
     if not found.all():
-        roomy = np.flatnonzero(np.asarray(num_refs) < rule.max_refs // 2)
-        stale[roomy[-1:]] = True
-    return stale | outside_grid
+        half_empty = np.flatnonzero(np.asarray(num_refs) < rule.max_refs // 2)
+        rewritten[half_empty[-1:]] = True
+    return rewritten | outside_grid
 
 
-def covered(extents: NDArray[np.uint32], indices: U32) -> NDArray[np.bool_]:
-    """Which chunks lie in the extents of some manifest: a mask ``(n,)``."""
+def inside_extents(extents: U32, indices: U32) -> Mask:
+    """Return the mask ``(n,)`` of the chunks that lie in the extents of some manifest."""
     mask = np.zeros(len(indices), np.bool_)
-    for _, inside in _hits(extents, indices):
+    for _, inside in _chunks_by_manifest(extents, indices):
         mask |= inside
     return mask
 
 
-def _hits(extents: NDArray[np.uint32], indices: U32) -> Iterator[tuple[int, NDArray[np.bool_]]]:
-    """Manifests that may hold some of the chunks, each with the mask of those in its extents."""
+def _chunks_by_manifest(extents: U32, indices: U32) -> Iterator[tuple[int, Mask]]:
+    """Yield the manifests that may hold some of the chunks, each with the mask of the chunks in its extents."""
     if len(indices) == 0:
         return
     lowest, highest = column_bounds(indices)
@@ -128,20 +143,20 @@ def _hits(extents: NDArray[np.uint32], indices: U32) -> Iterator[tuple[int, NDAr
         yield i, ((indices >= extents[i, :, 0]) & (indices < extents[i, :, 1])).all(axis=1)
 
 
-def _touched_boxes(changed: U32, edges: Sequence[int], grid: Sequence[int]) -> tuple[NDArray[np.int64], ...]:
-    """Bounds of the distinct split boxes that hold changed chunks."""
+def _boxes_of(changed: U32, edges: Sequence[int], grid: Sequence[int]) -> tuple[I64, I64]:
+    """Return the bounds of the distinct split boxes that hold changed chunks."""
     _, first = np.unique(box_numbers(changed, edges, grid), return_index=True)
     edge = np.minimum(np.asarray(edges, np.int64), np.maximum(np.asarray(grid, np.int64), 1))
     starts = changed[first].astype(np.int64) // edge * edge
     return starts, starts + edge
 
 
-def _intersects_any(extents: NDArray[np.uint32], starts: NDArray[np.int64], stops: NDArray[np.int64]) -> bool:
+def _intersects_any(extents: U32, starts: I64, stops: I64) -> bool:
     return bool(((extents[:, 0] < stops) & (extents[:, 1] > starts)).all(axis=1).any())
 
 
-def overlapping(extents: NDArray[np.uint32], pieces: Sequence[ChunkRefs]) -> NDArray[np.bool_]:
-    """Which manifests overlap the bounding box of any of the new pieces, and so must be rewritten too."""
+def overlapping_manifests(extents: U32, pieces: Sequence[ChunkRefs]) -> Mask:
+    """Return the mask of the manifests that overlap the box of a new piece, and so must be rewritten, too."""
     mask = np.zeros(len(extents), np.bool_)
     for piece in pieces:
         box = piece.extents()
@@ -149,8 +164,8 @@ def overlapping(extents: NDArray[np.uint32], pieces: Sequence[ChunkRefs]) -> NDA
     return mask
 
 
-def cut(refs: ChunkRefs, rule: SplitRule, grid: Sequence[int]) -> list[ChunkRefs]:
-    """Sorted references → the sorted, non-overlapping pieces that become manifests, none empty."""
+def split(refs: ChunkRefs, rule: SplitRule, grid: Sequence[int]) -> list[ChunkRefs]:
+    """Split sorted references into the pieces that become manifests: sorted, not empty, and without overlaps."""
     if len(refs) == 0:
         return []
     if refs.ndim == 0:
@@ -162,26 +177,26 @@ def cut(refs: ChunkRefs, rule: SplitRule, grid: Sequence[int]) -> list[ChunkRefs
         borders = np.flatnonzero(np.diff(numbers[order])) + 1
         if len(borders):
             pieces = [refs.take(rows) for rows in np.split(order, borders)]
-    counted = [small for piece in pieces for small in _cut_to_size(piece, rule.max_refs, axis=0)]
-    return [small for piece in counted for small in _cut_to_bytes(piece)]
+    counted = [small for piece in pieces for small in _split_by_count(piece, rule.max_refs, axis=0)]
+    return [small for piece in counted for small in _split_by_size(piece)]
 
 
-def _cut_to_bytes(refs: ChunkRefs) -> list[ChunkRefs]:
+def _split_by_size(refs: ChunkRefs) -> list[ChunkRefs]:
     """Halve until official readers accept the manifests, however long inline chunks and locations are."""
     if len(refs) < 2 or _is_small(refs) or apparent_size(refs) <= MAX_APPARENT_SIZE:
         return [refs]
-    return [small for half in _cut_to_size(refs, len(refs) // 2, axis=0) for small in _cut_to_bytes(half)]
+    return [small for half in _split_by_count(refs, len(refs) // 2, axis=0) for small in _split_by_size(half)]
 
 
 def _is_small(refs: ChunkRefs) -> bool:
-    """True when even the longest strings everywhere would not make the manifest too large."""
+    """Return True if even the longest string in every row would not make the manifest too large: a cheap test."""
     longest = int(refs.locations.lengths.max(initial=0)) + int(refs.etags.lengths.max(initial=0))
     inline = int(refs.lengths[refs.kinds == INLINE].sum())
     return len(refs) * (256 + 4 * refs.ndim + longest) + inline <= MAX_APPARENT_SIZE
 
 
-def _cut_to_size(refs: ChunkRefs, limit: int, axis: int) -> list[ChunkRefs]:
-    """Cut along one axis between chunk coordinates, so that pieces stay boxes; slabs that are too full go on."""
+def _split_by_count(refs: ChunkRefs, limit: int, axis: int) -> list[ChunkRefs]:
+    """Split between coordinates of one axis, so that boxes are disjoint. Split fuller slabs along the next axis."""
     if len(refs) <= limit or axis == refs.ndim:
         return [refs]
     coordinates = refs.indices[:, axis]
@@ -198,6 +213,6 @@ def _cut_to_size(refs: ChunkRefs, limit: int, axis: int) -> list[ChunkRefs]:
         )
         stop = int(slab_stops[last - 1])
         rows = slice(start, stop) if order is None else np.sort(order[start:stop])
-        pieces.extend(_cut_to_size(refs.take(rows), limit, axis + 1) if stop - start > limit else [refs.take(rows)])
+        pieces.extend(_split_by_count(refs.take(rows), limit, axis + 1) if stop - start > limit else [refs.take(rows)])
         start = stop
     return pieces

@@ -1,4 +1,4 @@
-"""The chunk references of an array that its manifests hold, before any edit."""
+"""The chunk references that an array's manifests hold, before any edit."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from icechunk_engine.columns.tables import U32
 from icechunk_engine.format.nodes import ManifestRef, Node
 
 
-def extents_array(manifests: Sequence[ManifestRef], ndim: int) -> U32:
+def extents_of(manifests: Sequence[ManifestRef], ndim: int) -> U32:
     """Return the extents of several manifests as ``uint32 (m, ndim, 2)``."""
     return np.array([ref.extents for ref in manifests], np.uint32).reshape(len(manifests), ndim, 2)
 
 
-def stored_refs(node: Node, assets: AssetManager) -> ChunkRefs:
-    """Return the references in an array's manifests that lie inside its current grid, sorted by index."""
+def load_chunk_refs(node: Node, assets: AssetManager) -> ChunkRefs:
+    """Fetch an array's manifests and return the references that lie inside its current grid, sorted by index."""
     assert node.shape is not None
     ndim = node.shape.ndim
     if not node.manifests:
