@@ -17,7 +17,7 @@ import zarr
 
 from icechunk_engine import ConflictDetector, ErrorKind, Repository, Session, StorageError
 from icechunk_engine.storage import LocalStorage
-from icechunk_engine.storage.local import durability
+from icechunk_engine.storage.local import sync_calls
 from icechunk_engine.types import SpecVersion
 
 
@@ -166,7 +166,7 @@ def test_errors_of_a_whole_file_system(repo: Repository, monkeypatch: pytest.Mon
         def fail(fd: int) -> bool:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-        patch.setattr(durability, "_syncfs", fail)
+        patch.setattr(sync_calls, "syncfs", fail)
         with pytest.raises(StorageError, match="and 59 more"):
             session.commit("edits")
     with pytest.raises(StorageError, match="and 59 more"):

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from icechunk_engine.storage.local import durability
+from icechunk_engine.storage.local import sync_calls
 
 type Entries = dict[str, int]
 """Names in a directory, and the numbers of the files and directories that they name."""
@@ -79,7 +79,7 @@ class Recorder:
         with pytest.MonkeyPatch.context() as patch:
             for name in ("open", "write", "fsync", "mkdir", "replace", "link", "unlink"):
                 patch.setattr(os, name, getattr(self, f"_{name}")(getattr(os, name)))
-            patch.setattr(durability, "_syncfs", self._syncfs(durability._syncfs))
+            patch.setattr(sync_calls, "syncfs", self._syncfs(sync_calls.syncfs))
             yield
 
     def _note(self, event: Event) -> None:

@@ -26,8 +26,7 @@ from icechunk_engine.errors import (
     VersionMismatchError,
 )
 from icechunk_engine.storage import LocalStorage, local_filesystem_storage
-from icechunk_engine.storage.local import durability, file_lock
-from icechunk_engine.storage.local import storage as local_store
+from icechunk_engine.storage.local import durability, file_lock, files, sync_calls
 from icechunk_engine.storage.local.file_lock import LOCK_NAME, locked
 from icechunk_engine.testing.racing import compete_in_threads, race_creates
 
@@ -155,7 +154,7 @@ def test_junk_is_not_listed(storage: LocalStorage) -> None:
 
 def test_official_does_not_see_temporaries_and_lock(tmp_path: Path) -> None:
     (tmp_path / LOCK_NAME).touch()
-    Path(local_store._temporary_for(str(tmp_path / "repo"))).write_bytes(b"junk")
+    Path(files.temporary_for(str(tmp_path / "repo"))).write_bytes(b"junk")
     repository = official.Repository.create(official.local_filesystem_storage(str(tmp_path)))
     assert list(repository.list_branches()) == ["main"]
 
@@ -447,13 +446,13 @@ def test_a_foreign_writer_is_noticed(storage: LocalStorage, monkeypatch: pytest.
 
 def test_a_vanished_directory_is_another_version(storage: LocalStorage, monkeypatch: pytest.MonkeyPatch) -> None:
     version = storage.create("repo", b"1")
-    flush = LocalStorage._flush_pending
+    flush = LocalStorage._sync_written
 
     def flush_and_remove(self: LocalStorage) -> None:
         flush(self)
         shutil.rmtree(self.root)
 
-    monkeypatch.setattr(LocalStorage, "_flush_pending", flush_and_remove)
+    monkeypatch.setattr(LocalStorage, "_sync_written", flush_and_remove)
     with pytest.raises(VersionMismatchError):
         storage.replace("repo", b"2", version)
 
@@ -507,7 +506,7 @@ def test_a_removed_lock_file_is_made_anew(tmp_path: Path) -> None:
     def work() -> None:
         fd = file_lock._acquire(path, entered.set)
         same.append(os.path.samestat(os.fstat(fd), os.stat(path)))
-        file_lock._release(fd)
+        file_lock.release(fd)
 
     with locked(str(tmp_path), give_up=lambda: None):
         thread = threading.Thread(target=work)
@@ -530,7 +529,7 @@ path = os.path.join(directory, file_lock.LOCK_NAME)
 
 def is_free():
     fd = os.open(path, os.O_RDWR)
-    free = file_lock._lock(fd, wait=False)
+    free = file_lock.lock(fd, wait=False)
     os.close(fd)
     return free
 
@@ -567,12 +566,12 @@ print("fine")
 def test_serials_are_unique_after_a_fork() -> None:
     code = """
 import os
-from icechunk_engine.storage.local import storage as local_store
+from icechunk_engine.storage.local import files
 read_end, write_end = os.pipe()
 if os.fork() == 0:
-    os.write(write_end, local_store._temporary_for("x").encode())
+    os.write(write_end, files.temporary_for("x").encode())
     os._exit(0)
-print(os.read(read_end, 100).decode() != local_store._temporary_for("x"))
+print(os.read(read_end, 100).decode() != files.temporary_for("x"))
 """
     assert run(code) == "True\n"
 
@@ -605,7 +604,7 @@ def test_old_temporaries_are_swept(storage: LocalStorage) -> None:
 def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What was synced or renamed, in order: base names, ``*`` for a whole file system."""
     events: list[str] = []
-    fsync, syncfs, replace, link = os.fsync, durability._syncfs, os.replace, os.link
+    fsync, syncfs, replace, link = os.fsync, sync_calls.syncfs, os.replace, os.link
 
     def name_of(fd: int) -> str:
         return os.path.basename(os.readlink(f"/proc/self/fd/{fd}")).split("#")[0]
@@ -627,7 +626,7 @@ def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         link(source, target)
 
     monkeypatch.setattr(os, "fsync", recorded_fsync)
-    monkeypatch.setattr(durability, "_syncfs", recorded_syncfs)
+    monkeypatch.setattr(sync_calls, "syncfs", recorded_syncfs)
     monkeypatch.setattr(os, "replace", recorded_replace)
     monkeypatch.setattr(os, "link", recorded_link)
     return events
@@ -666,7 +665,7 @@ def test_create_is_durable(storage: LocalStorage, synced: list[str]) -> None:
 def test_many_files_are_flushed_at_once(
     storage: LocalStorage, synced: list[str], monkeypatch: pytest.MonkeyPatch, has_syncfs: bool
 ) -> None:
-    monkeypatch.setattr(durability, "_HAS_SYNCFS", has_syncfs)
+    monkeypatch.setattr(sync_calls, "HAS_SYNCFS", has_syncfs)
     for n in range(100):
         storage.put(f"chunks/{n}", b"1")
     synced.clear()
@@ -683,7 +682,7 @@ def test_the_record_is_bounded(
 ) -> None:
     """A long list is flushed in the background; a writer whom that does not help waits for the disk."""
     started: list[Callable[[], None]] = []
-    monkeypatch.setattr(durability, "_HAS_SYNCFS", has_syncfs)
+    monkeypatch.setattr(sync_calls, "HAS_SYNCFS", has_syncfs)
     monkeypatch.setattr(durability, "_FEW", 2)
     monkeypatch.setattr(durability, "_MANY", 10)
     monkeypatch.setattr(durability, "_TOO_MANY", 20)
@@ -695,10 +694,10 @@ def test_the_record_is_bounded(
     assert "*" not in synced
     started[0]()
     assert ("*" if has_syncfs else "0") in synced
-    assert not storage._unflushed._paths
+    assert not storage._unsynced._paths
     for n in range(100):
         storage.put(f"chunks/{n}", b"1")
-        assert len(storage._unflushed._paths) < 20
+        assert len(storage._unsynced._paths) < 20
 
 
 def test_a_flush_in_the_background_hides_no_error(storage: LocalStorage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -715,9 +714,9 @@ def test_without_syncfs_in_the_kernel(storage: LocalStorage, monkeypatch: pytest
     """Waiting for all file systems tells no errors, so each file is asked for its own."""
     synced: list[bool] = []
     asked: list[int] = []
-    monkeypatch.setattr(durability, "_syncfs_of_libc", lambda fd: -1)
-    monkeypatch.setattr(durability.ctypes, "get_errno", lambda: errno.ENOSYS)
-    monkeypatch.setattr(durability, "_wait_for_writing", asked.append)
+    monkeypatch.setattr(sync_calls, "_syncfs_of_libc", lambda fd: -1)
+    monkeypatch.setattr(sync_calls.ctypes, "get_errno", lambda: errno.ENOSYS)
+    monkeypatch.setattr(sync_calls, "_wait_for_writing", asked.append)
     monkeypatch.setattr(os, "sync", lambda: synced.append(True))
     for n in range(100):
         storage.put(f"chunks/{n}", b"1")
@@ -819,7 +818,7 @@ def test_the_file_system_may_have_forgotten_whose_error_it_was(
     for n in range(50):
         storage.put(f"chunks/{n}", b"1")
     with monkeypatch.context() as patch:
-        patch.setattr(durability, "_syncfs", failing(errno.EIO))
+        patch.setattr(sync_calls, "syncfs", failing(errno.EIO))
         with pytest.raises(StorageError, match=r"and \d+ more") as caught:
             storage.flush()
     assert caught.value.kind == ErrorKind.NOT_DURABLE
@@ -830,7 +829,7 @@ def test_the_file_system_may_know_whose_error_it_was(storage: LocalStorage, monk
     for n in range(50):
         storage.put(f"chunks/{n}", b"1")
     with monkeypatch.context() as patch:
-        patch.setattr(durability, "_syncfs", failing(errno.EIO))
+        patch.setattr(sync_calls, "syncfs", failing(errno.EIO))
         patch.setattr(os, "fsync", failing_for("/17", errno.EIO))
         with pytest.raises(StorageError, match="chunks/17 in"):
             storage.flush()
@@ -844,14 +843,14 @@ def test_the_descriptor_that_hears_of_errors_is_older_than_the_files(
     heard: list[int] = []
     storage.create("repo", b"1")
     storage.put("chunks/A", b"1")
-    watch = storage._unflushed._watch
+    watch = storage._unsynced._watch_fd
     assert os.path.samestat(os.fstat(watch), os.stat(storage.root))
-    monkeypatch.setattr(durability, "_syncfs", lambda fd: heard.append(fd) or True)
+    monkeypatch.setattr(sync_calls, "syncfs", lambda fd: heard.append(fd) or True)
     for n in range(50):
         storage.put(f"chunks/{n}", b"1")
     storage.flush()
     assert heard == [watch]
-    assert storage._unflushed._watch == -1
+    assert storage._unsynced._watch_fd == -1
 
 
 def test_an_error_of_the_file_system_does_not_count_twice(
@@ -869,8 +868,8 @@ def test_an_error_of_the_file_system_does_not_count_twice(
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return True
 
-    monkeypatch.setattr(durability, "_syncfs", syncfs)
-    monkeypatch.setattr(durability, "_wait_for_writing", asked.append)
+    monkeypatch.setattr(sync_calls, "syncfs", syncfs)
+    monkeypatch.setattr(sync_calls, "_wait_for_writing", asked.append)
     for n_asked in (0, 50, 0):
         for n in range(50):
             storage.put(f"chunks/{n}", b"1")
@@ -888,9 +887,9 @@ def test_an_error_of_the_file_system_does_not_count_twice(
 def test_few_places_are_watched_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no descriptor was kept, each file is asked for its error."""
     monkeypatch.setattr(durability, "_watched", {})
-    monkeypatch.setattr(durability, "_WATCHED_ROOTS", 2)
+    monkeypatch.setattr(durability, "_WATCHED_FOLDERS", 2)
     asked: list[int] = []
-    monkeypatch.setattr(durability, "_wait_for_writing", asked.append)
+    monkeypatch.setattr(sync_calls, "_wait_for_writing", asked.append)
     storages = [LocalStorage(tmp_path / str(n)) for n in range(5)]
     for storage in storages:
         storage.create("repo", b"1")
@@ -921,7 +920,7 @@ def test_every_file_is_waited_for(
     storage: LocalStorage, monkeypatch: pytest.MonkeyPatch, synced: list[str], patience_s: float
 ) -> None:
     """By one thread or by several, also after one of them failed."""
-    monkeypatch.setattr(durability, "_PATIENCE_S", patience_s)
+    monkeypatch.setattr(sync_calls, "_PATIENCE_S", patience_s)
     names = [f"{n:02d}" for n in range(20)]
     for name in names:
         storage.put(f"chunks/{name}", b"1")
@@ -952,7 +951,7 @@ def test_at_the_end_of_the_interpreter_each_file_is_waited_for_once(
     storage: LocalStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No thread can be given work any more, after some were; the system tells an error to the first who waits only."""
-    monkeypatch.setattr(durability, "_PATIENCE_S", 0.0)
+    monkeypatch.setattr(sync_calls, "_PATIENCE_S", 0.0)
     names = [f"{n:02d}" for n in range(20)]
     for name in names:
         storage.put(f"chunks/{name}", b"1")
@@ -972,7 +971,7 @@ def test_at_the_end_of_the_interpreter_each_file_is_waited_for_once(
             return submit(*args)
 
         monkeypatch.setattr(threads, "submit", ending)
-        monkeypatch.setattr(durability._threads, "_executor", threads)
+        monkeypatch.setattr(sync_calls._threads, "_executor", threads)
         monkeypatch.setattr(os, "fsync", tell_once)
         with pytest.raises(StorageError, match="bad disk"):
             storage.flush()
@@ -985,16 +984,16 @@ import os, tempfile
 from icechunk_engine.storage import LocalStorage
 storage = LocalStorage(tempfile.mkdtemp())
 storage.put("parent", b"1")
-with storage._unflushed._sync_lock:  # as if another thread flushed
+with storage._unsynced._flush_lock:  # as if another thread flushed
     pid = os.fork()
     if pid == 0:
-        assert not storage._unflushed._paths
+        assert not storage._unsynced._paths
         storage.put("child", b"1")
         storage.flush()
         assert storage.not_durable() == {"parent": "written by the process that this one was forked from"}
         os._exit(0)
 assert os.waitpid(pid, 0)[1] == 0
-assert len(storage._unflushed._paths) == 1
+assert len(storage._unsynced._paths) == 1
 print("fine")
 """
     assert run(code) == "fine\n"
@@ -1002,7 +1001,7 @@ print("fine")
 
 def test_a_task_runs_once_where_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
     """The executor keeps the task that it could not start a thread for; running it again closed files of others."""
-    threads, ran = durability._Threads(2, "test"), []
+    threads, ran = sync_calls.Threads(2, "test"), []
     gate = threading.Event()
     first = threads.submit(gate.wait)
     with monkeypatch.context() as patched:

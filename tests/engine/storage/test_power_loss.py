@@ -18,7 +18,7 @@ import zarr
 import icechunk_engine as ours
 from icechunk_engine.ids import INITIAL_SNAPSHOT_ID
 from icechunk_engine.storage import LocalStorage, Storage
-from icechunk_engine.storage.local import durability
+from icechunk_engine.storage.local import durability, sync_calls
 from icechunk_engine.storage.wrappers import ObservingStorage, StorageCall
 from icechunk_engine.transaction import commit as commit_module
 
@@ -221,24 +221,24 @@ def test_what_was_acknowledged_is_there(tmp_path: Path, name: str) -> None:
 
 
 def no_sync_of_directories(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(durability, "sync_directory", lambda path: None)
+    patch.setattr(sync_calls, "sync_directory", lambda path: None)
 
 
 def no_sync_of_chunks(patch: pytest.MonkeyPatch) -> None:
-    add = durability.Unflushed.add
-    patch.setattr(durability.Unflushed, "add", lambda self, path: "/chunks" in path or add(self, path))
+    add = durability.UnsyncedFiles.add
+    patch.setattr(durability.UnsyncedFiles, "add", lambda self, path: "/chunks" in path or add(self, path))
 
 
 def no_sync_of_what_is_swapped_in(patch: pytest.MonkeyPatch) -> None:
-    add = durability.Unflushed.add
-    patch.setattr(durability.Unflushed, "add", lambda self, path: "repo#" in path or add(self, path))
+    add = durability.UnsyncedFiles.add
+    patch.setattr(durability.UnsyncedFiles, "add", lambda self, path: "repo#" in path or add(self, path))
 
 
 def swap_before_sync(patch: pytest.MonkeyPatch) -> None:
     """Everything is synced, but after the swap."""
-    flush, replace = LocalStorage._flush_pending, LocalStorage.replace
+    flush, replace = LocalStorage._sync_written, LocalStorage.replace
     patch.setattr(commit_module, "make_durable", lambda *args: None)
-    patch.setattr(LocalStorage, "_flush_pending", lambda self: None)
+    patch.setattr(LocalStorage, "_sync_written", lambda self: None)
 
     def late(self: LocalStorage, *args: Any) -> Any:
         version = replace(self, *args)

@@ -1,30 +1,26 @@
-"""Objects as files below a directory, with plain system calls.
+"""A repository in a local folder: :class:`LocalStorage` keeps the storage contract with files.
 
-Every object is written under a temporary name and renamed, so that readers, who take no lock, see a whole version or
-none. Temporary names and the lock file end in ``#`` and digits, the form that official does not list either.
+**What is always true.** A reader, who takes no lock, sees an object whole in one of its versions, or not at all. Of
+several writers that replace one version, exactly one succeeds. What was published survives a crash of the machine.
 
-Conditional writes exclude each other by a lock on the directory (:mod:`._file_lock`). A writer that does not take it
-(official, whose local commits are not safe against each other) is noticed up to the moment of the rename only.
-An object's file is never modified in place: official keeps backups as hard links.
-"""
+**Why it holds.** Every object is written to a temporary file and renamed (:mod:`.files`). Conditional writes compare
+and rename under a lock on the folder (:mod:`.file_lock`). Files are synced before anything that refers to them is
+published (:mod:`.durability`).
+
+**What would break it.** Modifying a file in place: official keeps backups as hard links, which would change too.
+Another program that replaces objects without taking the lock. Official does that, and its local commits are not safe
+against each other either. We notice such a write up to the moment of our rename, not after."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
-import itertools
 import os
-import random
-import re
-import shutil
 import stat
-import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cached_property
 
-from icechunk_engine._runtime.locks import run_in_child
 from icechunk_engine.config import StorageSettings, default_storage_settings
 from icechunk_engine.errors import (
     ErrorKind,
@@ -35,23 +31,19 @@ from icechunk_engine.errors import (
     VersionMismatchError,
 )
 from icechunk_engine.storage.base import ObjectInfo, Storage, Version
-from icechunk_engine.storage.local import durability
-from icechunk_engine.storage.local.file_lock import LOCK_NAME, QUEUE_NAME, commit_queue, locked
+from icechunk_engine.storage.local import files, sync_calls
+from icechunk_engine.storage.local.commit_queue import commit_queue
+from icechunk_engine.storage.local.durability import unsynced_files
+from icechunk_engine.storage.local.file_lock import locked
+from icechunk_engine.storage.local.platform import require_posix
 from icechunk_engine.storage.ranges import check_range, too_short
 from icechunk_engine.storage.store_clock import StoreClock
 
-_READ = os.O_RDONLY | getattr(os, "O_BINARY", 0)
-_WRITE_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-_TEMPORARY = re.compile(r"#[0-9]+\Z")
-_IS_TEMPORARY = _TEMPORARY.search
-_FULL = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)})
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _STALE_AFTER_S = 3600.0
 _NO_HARD_LINKS = frozenset(
     {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK, errno.EXDEV, errno.EINVAL}
 )
-
-# Unique among all processes that ever wrote here: 63 random bits to start from, anew in every forked child.
-_serials = itertools.count(random.SystemRandom().getrandbits(63))
 
 
 class LocalStorage(Storage):
@@ -71,12 +63,13 @@ class LocalStorage(Storage):
 
     def __init__(self, path: str | os.PathLike[str], *, durable: bool = True) -> None:
         self._root = os.path.abspath(os.fspath(path))
+        require_posix(self._root)
         self._durable = durable
-        self._prefix = self._root if self._root.endswith(os.sep) else self._root + os.sep
-        self._unflushed = durability.unflushed(self._root)
-        self._swept = False
+        self._prefix = os.path.join(self._root, "")
+        self._unsynced = unsynced_files(self._root)
+        self._is_swept = False
         self._clock = StoreClock()
-        self._versioned: tuple[bytes, Version] | None = None
+        self._last_version: tuple[bytes, Version] | None = None
 
     @property
     def root(self) -> str:
@@ -85,7 +78,7 @@ class LocalStorage(Storage):
 
     @cached_property
     def identity(self) -> str:
-        return "file://" + os.path.realpath(self._root).replace(os.sep, "/")
+        return "file://" + os.path.realpath(self._root)
 
     def __reduce__(self) -> tuple[object, ...]:
         return _restore, (type(self), self._root, self._durable)
@@ -98,9 +91,9 @@ class LocalStorage(Storage):
     def get(self, key: str) -> bytes:
         path = self._prefix + key if ".." not in key else self._checked(key)
         try:
-            fd = os.open(path, _READ)
+            fd = os.open(path, os.O_RDONLY)
             try:
-                return _read(fd, os.fstat(fd).st_size)
+                return files.read(fd, os.fstat(fd).st_size)
             finally:
                 os.close(fd)
         except (OSError, ValueError) as error:
@@ -110,9 +103,9 @@ class LocalStorage(Storage):
         check_range(key, start, stop)
         path = self._prefix + key if ".." not in key else self._checked(key)
         try:
-            fd = os.open(path, _READ)
+            fd = os.open(path, os.O_RDONLY)
             try:
-                data = _read_at(fd, stop - start, start)
+                data = files.read_at(fd, stop - start, start)
                 if len(data) != stop - start or start == stop:
                     size_bytes = os.fstat(fd).st_size
                     if size_bytes < stop:
@@ -143,7 +136,7 @@ class LocalStorage(Storage):
             return
         self._checked(directory)
         try:
-            yield from _walk(self._prefix + directory, directory + slash, start)
+            yield from files.walk(self._prefix + directory, directory + slash, start)
         except OSError as error:
             raise self._failure(error, "list", prefix) from error
 
@@ -152,24 +145,24 @@ class LocalStorage(Storage):
     def put(self, key: str, data: bytes | memoryview, *, atomic: bool = True) -> None:
         path = self._new_path(key)
         if self._durable:
-            self._unflushed.watch()
+            self._unsynced.watch()
         try:
             if atomic:
-                _rename(self._write_temporary(path, data, sync=False), path)
+                files.rename(self._write_temporary(path, data, sync=False), path)
             else:
                 # Renaming would take as long again as writing a small chunk.
                 try:
                     self._write_file(path, data, sync=False)
                 except FileExistsError:
-                    _rename(self._write_temporary(path, data, sync=False), path)
+                    files.rename(self._write_temporary(path, data, sync=False), path)
         except OSError as error:
             raise self._failure(error, "write", key) from error
         if self._durable:
-            self._unflushed.add(path)
+            self._unsynced.add(path)
 
     def create(self, key: str, data: bytes) -> Version:
         path = self._new_path(key)
-        self._flush_pending()
+        self._sync_written()
         try:
             if os.path.lexists(path):
                 raise self._exists(key)
@@ -198,11 +191,11 @@ class LocalStorage(Storage):
         compare()
         try:
             temporary = self._write_temporary(path, data, sync=False)
-            with self._removed_and_forgotten_on_error(temporary):
+            with self._removed_and_discarded_on_error(temporary):
                 # The new version reaches the disk together with what it refers to, and before others are made to wait.
                 if self._durable:
-                    self._unflushed.add(temporary)
-                self._flush_pending()
+                    self._unsynced.add(temporary)
+                self._sync_written()
                 with locked(os.path.dirname(path), give_up=compare):
                     compare()
                     os.replace(temporary, path)
@@ -214,7 +207,7 @@ class LocalStorage(Storage):
             raise self._failure(error, "replace", key) from error
         except KeyboardInterrupt:  # it may have come between the swap and the sync of its directory
             if self._durable:
-                self._unflushed.add_again(path)
+                self._unsynced.add_again(path)
             raise
         return self._version_of(data)
 
@@ -228,12 +221,12 @@ class LocalStorage(Storage):
             except OSError as error:
                 if error.errno != errno.EEXIST and error.errno not in _NO_HARD_LINKS:
                     raise
-                temporary = _temporary_for(new)
-                self._with_parents(new, lambda: _copy(old, temporary, new))
+                temporary = files.temporary_for(new)
+                self._with_parents(new, lambda: files.copy(old, temporary, new))
         except OSError as error:
             raise self._failure(error, "copy", source) from error
         if self._durable:
-            self._unflushed.add(new)
+            self._unsynced.add(new)
 
     def delete(self, keys: Iterable[str]) -> int:
         n_deleted = 0
@@ -247,11 +240,11 @@ class LocalStorage(Storage):
             except OSError as error:
                 raise self._failure(error, "delete", key) from error
             n_deleted += 1
-            self._unflushed.forgive(path)
+            self._unsynced.discard(path)
             directories.add(os.path.dirname(path))
         if self._durable:
             for directory in directories:
-                self._unflushed.add_again(directory)
+                self._unsynced.add_again(directory)
         return n_deleted
 
     def flush(self) -> None:
@@ -263,17 +256,17 @@ class LocalStorage(Storage):
             ``not-durable``: the disk refused something, now or at an earlier call, that was not written again since.
             Everything else is on the disk. :meth:`not_durable` says what is not.
         """
-        self._flush_pending()
-        if self._durable and self._unflushed.lost:
-            raise self._not_durable(self._unflushed.lost)
+        self._sync_written()
+        if self._durable and self._unsynced.lost:
+            raise self._not_durable(self._unsynced.lost)
 
     def not_durable(self) -> Mapping[str, str]:
-        record = self._unflushed
-        if not self._durable or not (record.lost or record.inherited):
+        record = self._unsynced
+        if not self._durable or not (record.lost or record.of_parent):
             return {}
         lost = {self._key_of(path): error.strerror or str(error) for path, error in record.lost.copy().items()}
         theirs = "written by the process that this one was forked from"
-        return dict.fromkeys(map(self._key_of, record.inherited), theirs) | lost
+        return dict.fromkeys(map(self._key_of, record.of_parent), theirs) | lost
 
     def clock_lower_bound_us(self) -> int | None:
         return self._clock.now_us()
@@ -283,7 +276,7 @@ class LocalStorage(Storage):
 
     def sweep_temporaries(self, older_than_s: float = _STALE_AFTER_S) -> int:
         """Remove what writers that died left behind, in all directories; returns how many files."""
-        return sum(_sweep(directory, older_than_s) for directory, _, _ in os.walk(self._root))
+        return sum(files.sweep(directory, older_than_s) for directory, _, _ in os.walk(self._root))
 
     # --- parts -------------------------------------------------------------------------------------------------
 
@@ -295,7 +288,7 @@ class LocalStorage(Storage):
 
     def _new_path(self, key: str) -> str:
         """Path of a key that may be written: one that every listing shows again, and official's too."""
-        if not key.isascii() or "\0" in key or ("#" in key and _IS_TEMPORARY(key)):
+        if not key.isascii() or "\0" in key or files.is_temporary(key):
             raise _bad_key(key)
         for part in key.split("/"):
             if not part or part[0] == ".":
@@ -303,26 +296,15 @@ class LocalStorage(Storage):
         return self._prefix + key
 
     def _write_temporary(self, path: str, data: bytes | memoryview, *, sync: bool) -> str:
-        temporary = _temporary_for(path)
+        temporary = files.temporary_for(path)
         self._write_file(temporary, data, sync=sync)
         with suppress(OSError):
             self._clock.hear(os.stat(temporary).st_mtime_ns // 1000)  # on a file server by its clock
         return temporary
 
     def _write_file(self, path: str, data: bytes | memoryview, *, sync: bool) -> None:
-        """Write a file that is not there yet; nothing is left of it after a failure."""
-        fd = self._with_parents(path, lambda: os.open(path, _WRITE_NEW, 0o666))
-        try:
-            try:
-                _write(fd, data)
-                if sync:
-                    os.fsync(fd)
-            finally:
-                os.close(fd)
-        except BaseException:
-            with suppress(FileNotFoundError):
-                os.unlink(path)
-            raise
+        """Write a file that does not exist yet, in a directory that may not exist yet."""
+        self._with_parents(path, lambda: files.write_new(path, data, sync=sync))
 
     def _link_new(self, temporary: str, path: str, key: str) -> None:
         """Give a finished file its name, if nobody has taken it."""
@@ -367,33 +349,33 @@ class LocalStorage(Storage):
             with suppress(FileExistsError):
                 os.mkdir(path)
         if self._durable:
-            self._unflushed.add(path)
+            self._unsynced.add(path)
 
     @contextmanager
-    def _removed_and_forgotten_on_error(self, temporary: str) -> Iterator[None]:
+    def _removed_and_discarded_on_error(self, temporary: str) -> Iterator[None]:
         try:
-            with _removed_on_error(temporary):
+            with files.removed_on_error(temporary):
                 yield
         except BaseException:
-            self._unflushed.forgive(temporary)
+            self._unsynced.discard(temporary)
             raise
 
     def _sync_parent(self, path: str) -> None:
         """After an object got its name. Until a later one gets it safely, the object counts as lost."""
         if self._durable:
             try:
-                durability.sync_directory(os.path.dirname(path))
+                sync_calls.sync_directory(os.path.dirname(path))
             except OSError as error:
-                self._unflushed.lose(path, error)
+                self._unsynced.mark_lost(path, error)
                 raise self._not_durable({path: error}) from error
-            self._unflushed.forgive(path)
-            self._flush_pending()  # directories made on the way
+            self._unsynced.discard(path)
+            self._sync_written()  # directories made on the way
 
-    def _flush_pending(self) -> None:
+    def _sync_written(self) -> None:
         """:meth:`flush`, without a word on what was known to be lost before."""
         if self._durable:
             try:
-                losses = self._unflushed.flush()
+                losses = self._unsynced.flush()
             except OSError as error:
                 raise self._failure(error, "flush writes to", "") from error
             if losses:
@@ -416,30 +398,30 @@ class LocalStorage(Storage):
         relative = path.removeprefix(self._prefix) if path != self._root else ""
         if os.path.isdir(path):
             return relative and relative + "/"
-        return _TEMPORARY.sub("", relative)
+        return files.without_temporary_suffix(relative)
 
     def _version_of(self, data: bytes) -> Version:
         """A hash of the content. A commit meets the same content several times, and comparing is ten times faster."""
-        known = self._versioned
+        known = self._last_version
         if known is None or known[0] != data:
-            known = self._versioned = bytes(data), Version(hashlib.sha256(data).hexdigest())
+            known = self._last_version = bytes(data), Version(hashlib.sha256(data).hexdigest())
         return known[1]
 
     def _version_at(self, path: str) -> Version | None:
         try:
-            fd = os.open(path, _READ)
+            fd = os.open(path, os.O_RDONLY)
         except FileNotFoundError:
             return None
         try:
-            return self._version_of(_read(fd, os.fstat(fd).st_size))
+            return self._version_of(files.read(fd, os.fstat(fd).st_size))
         finally:
             os.close(fd)
 
     def _sweep_once(self, directory: str) -> None:
         """Once in the life of a storage, in the directory of the mutable objects, which is small."""
-        if not self._swept:
-            self._swept = True
-            _sweep(directory, _STALE_AFTER_S)
+        if not self._is_swept:
+            self._is_swept = True
+            files.sweep(directory, _STALE_AFTER_S)
 
     def _exists(self, key: str) -> VersionMismatchError:
         return VersionMismatchError(f"{key!r} exists already in {self.identity}: read it and decide anew")
@@ -480,120 +462,3 @@ def _bad_key(key: str) -> InvalidInputError:
         f"empty or starts with '.', and the last does not end in '#' and digits",
         ErrorKind.INVALID_KEY,
     )
-
-
-def _temporary_for(path: str) -> str:
-    return f"{path}#{next(_serials)}"
-
-
-@contextmanager
-def _removed_on_error(temporary: str) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        with suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
-
-
-def _rename(temporary: str, path: str) -> None:
-    """Give a finished file its name; no file is left over."""
-    with _removed_on_error(temporary):
-        os.replace(temporary, path)
-
-
-def _copy(old: str, temporary: str, new: str) -> None:
-    with _removed_on_error(temporary):
-        shutil.copyfile(old, temporary)
-        os.replace(temporary, new)
-
-
-def _read(fd: int, size_bytes: int) -> bytes:
-    """As many bytes, or all up to the end; the system may return fewer at a time (2 GiB on Linux)."""
-    data = os.read(fd, size_bytes)
-    if len(data) == size_bytes:
-        return data
-    parts = [data]
-    missing = size_bytes - len(data)
-    while missing and (data := os.read(fd, missing)):
-        parts.append(data)
-        missing -= len(data)
-    return b"".join(parts)
-
-
-if sys.platform == "win32":
-
-    def _read_at(fd: int, size_bytes: int, offset: int) -> bytes:
-        os.lseek(fd, offset, os.SEEK_SET)
-        return _read(fd, size_bytes)
-
-else:
-
-    def _read_at(fd: int, size_bytes: int, offset: int) -> bytes:
-        data = os.pread(fd, size_bytes, offset)
-        if len(data) == size_bytes or not data:
-            return data
-        os.lseek(fd, offset + len(data), os.SEEK_SET)
-        return data + _read(fd, size_bytes - len(data))
-
-
-def _write(fd: int, data: bytes | memoryview) -> None:
-    written = os.write(fd, data)
-    rest = memoryview(data).cast("B")[written:]
-    while rest:
-        rest = rest[os.write(fd, rest) :]
-
-
-def _walk(directory: str, parent: str, start: str) -> Iterator[ObjectInfo]:
-    """Objects below a directory, whose keys start with ``parent``; ``start`` restricts the first level's names."""
-    pending = [(directory, parent, start)]
-    followed: set[tuple[int, int]] = set()
-    while pending:
-        directory, parent, start = pending.pop()
-        try:
-            entries = os.scandir(directory)
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        with entries:
-            for entry in entries:
-                name = entry.name
-                if not name.startswith(start) or name[0] == ".":
-                    continue
-                try:
-                    if entry.is_dir():
-                        if not entry.is_symlink() or _is_first_visit(entry.path, followed):
-                            pending.append((entry.path, f"{parent}{name}/", ""))
-                    elif entry.is_file() and not ("#" in name and _IS_TEMPORARY(name)):
-                        found = entry.stat()
-                        yield ObjectInfo(parent + name, found.st_size, found.st_mtime_ns // 1000)
-                except FileNotFoundError:
-                    continue  # deleted while we looked
-
-
-def _is_first_visit(link: str, followed: set[tuple[int, int]]) -> bool:
-    """Follow each linked directory once, so that a loop of links ends."""
-    found = os.stat(link)
-    place = found.st_dev, found.st_ino
-    if place in followed:
-        return False
-    followed.add(place)
-    return True
-
-
-def _sweep(directory: str, older_than_s: float) -> int:
-    n_removed = 0
-    before = time.time() - older_than_s
-    with suppress(OSError), os.scandir(directory) as entries:
-        for entry in entries:
-            if _IS_TEMPORARY(entry.name) and entry.name not in (LOCK_NAME, QUEUE_NAME):
-                with suppress(OSError):
-                    if entry.is_file(follow_symlinks=False) and entry.stat(follow_symlinks=False).st_mtime < before:
-                        os.unlink(entry.path)
-                        n_removed += 1
-    return n_removed
-
-
-@run_in_child
-def _begin_other_serials() -> None:
-    global _serials
-    _serials = itertools.count(random.SystemRandom().getrandbits(63))
