@@ -15,6 +15,7 @@ written.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import batched
@@ -333,7 +334,7 @@ class AssetManager:
         preloaded.add(snapshot_id)
         return True
 
-    def write(self, files: dict[str, bytes]) -> None:
+    def write(self, files: Mapping[str, bytes]) -> None:
         """Write new immutable files, concurrently where the storage waits."""
         map_requests(self.storage, lambda item: self._put(*item), files.items())
 

@@ -11,24 +11,20 @@ from typing import Any, Self
 from icechunk_engine._runtime.observing import operation
 from icechunk_engine._runtime.pools import async_twin
 from icechunk_engine.assets import AssetManager
-from icechunk_engine.catalog import changes, creating, inspection
+from icechunk_engine.catalog import changes, inspection
 from icechunk_engine.catalog.ancestry_graph import AncestryGraph, Entry, children_first
-from icechunk_engine.catalog.base import Catalog, needs_spec_2
-from icechunk_engine.catalog.history import (
-    ManifestFileInfo,
-    SnapshotInfo,
-    Update,
-    html_table,
-    public_status,
-    us_of_datetime,
-)
-from icechunk_engine.catalog.opening import open_catalog, publish
-from icechunk_engine.catalog.spec_2_repo_file import RepoFileCatalog, update_repo_file
+from icechunk_engine.catalog.base import Catalog
+from icechunk_engine.catalog.creating import create_repository, require_free
+from icechunk_engine.catalog.dates import us_of_datetime
+from icechunk_engine.catalog.history import ManifestFileInfo, SnapshotInfo
+from icechunk_engine.catalog.html_tables import html_table
+from icechunk_engine.catalog.opening import find_catalog, find_spec_version, open_catalog
+from icechunk_engine.catalog.ref_names import MAIN, require_ref_name
+from icechunk_engine.catalog.updates import Update, public_status
 from icechunk_engine.config import RepositoryConfig, StorageSettings, resolve
 from icechunk_engine.credentials import AnyCredential
 from icechunk_engine.errors import (
     ErrorKind,
-    FormatError,
     InvalidInputError,
     ObjectNotFoundError,
     RepositoryNotFoundError,
@@ -36,7 +32,7 @@ from icechunk_engine.errors import (
 )
 from icechunk_engine.errors.foreign import describe
 from icechunk_engine.format import layout
-from icechunk_engine.format.repo_info import Availability, RepoInfo, SnapshotRecord, decode_repo_info
+from icechunk_engine.format.repo_info import Availability, SnapshotRecord
 from icechunk_engine.ids import ManifestId, SnapshotId
 from icechunk_engine.session import Session, SessionMode
 from icechunk_engine.session.preloading import start_preload
@@ -62,7 +58,7 @@ Authorizations = Mapping[str, AnyCredential | None]
 Place = Storage | str | os.PathLike[str]
 """What says where a repository is: a storage, a path or a URL."""
 
-DEFAULT_BRANCH = changes.MAIN
+DEFAULT_BRANCH = MAIN
 
 
 class Repository:
@@ -155,9 +151,9 @@ class Repository:
         repository = cls(
             storage, effective, authorize_virtual_chunk_access, attribution=attribution, spec_version=version
         )
-        creating.require_free(repository._assets.storage, check_clean_root)
+        require_free(repository._assets.storage, check_clean_root)
         persisted = None if effective == RepositoryConfig() else effective.to_dict()
-        creating.make_repository(repository._assets, persisted)
+        create_repository(repository._assets, persisted)
         return repository
 
     create_async = classmethod(async_twin(create.__func__))  # type: ignore[attr-defined]
@@ -204,8 +200,10 @@ class Repository:
     ) -> tuple[Self, Catalog]:
         """The repository, and its refs as they were seen on opening."""
         warn_of_missing_credentials(authorize_virtual_chunk_access)
-        found = creating.find(_assets_before_opening(storage, config))
-        persisted = found.config if found.config is not None else RepositoryConfig()
+        found = find_catalog(_assets_before_opening(storage, config))
+        persisted = found.stored_config()
+        if persisted is None:
+            persisted = RepositoryConfig()
         effective = persisted.merge(config) if config is not None else persisted
         repository = cls(
             storage,
@@ -214,7 +212,7 @@ class Repository:
             attribution=attribution,
             spec_version=found.spec_version,
         )
-        return repository, found.refs or open_catalog(repository._assets)
+        return repository, found.with_assets(repository._assets)
 
     open_async = classmethod(async_twin(open.__func__))  # type: ignore[attr-defined]
 
@@ -272,14 +270,14 @@ class Repository:
         settings = _require(storage_settings, StorageSettings, "storage_settings")
         if settings is not None:
             place = place.with_settings(settings)
-        return creating.spec_version_of(_assets_before_opening(place).storage)
+        return find_spec_version(_assets_before_opening(place).storage)
 
     fetch_spec_version_async = staticmethod(async_twin(fetch_spec_version))
 
     @staticmethod
     def fetch_config(storage: Place, *, storage_options: Mapping[str, Any] | None = None) -> RepositoryConfig | None:
         """The persisted configuration, None if there is none. Raises RepositoryNotFoundError."""
-        return creating.find(_assets_before_opening(as_storage(storage, storage_options))).config
+        return find_catalog(_assets_before_opening(as_storage(storage, storage_options))).stored_config()
 
     fetch_config_async = staticmethod(async_twin(fetch_config))
 
@@ -339,17 +337,14 @@ class Repository:
         return f"<Repository {self._storage.identity}>"
 
     def _repr_html_(self) -> str:
-        refs = open_catalog(self._assets)
+        refs = self._catalog()
         rows: list[tuple[str, object]] = [
             ("storage", self._storage.identity),
             ("format", f"version {int(self.spec_version)}"),
             ("branches", ", ".join(sorted(refs.branches())[:20])),
             ("tags", ", ".join(sorted(refs.tags())[:20]) or "—"),
         ]
-        if isinstance(refs, RepoFileCatalog):
-            rows.append(("status", refs.info.status.availability.name.lower()))
-            rows.append(("snapshots", len(refs.info.snapshots)))
-        return html_table("icechunk Repository", rows)
+        return html_table("icechunk Repository", rows + refs.overview())
 
     # --- settings ----------------------------------------------------------------------------------------------
 
@@ -380,7 +375,7 @@ class Repository:
 
     def save_config(self) -> None:
         """Persist the settings in force."""
-        publish(self._assets, changes.SetConfig(self._config.to_dict()))
+        self._catalog().publish(changes.SetConfig(self._config.to_dict()))
 
     save_config_async = async_twin(save_config)
 
@@ -394,7 +389,7 @@ class Repository:
 
     def get_metadata(self) -> dict[str, Any]:
         """The repository's own metadata."""
-        return dict(self._info("repository metadata").metadata)
+        return dict(self._catalog().repo_info("repository metadata").metadata)
 
     get_metadata_async = async_twin(get_metadata)
 
@@ -405,19 +400,20 @@ class Repository:
 
     def set_metadata(self, metadata: dict[str, Any]) -> None:
         """Replace the repository's metadata (JSON-like values)."""
-        self._update(changes.SetMetadata(metadata), "repository metadata")
+        self._catalog().publish(changes.SetMetadata(metadata))
 
     set_metadata_async = async_twin(set_metadata)
 
     def update_metadata(self, metadata: dict[str, Any]) -> dict[str, Any]:
         """Add to the repository's metadata; returns all of it."""
-        return dict(self._update(changes.SetMetadata(metadata, merge=True), "repository metadata").metadata)
+        changed = self._catalog().publish(changes.SetMetadata(metadata, merge=True))
+        return dict(changed.repo_info("repository metadata").metadata)
 
     update_metadata_async = async_twin(update_metadata)
 
     def get_status(self) -> RepoStatus:
         """Whether the repository takes writes."""
-        return public_status(self._info("repository status").status)
+        return public_status(self._catalog().repo_info("repository status").status)
 
     get_status_async = async_twin(get_status)
 
@@ -431,13 +427,13 @@ class Repository:
         if not isinstance(status, RepoStatus):
             raise TypeError(f"status must be a RepoStatus, not {describe(status)}")
         availability = Availability[status.availability.name.upper()]
-        self._update(changes.SetStatus(availability, status.limited_availability_reason), "repository status")
+        self._catalog().publish(changes.SetStatus(availability, status.limited_availability_reason))
 
     set_status_async = async_twin(set_status)
 
     def feature_flags(self) -> list[FeatureFlag]:
         """All features that can be switched, with their setting."""
-        info = self._info("feature flags")
+        info = self._catalog().repo_info("feature flags")
         return feature_flags(info.enabled_flags, info.disabled_flags)
 
     feature_flags_async = async_twin(feature_flags)
@@ -456,40 +452,32 @@ class Repository:
 
     def set_feature_flag(self, name: str, setting: bool | None) -> None:
         """Switch a feature on or off; None goes back to its default."""
-        self._update(changes.SetFeatureFlag(feature_flag_id(name), setting), "feature flags")
+        self._catalog().publish(changes.SetFeatureFlag(feature_flag_id(name), setting))
 
     set_feature_flag_async = async_twin(set_feature_flag)
 
-    def _info(self, what: str) -> RepoInfo:
-        """The repo info, of which ``what`` is wanted; spec 1 has none."""
-        if self.spec_version < SpecVersion.v2:
-            raise needs_spec_2(what)
-        return self._assets.repo_info()[0]
-
-    @operation(lambda self, update, *_: f"{changes.describe(update)} of {self.storage.identity}")
-    def _update(self, update: changes.CatalogChange, what: str) -> RepoInfo:
-        if self.spec_version < SpecVersion.v2:
-            raise needs_spec_2(what)
-        return update_repo_file(self._assets, update)
+    def _catalog(self) -> Catalog:
+        """A new look at refs, history and settings."""
+        return open_catalog(self._assets)
 
     # --- refs --------------------------------------------------------------------------------------------------
 
     def list_branches(self) -> set[str]:
         """Names of all branches."""
-        return open_catalog(self._assets).branches()
+        return self._catalog().branches()
 
     list_branches_async = async_twin(list_branches)
 
     def lookup_branch(self, branch: str) -> str:
         """Id of the snapshot at a branch's tip. Raises RefNotFoundError."""
-        return str(open_catalog(self._assets).branch_tip(branch))
+        return str(self._catalog().branch_tip(branch))
 
     lookup_branch_async = async_twin(lookup_branch)
 
     def create_branch(self, branch: str, snapshot_id: str) -> None:
         """A new branch at a snapshot. Raises AlreadyExistsError, SnapshotNotFoundError."""
-        name = changes.require_ref_name(branch)
-        publish(self._assets, changes.CreateBranch(name, SnapshotId.from_str(snapshot_id)))
+        name = require_ref_name(branch)
+        self._catalog().publish(changes.CreateBranch(name, SnapshotId.from_str(snapshot_id)))
 
     create_branch_async = async_twin(create_branch)
 
@@ -502,38 +490,38 @@ class Repository:
             Only if the branch is there now; else ConflictError (``branch-update-conflict``).
         """
         expected = None if from_snapshot_id is None else SnapshotId.from_str(from_snapshot_id)
-        publish(self._assets, changes.ResetBranch(branch, SnapshotId.from_str(snapshot_id), expected))
+        self._catalog().publish(changes.ResetBranch(branch, SnapshotId.from_str(snapshot_id), expected))
 
     reset_branch_async = async_twin(reset_branch)
 
     def delete_branch(self, branch: str) -> None:
         """Remove a branch; ``main`` cannot be removed."""
-        publish(self._assets, changes.DeleteBranch(branch))
+        self._catalog().publish(changes.DeleteBranch(branch))
 
     delete_branch_async = async_twin(delete_branch)
 
     def list_tags(self) -> set[str]:
         """Names of all tags."""
-        return open_catalog(self._assets).tags()
+        return self._catalog().tags()
 
     list_tags_async = async_twin(list_tags)
 
     def lookup_tag(self, tag: str) -> str:
         """Id of the snapshot that a tag names. Raises RefNotFoundError."""
-        return str(open_catalog(self._assets).tag_target(tag))
+        return str(self._catalog().tag_target(tag))
 
     lookup_tag_async = async_twin(lookup_tag)
 
     def create_tag(self, tag: str, snapshot_id: str) -> None:
         """Name a snapshot for good. Raises AlreadyExistsError, also for a name that was deleted."""
-        name = changes.require_ref_name(tag)
-        publish(self._assets, changes.CreateTag(name, SnapshotId.from_str(snapshot_id)))
+        name = require_ref_name(tag)
+        self._catalog().publish(changes.CreateTag(name, SnapshotId.from_str(snapshot_id)))
 
     create_tag_async = async_twin(create_tag)
 
     def delete_tag(self, tag: str) -> None:
         """Remove a tag; its name can never be used again."""
-        publish(self._assets, changes.DeleteTag(tag))
+        self._catalog().publish(changes.DeleteTag(tag))
 
     delete_tag_async = async_twin(delete_tag)
 
@@ -543,7 +531,7 @@ class Repository:
         self, *, branch: str | None = None, tag: str | None = None, snapshot_id: str | None = None
     ) -> Iterator[SnapshotInfo]:
         """Snapshots from a ref back to the first one, newest first; one request, in spec version 1 one for each."""
-        refs = open_catalog(self._assets)
+        refs = self._catalog()
         return refs.history(self._resolve(refs, branch, tag, snapshot_id))
 
     async def async_ancestry(
@@ -572,7 +560,7 @@ class Repository:
         plain
             Without colours.
         """
-        refs = open_catalog(self._assets)
+        refs = self._catalog()
         branches = {name: refs.branch_tip(name) for name in refs.branches()}
         tags = {name: refs.tag_target(name) for name in refs.tags()}
         if branch is tag is snapshot_id is None:
@@ -598,7 +586,7 @@ class Repository:
 
     def lookup_snapshot(self, snapshot_id: str) -> SnapshotInfo:
         """One snapshot of the history. Raises SnapshotNotFoundError."""
-        return SnapshotInfo.of(open_catalog(self._assets).snapshot(SnapshotId.from_str(snapshot_id)))
+        return SnapshotInfo.of(self._catalog().snapshot(SnapshotId.from_str(snapshot_id)))
 
     lookup_snapshot_async = async_twin(lookup_snapshot)
 
@@ -614,7 +602,7 @@ class Repository:
 
     def inspect_repo_info(self) -> dict[str, Any]:
         """What the object ``repo`` holds, as a document; for debugging."""
-        self._info("inspect_repo_info")
+        self._catalog().repo_info("inspect_repo_info")
         return inspection.repo_info_document(self._assets.storage.get(layout.REPO))
 
     inspect_repo_info_async = async_twin(inspect_repo_info)
@@ -636,7 +624,7 @@ class Repository:
     def _composite_log(self, snapshot_id: SnapshotId) -> inspection.CompositeLog | None:
         """The merged log of a snapshot that stands for expired ones; None for all others."""
         try:
-            pruned = open_catalog(self._assets).snapshot(snapshot_id).pruned
+            pruned = self._catalog().snapshot(snapshot_id).pruned
         except SnapshotNotFoundError:  # a file that no repo info lists: what it says itself
             return None
         if not pruned:
@@ -660,32 +648,7 @@ class Repository:
 
     def ops_log(self) -> Iterator[Update]:
         """Everything that was done to the repository, newest first; one request per page of the log."""
-        return self._updates(self._info("the ops log"))
-
-    def _updates(self, info: RepoInfo) -> Iterator[Update]:
-        seen: set[str] = set()
-        while True:
-            info.updates.require_intact()
-            for i in range(len(info.updates)):
-                yield Update.of(info.updates.record(i))
-            name = info.repo_before_updates
-            if name is None:
-                return
-            key = layout.overwritten_key(name)
-            if name in seen or not layout.is_backup_name(name):
-                reason = "was listed already" if name in seen else "is not a backup name"
-                raise FormatError(
-                    f"the ops log says that it continues in {key!r}, which {reason}: older entries cannot be listed. "
-                    f"The data are not affected. Restore the objects under overwritten/ from a copy"
-                )
-            seen.add(name)
-            try:
-                info = decode_repo_info(self._assets.storage.get(key))
-            except ObjectNotFoundError:
-                raise FormatError(
-                    f"the ops log continues in {key}, which is missing: older entries cannot be listed. Restore the "
-                    f"object from a copy"
-                ) from None
+        return self._catalog().ops_log()
 
     async def ops_log_async(self) -> AsyncIterator[Update]:
         """Asynchronous twin of :meth:`ops_log`."""
@@ -712,7 +675,7 @@ class Repository:
         InvalidInputError
             ``bad-snapshot-chain-for-diff``: the first is not an ancestor of the second.
         """
-        refs = open_catalog(self._assets)
+        refs = self._catalog()
         start = refs.snapshot(self._resolve(refs, from_branch, from_tag, from_snapshot_id)).id
         stop = self._resolve(refs, to_branch, to_tag, to_snapshot_id)
         records: list[SnapshotRecord] = []
@@ -782,7 +745,7 @@ class Repository:
         RefNotFoundError, SnapshotNotFoundError
             No such ref or snapshot, or none at that time.
         """
-        return self._readonly_session(open_catalog(self._assets), branch, tag, snapshot_id, as_of)
+        return self._readonly_session(self._catalog(), branch, tag, snapshot_id, as_of)
 
     def _readonly_session(
         self,
@@ -817,7 +780,7 @@ class Repository:
     )
     def writable_session(self, branch: str) -> Session:
         """A session whose commit goes to a branch, based on the branch's present tip."""
-        refs = open_catalog(self._assets)
+        refs = self._catalog()
         tip = refs.branch_tip(branch)
         refs.require_online()
         start_preload(self._assets, tip)
@@ -836,10 +799,10 @@ class Repository:
         SessionStateError
             ``feature-flag-disabled``: ``move_node`` is switched off.
         """
-        info = self._info("moves")
-        tip = changes.branch_tip(info, branch)
-        changes.require_online(info)
-        changes.require_flag(info, changes.FLAG_MOVE_NODE, "move_node")
+        catalog = self._catalog()
+        tip = catalog.branch_tip(branch)
+        catalog.require_online()
+        catalog.require_moves_allowed()
         start_preload(self._assets, tip)
         return Session(self._context(), tip, branch=branch, mode=SessionMode.rearrange)
 

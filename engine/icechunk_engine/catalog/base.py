@@ -1,61 +1,232 @@
-"""What a repository's refs and history are asked, whichever files they are kept in."""
+"""The catalog of a repository: its refs, its history, its settings, and the changes of them.
+
+Where these are kept depends on the spec version, and only the subclasses know it:
+
+- spec 1: a small file for each ref, ``config.yaml``, and the parents named in snapshots (:mod:`.spec_1_ref_files`);
+- spec 2: all of it in the one file ``repo`` (:mod:`.spec_2_repo_file`).
+
+The rest of the engine asks a catalog, which :func:`~icechunk_engine.catalog.opening.open_catalog` returns, and does
+not look at the spec version.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
 
+from icechunk_engine._runtime.observing import operation
+from icechunk_engine.assets import AssetManager
+from icechunk_engine.catalog.changes import CatalogChange
+from icechunk_engine.catalog.durable_files import settle
 from icechunk_engine.catalog.history import SnapshotInfo
+from icechunk_engine.catalog.updates import Update
+from icechunk_engine.config import RepositoryConfig
 from icechunk_engine.errors import ErrorKind, FormatError
-from icechunk_engine.format.repo_info import SnapshotRecord
+from icechunk_engine.format.repo_info import RepoInfo, SnapshotRecord
 from icechunk_engine.ids import SnapshotId
+from icechunk_engine.types import SpecVersion
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FirstFiles:
+    """The files of a new repository.
+
+    Attributes
+    ----------
+    config
+        Key and content of a configuration file, if the spec version has one.
+    others
+        Content by key.
+    visible
+        Key and content of the file that makes the repository visible.
+    """
+
+    config: tuple[str, bytes] | None
+    others: Mapping[str, bytes]
+    visible: tuple[str, bytes]
 
 
 class Catalog(ABC):
-    """Branches, tags and lines of snapshots, as they are now; short-lived, ask anew for each operation."""
+    """One look at a repository's refs and history, and the way to change them.
+
+    A catalog may keep what it has read. Open a new one for each operation.
+    """
+
+    spec_version: ClassVar[SpecVersion]
+
+    def __init__(self, assets: AssetManager) -> None:
+        self.assets = assets
+
+    # --- finding -----------------------------------------------------------------------------------------------
+
+    @staticmethod
+    @abstractmethod
+    def entry_key() -> str:
+        """Return the key of the object without which there is no repository of this spec version."""
+
+    @classmethod
+    @abstractmethod
+    def find(cls, assets: AssetManager) -> Self:
+        """Look for a repository of this spec version: one request.
+
+        Raises
+        ------
+        RepositoryNotFoundError
+            There is none.
+        FormatError
+            Its file cannot be read.
+        """
+
+    @abstractmethod
+    def with_assets(self, assets: AssetManager) -> Self:
+        """Return what this catalog has read, for use with the assets of the opened repository."""
+
+    # --- refs --------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def branches(self) -> set[str]:
-        """Names of all branches."""
+        """Return the names of all branches."""
 
     @abstractmethod
     def tags(self) -> set[str]:
-        """Names of all tags that were not deleted."""
+        """Return the names of all tags that were not deleted."""
 
     @abstractmethod
     def branch_tip(self, name: str) -> SnapshotId:
-        """Snapshot that a branch points to. Raises RefNotFoundError."""
+        """Return the snapshot that a branch points to. Raises RefNotFoundError."""
 
     @abstractmethod
     def tag_target(self, name: str) -> SnapshotId:
-        """Snapshot that a tag points to. Raises RefNotFoundError."""
+        """Return the snapshot that a tag points to. Raises RefNotFoundError."""
+
+    # --- history -----------------------------------------------------------------------------------------------
 
     @abstractmethod
     def snapshot(self, snapshot_id: SnapshotId) -> SnapshotRecord:
-        """What is known of a snapshot. Raises SnapshotNotFoundError."""
+        """Return the record of a snapshot. Raises SnapshotNotFoundError."""
 
     @abstractmethod
     def ancestry(self, snapshot_id: SnapshotId) -> Iterator[SnapshotRecord]:
-        """A snapshot and those it is based on, newest first. Raises SnapshotNotFoundError."""
+        """Yield a snapshot and its ancestors, newest first. Raises SnapshotNotFoundError."""
 
     def history(self, snapshot_id: SnapshotId) -> Iterator[SnapshotInfo]:
-        """:meth:`ancestry` as it is shown."""
+        """Yield the public views of :meth:`ancestry`."""
         return map(SnapshotInfo.of, self.ancestry(snapshot_id))
 
     def newest_at(self, tip: SnapshotId, time_us: int) -> SnapshotId | None:
-        """The newest of a line of snapshots that was there at some time (Unix microseconds), None for none."""
-        return next((info.id for info in self.ancestry(tip) if info.flushed_at_us <= time_us), None)
+        """Return the newest snapshot, from ``tip`` back, not written after a time. None if all are later.
+
+        Parameters
+        ----------
+        time_us
+            Unix microseconds.
+        """
+        return next((record.id for record in self.ancestry(tip) if record.flushed_at_us <= time_us), None)
+
+    @abstractmethod
+    def ops_log(self) -> Iterator[Update]:
+        """Yield the entries of the ops log, newest first. Raises FormatError in spec 1, which has none."""
+
+    # --- settings and status -----------------------------------------------------------------------------------
+
+    @abstractmethod
+    def stored_config(self) -> RepositoryConfig | None:
+        """Return the persisted configuration, None for the defaults."""
+
+    @abstractmethod
+    def repo_info(self, purpose: str) -> RepoInfo:
+        """Return the repo info.
+
+        Parameters
+        ----------
+        purpose
+            What it is needed for, to be named in the error.
+
+        Raises
+        ------
+        FormatError
+            ``unsupported-spec-version``: spec 1 has no repo info.
+        """
+
+    @abstractmethod
+    def overview(self) -> list[tuple[str, object]]:
+        """Return names and values that a notebook shows besides the refs."""
 
     @abstractmethod
     def require_online(self) -> None:
-        """Raise ReadOnlyError unless the repository takes writes."""
+        """Raise ReadOnlyError if the repository's status forbids writing."""
+
+    @abstractmethod
+    def require_moves_allowed(self) -> None:
+        """Raise an error if nodes cannot be moved: spec 1 has no moves, and a feature flag forbids them in spec 2."""
+
+    @abstractmethod
+    def require_amend_supported(self) -> None:
+        """Raise FormatError in spec 1, where commits cannot be amended."""
+
+    # --- changes -----------------------------------------------------------------------------------------------
+
+    @operation(lambda self, change: f"{change.description} of {self.assets.storage.identity}")
+    def publish(self, change: CatalogChange) -> Catalog:
+        """Make one change, all or nothing, and return the catalog after it.
+
+        The first attempt starts from what this catalog has read. If another writer wins, the change is applied again
+        to what that writer left.
+
+        Raises
+        ------
+        IcechunkError
+            The change's own precondition failed; nothing was changed.
+        ConflictError
+            ``update-attempts-exhausted``: other writers won each time.
+        FormatError
+            ``unsupported-spec-version``: repositories of this spec version cannot be changed in this way.
+            ``snapshot-timestamp``: this machine's clock is wrong.
+        StorageError
+            ``not-durable``: the change was made, but a crash of the machine may undo it.
+        """
+        return self._publish(change)
+
+    @abstractmethod
+    def _publish(self, change: CatalogChange) -> Catalog: ...
+
+    def require_published(self, branch: str) -> None:
+        """Raise StorageError (``not-durable``) if a crash of the machine may undo what was published on a branch."""
+        settle(self.assets.storage, [self._branch_key(branch)])
+
+    @abstractmethod
+    def _branch_key(self, branch: str) -> str:
+        """Return the key of the object that holds a branch."""
+
+    # --- files -------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def first_files(self, created_us: int, config: Mapping[str, Any] | None) -> FirstFiles:
+        """Return the files of a new repository, with a branch ``main`` at an empty first snapshot. Pure.
+
+        Parameters
+        ----------
+        created_us
+            Unix microseconds.
+        config
+            Persisted form of the configuration.
+        """
+
+    @abstractmethod
+    def parent_in_file(self, parent_id: SnapshotId) -> SnapshotId | None:
+        """Return the parent that a new snapshot's file names; None if the catalog alone knows parents."""
+
+    @abstractmethod
+    def require_irregular_chunks(self, path: str) -> None:
+        """Raise InvalidInputError if an array's chunks must all have the same size."""
 
 
-def needs_spec_2(what: str) -> FormatError:
-    """The error for what repositories of spec version 1 do not have."""
+def needs_spec_2(purpose: str) -> FormatError:
+    """Return the error for a feature that repositories of spec version 1 lack."""
     return FormatError(
-        f"{what}: this operation requires a repository that is at least version 2.0, and this one has spec version 1. "
-        f"Upgrade it with "
-        f"icechunk.upgrade_icechunk_repository(repo, dry_run=False)",
+        f"{purpose}: this operation requires a repository that is at least version 2.0, and this one has spec version "
+        f"1. Upgrade it with icechunk.upgrade_icechunk_repository(repo, dry_run=False)",
         ErrorKind.UNSUPPORTED_SPEC_VERSION,
     )

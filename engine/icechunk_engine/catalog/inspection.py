@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from icechunk_engine.catalog.history import utc_of_us
+from icechunk_engine.catalog.dates import utc_of_us
 from icechunk_engine.errors import FormatError
 from icechunk_engine.format import header
 from icechunk_engine.format.header import FileType

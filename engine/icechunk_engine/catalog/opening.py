@@ -1,44 +1,52 @@
-"""Looking at refs and history, and changing them, in a repository of either spec version."""
+"""Finding the catalog of a repository: the one place that chooses between spec versions."""
 
 from __future__ import annotations
 
-from icechunk_engine._runtime.observing import operation
 from icechunk_engine.assets import AssetManager
 from icechunk_engine.catalog.base import Catalog
-from icechunk_engine.catalog.changes import CatalogChange, describe
-from icechunk_engine.catalog.durable_files import settle
-from icechunk_engine.catalog.spec_1_ref_files import RefFileCatalog, update_ref_files
-from icechunk_engine.catalog.spec_2_repo_file import RepoFileCatalog, update_repo_file
-from icechunk_engine.format import layout
+from icechunk_engine.catalog.spec_1_ref_files import RefFileCatalog
+from icechunk_engine.catalog.spec_2_repo_file import RepoFileCatalog
+from icechunk_engine.errors import RepositoryNotFoundError
+from icechunk_engine.storage.base import Storage
+from icechunk_engine.types import SpecVersion
+
+_CATALOGS: dict[int, type[Catalog]] = {1: RefFileCatalog, 2: RepoFileCatalog}
+"""By spec version."""
 
 
 def open_catalog(assets: AssetManager) -> Catalog:
-    """The refs and history of a repository as they are now."""
-    return RefFileCatalog(assets) if assets.spec_version == 1 else RepoFileCatalog(*assets.repo_info())
+    """Return a new look at a repository's refs and history, without a request until it is asked something."""
+    return _CATALOGS[assets.spec_version](assets)
 
 
-@operation(lambda assets, update, *_: f"{describe(update)} of {assets.storage.identity}")
-def publish(assets: AssetManager, update: CatalogChange, present: Catalog | None = None) -> None:
-    """Make one update, all or nothing; tried again while others are faster.
+def find_catalog(assets: AssetManager) -> Catalog:
+    """Find out what repository is at a place: one request for spec 2, two for spec 1.
 
     Parameters
     ----------
-    present
-        What :func:`references` just gave, to save a request.
+    assets
+        The place. The spec version that they are made for does not matter.
 
     Raises
     ------
-    IcechunkError
-        The update's own precondition failed; nothing was changed.
-    ConflictError
-        ``update-attempts-exhausted``.
+    RepositoryNotFoundError
+        There is no repository.
+    FormatError
+        There is something that cannot be read.
     """
-    if assets.spec_version == 1:
-        update_ref_files(assets, update)
-    else:
-        update_repo_file(assets, update, present if isinstance(present, RepoFileCatalog) else None)
+    # ``repo`` first: after an upgrade that was cut short, a repository has the files of both spec versions.
+    try:
+        return RepoFileCatalog.find(assets)
+    except RepositoryNotFoundError as missing:
+        try:
+            return RefFileCatalog.find(assets)
+        except RepositoryNotFoundError:
+            raise missing from None
 
 
-def require_published(assets: AssetManager, branch: str) -> None:
-    """Raise StorageError (``not-durable``) if a crash of the machine may undo what was published on a branch."""
-    settle(assets.storage, [layout.branch_ref_key(branch) if assets.spec_version == 1 else layout.REPO])
+def find_spec_version(storage: Storage) -> SpecVersion | None:
+    """Return the spec version of the repository at a place, None if there is none."""
+    for catalog in (RepoFileCatalog, RefFileCatalog):
+        if storage.info(catalog.entry_key()) is not None:
+            return catalog.spec_version
+    return None

@@ -1,51 +1,100 @@
-"""Spec 1: each branch and tag is a small file of its own, and each snapshot file names its parent.
+"""Spec 1: each branch and tag is a small file, and each snapshot's file names its parent.
 
-A branch moves by compare-and-swap of its file. A tag's file is created once and stays; a tombstone beside it says that
-the tag was deleted. Nothing else of an update is kept: there is no ops log.
+What is always true, and what keeps it true:
+
+- A branch's file names a snapshot whose files are complete: they are written before the branch moves.
+- A branch moves only from where its mover saw it, because its file is replaced by compare-and-swap.
+- A tag never moves: its file is created once and stays. A tombstone beside it says that the tag was deleted, so its
+  name is never free again.
+- Nothing is written to ref files once ``repo`` exists: the repository was upgraded to spec 2, and nobody would read
+  it. Each change therefore looks for ``repo`` before it writes. An upgrade between that look and the write is noticed
+  by the upgrade, which compares the refs before and after (:mod:`icechunk_engine.ops.migrate`).
+
+Nothing else of a change is kept: spec 1 has no ops log, no status and no feature flags.
 
 Requests: one for a branch, two for a tag, one listing for the names; one for each snapshot of a history that is not
-cached. An update takes three to five.
+cached. A change takes three to five.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from functools import singledispatch
-from typing import Any
+from typing import Any, ClassVar, NoReturn, Self
 
 from icechunk_engine.assets import AssetManager
-from icechunk_engine.catalog import changes
-from icechunk_engine.catalog.base import Catalog, needs_spec_2
+from icechunk_engine.catalog.base import Catalog, FirstFiles, needs_spec_2
+from icechunk_engine.catalog.changes import (
+    AddCommit,
+    AddDetachedSnapshot,
+    CatalogChange,
+    CreateBranch,
+    CreateTag,
+    DeleteBranch,
+    DeleteTag,
+    ResetBranch,
+    SetConfig,
+)
 from icechunk_engine.catalog.clock_check import now_us
 from icechunk_engine.catalog.durable_files import settle
+from icechunk_engine.catalog.ref_names import (
+    MAIN,
+    branch_taken,
+    require_deletable,
+    require_text,
+    tag_taken,
+    unknown_branch,
+    unknown_tag,
+)
 from icechunk_engine.catalog.swapping import swap
-from icechunk_engine.config.yaml_form import to_yaml
+from icechunk_engine.catalog.updates import Update
+from icechunk_engine.config import RepositoryConfig
+from icechunk_engine.config.yaml_form import from_yaml, to_yaml
 from icechunk_engine.errors import (
     ErrorKind,
     FormatError,
     InvalidInputError,
     ObjectNotFoundError,
+    RepositoryNotFoundError,
     SessionStateError,
     VersionMismatchError,
 )
 from icechunk_engine.format import layout, v1
 from icechunk_engine.format.repo_info import SnapshotRecord
-from icechunk_engine.ids import ObjectId, SnapshotId
+from icechunk_engine.format.snapshot import encode_snapshot, initial_snapshot
+from icechunk_engine.ids import INITIAL_SNAPSHOT_ID, ObjectId, SnapshotId
 from icechunk_engine.storage.base import Storage, Version
+from icechunk_engine.types import SpecVersion
 
 
 class RefFileCatalog(Catalog):
-    """Refs and history from their files, each read when asked for."""
+    """Refs and history in files of their own, each read when it is needed."""
+
+    spec_version: ClassVar[SpecVersion] = SpecVersion.v1
 
     def __init__(self, assets: AssetManager) -> None:
-        self._assets = assets
+        super().__init__(assets)
+        self._storage = assets.storage
 
-    def _names(self) -> layout.RefFiles:
-        names = list_refs(self._assets.storage)
-        if changes.MAIN not in names.branches:
-            _require_not_upgraded(self._assets.storage)
-        return names
+    # --- finding -----------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def entry_key() -> str:
+        return layout.branch_ref_key(MAIN)
+
+    @classmethod
+    def find(cls, assets: AssetManager) -> Self:
+        key = cls.entry_key()
+        try:
+            v1.decode_ref(assets.storage.get(key), key)
+        except ObjectNotFoundError:
+            raise RepositoryNotFoundError(f"no repository of spec version 1 at {assets.storage.identity}") from None
+        return cls(assets)
+
+    def with_assets(self, assets: AssetManager) -> Self:
+        return type(self)(assets)
+
+    # --- refs --------------------------------------------------------------------------------------------------
 
     def branches(self) -> set[str]:
         return set(self._names().branches)
@@ -53,22 +102,51 @@ class RefFileCatalog(Catalog):
     def tags(self) -> set[str]:
         return set(self._names().tags)
 
+    def _names(self) -> layout.RefFiles:
+        names = list_refs(self._storage)
+        if MAIN not in names.branches:
+            self._require_not_upgraded()
+        return names
+
     def branch_tip(self, name: str) -> SnapshotId:
-        return _branch(self._assets.storage, name)[0]
+        return self._branch(name)[0]
+
+    def _branch(self, name: str) -> tuple[SnapshotId, Version]:
+        """Return where a branch points, and the version of its file. Raises RefNotFoundError."""
+        key = layout.branch_ref_key(_ref_name(name))
+        try:
+            data, version = self._storage.get_versioned(key)
+        except ObjectNotFoundError:
+            self._require_not_upgraded()
+            raise unknown_branch(name, list_refs(self._storage).branches) from None
+        return v1.decode_ref(data, key), version
 
     def tag_target(self, name: str) -> SnapshotId:
-        storage = self._assets.storage
         key = layout.tag_ref_key(_ref_name(name))
-        was_deleted = storage.info(layout.deleted_tag_key(name)) is not None
+        was_deleted = self._has(layout.deleted_tag_key(name))
         if not was_deleted:
             try:
-                return v1.decode_ref(storage.get(key), key)
+                return v1.decode_ref(self._storage.get(key), key)
             except ObjectNotFoundError:
-                _require_not_upgraded(storage)
-        raise changes.unknown_tag(name, self.tags(), was_deleted=was_deleted)
+                self._require_not_upgraded()
+        raise unknown_tag(name, self.tags(), was_deleted=was_deleted)
+
+    def _has(self, key: str) -> bool:
+        return self._storage.info(key) is not None
+
+    def _require_not_upgraded(self) -> None:
+        """Raise SessionStateError if ``repo`` exists: nobody would read what is written to ref files."""
+        if self._has(layout.REPO):
+            raise SessionStateError(
+                f"the repository at {self._storage.identity} was upgraded to spec version 2 after it was opened here. "
+                f"Open it anew with Repository.open(storage); edits that are not committed must be made again",
+                ErrorKind.INVALID_REPOSITORY_MIGRATION,
+            )
+
+    # --- history -----------------------------------------------------------------------------------------------
 
     def snapshot(self, snapshot_id: SnapshotId) -> SnapshotRecord:
-        found = self._assets.snapshot(snapshot_id)
+        found = self.assets.snapshot(snapshot_id)
         return SnapshotRecord(
             id=found.snapshot_id,
             parent_id=found.parent_id,
@@ -78,24 +156,165 @@ class RefFileCatalog(Catalog):
         )
 
     def ancestry(self, snapshot_id: SnapshotId) -> Iterator[SnapshotRecord]:
-        return self._walk(self.snapshot(snapshot_id))
+        return self._ancestors(self.snapshot(snapshot_id))
 
-    def _walk(self, info: SnapshotRecord) -> Iterator[SnapshotRecord]:
-        seen = {info.id}
-        yield info
-        while info.parent_id is not None:
-            info = self.snapshot(info.parent_id)
-            if info.id in seen:
-                raise parents_form_circle(info.id)
-            seen.add(info.id)
-            yield info
+    def _ancestors(self, record: SnapshotRecord) -> Iterator[SnapshotRecord]:
+        seen = {record.id}
+        yield record
+        while record.parent_id is not None:
+            record = self.snapshot(record.parent_id)
+            if record.id in seen:
+                raise parents_form_circle(record.id)
+            seen.add(record.id)
+            yield record
+
+    def ops_log(self) -> Iterator[Update]:
+        raise needs_spec_2("the ops log")
+
+    # --- settings and status -----------------------------------------------------------------------------------
+
+    def stored_config(self) -> RepositoryConfig | None:
+        try:
+            return RepositoryConfig.from_stored(from_yaml(self._storage.get(layout.CONFIG_YAML)))
+        except ObjectNotFoundError:
+            return None
+
+    def repo_info(self, purpose: str) -> NoReturn:
+        raise needs_spec_2(purpose)
+
+    def overview(self) -> list[tuple[str, object]]:
+        return []
 
     def require_online(self) -> None:
-        """Spec 1 has no status: always online."""
+        """Do nothing: without a status, a repository is always online."""
+
+    def require_moves_allowed(self) -> None:
+        raise needs_spec_2("moves")
+
+    def require_amend_supported(self) -> None:
+        raise needs_spec_2("cannot amend")
+
+    # --- changes -----------------------------------------------------------------------------------------------
+
+    def _publish(self, change: CatalogChange) -> Catalog:
+        swap(self.assets.config, lambda: self._make(change))
+        return self
+
+    def _make(self, change: CatalogChange) -> None:
+        """Make one attempt at a change. Raises VersionMismatchError if another writer was faster."""
+        match change:
+            case CreateBranch():
+                self._create_branch(change)
+            case ResetBranch():
+                tip, version = self._branch(change.name)
+                target = change.next_tip(tip)
+                self._require_snapshot(target)
+                self._move_branch(change.name, target, version)
+            case DeleteBranch():
+                self._delete_branch(change.name)
+            case CreateTag():
+                self._create_tag(change)
+            case DeleteTag():
+                self._delete_tag(change.name)
+            case AddCommit():
+                tip, version = self._branch(change.branch)
+                if tip != change.snapshot.id:  # else an earlier attempt succeeded, and its answer was lost
+                    self._move_branch(change.branch, change.next_tip(tip), version)
+            case AddDetachedSnapshot():  # its files are all that exists of it
+                self._require_not_upgraded()
+            case SetConfig():
+                self._set_config(to_yaml(change.config or {}))
+            case _:
+                raise needs_spec_2(change.description)
+
+    def _require_snapshot(self, snapshot_id: SnapshotId) -> None:
+        """Raise SnapshotNotFoundError if a snapshot does not exist."""
+        self.assets.snapshot(snapshot_id)
+
+    def _create_branch(self, change: CreateBranch) -> None:
+        key = layout.branch_ref_key(_ref_name(change.name))
+        if not self._has(key):
+            self._require_snapshot(change.snapshot_id)
+            self._require_not_upgraded()
+            with suppress(VersionMismatchError):
+                self._storage.create(key, v1.encode_ref(change.snapshot_id))
+                return
+        raise branch_taken(change.name)
+
+    def _move_branch(self, name: str, target: SnapshotId, version: Version) -> None:
+        self._require_not_upgraded()
+        self._storage.replace(layout.branch_ref_key(name), v1.encode_ref(target), version)
+
+    def _delete_branch(self, name: str) -> None:
+        require_deletable(name)
+        self._branch(name)
+        self._require_not_upgraded()
+        key = layout.branch_ref_key(name)
+        self._storage.delete([key])
+        settle(self._storage, [key])
+
+    def _create_tag(self, change: CreateTag) -> None:
+        key = layout.tag_ref_key(_ref_name(change.name))
+        was_deleted = self._has(layout.deleted_tag_key(change.name))
+        if not was_deleted and not self._has(key):
+            self._require_snapshot(change.snapshot_id)
+            self._require_not_upgraded()
+            with suppress(VersionMismatchError):
+                self._storage.create(key, v1.encode_ref(change.snapshot_id))
+                return
+        raise tag_taken(change.name, was_deleted=was_deleted)
+
+    def _delete_tag(self, name: str) -> None:
+        self.tag_target(name)
+        self._require_not_upgraded()
+        try:
+            self._storage.create(layout.deleted_tag_key(name), b"")
+        except VersionMismatchError:
+            raise unknown_tag(name, self.tags(), was_deleted=True) from None
+
+    def _set_config(self, data: bytes) -> None:
+        storage = self._storage
+        self._require_not_upgraded()
+        try:
+            _, version = storage.get_versioned(layout.CONFIG_YAML)
+        except ObjectNotFoundError:
+            storage.create(layout.CONFIG_YAML, data)
+            return
+        name = layout.backup_name(now_us() // 1000, str(ObjectId.random()), of=layout.CONFIG_YAML)
+        backup = layout.overwritten_key(name)
+        storage.copy(layout.CONFIG_YAML, backup)
+        try:
+            storage.replace(layout.CONFIG_YAML, data, version)
+        except VersionMismatchError:
+            storage.delete([backup])
+            raise
+
+    def _branch_key(self, branch: str) -> str:
+        return layout.branch_ref_key(branch)
+
+    # --- files -------------------------------------------------------------------------------------------------
+
+    def first_files(self, created_us: int, config: Mapping[str, Any] | None) -> FirstFiles:
+        snapshot = encode_snapshot(initial_snapshot(created_us, 1), level=self.assets.config.compression_level)
+        return FirstFiles(
+            config=None if config is None else (layout.CONFIG_YAML, to_yaml(config)),
+            others={layout.snapshot_key(INITIAL_SNAPSHOT_ID): snapshot},
+            visible=(self.entry_key(), v1.encode_ref(INITIAL_SNAPSHOT_ID)),
+        )
+
+    def parent_in_file(self, parent_id: SnapshotId) -> SnapshotId | None:
+        return parent_id
+
+    def require_irregular_chunks(self, path: str) -> None:
+        raise InvalidInputError(
+            f"array {path!r} has chunks of different sizes, which repositories of spec version 1 cannot hold. Use "
+            f"a regular grid, or upgrade with icechunk.upgrade_icechunk_repository(repo, dry_run=False)",
+            ErrorKind.BAD_METADATA,
+        )
 
 
 def parents_form_circle(snapshot_id: SnapshotId) -> FormatError:
-    """The error for a line of snapshots that has no end."""
+    """Return the error for a line of snapshots without an end."""
     return FormatError(
         f"the parents of the snapshots form a circle through {snapshot_id}. Restore that snapshot's file from a copy "
         f"of the repository"
@@ -103,25 +322,17 @@ def parents_form_circle(snapshot_id: SnapshotId) -> FormatError:
 
 
 def list_refs(storage: Storage) -> layout.RefFiles:
-    """Names of all refs: one listing."""
+    """Return the names of all refs: one listing."""
     return layout.RefFiles.of_keys(found.key for found in storage.list(layout.REFS))
 
 
-def _branch(storage: Storage, name: str) -> tuple[SnapshotId, Version]:
-    key = layout.branch_ref_key(_ref_name(name))
-    try:
-        data, version = storage.get_versioned(key)
-    except ObjectNotFoundError:
-        _require_not_upgraded(storage)
-        raise changes.unknown_branch(name, list_refs(storage).branches) from None
-    return v1.decode_ref(data, key), version
-
-
 def _ref_name(name: str) -> str:
-    changes.require_text(name)
+    """Return the name if a file can have it. Raises InvalidInputError."""
+    require_text(name)
     if "/" in name or "\0" in name or not _is_unicode(name):
         raise InvalidInputError(
-            f"{name!r} is no branch or tag name in a repository of spec version 1: names are text without '/' and NUL",
+            f"{name!r} is not a valid branch or tag name in a repository of spec version 1: names are text without "
+            f"'/' and NUL",
             ErrorKind.INVALID_REF_NAME,
         )
     return name
@@ -133,129 +344,3 @@ def _is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _require_not_upgraded(storage: Storage) -> None:
-    """Raise SessionStateError when there is a ``repo``: what is written to ref files from then on would be lost."""
-    if storage.info(layout.REPO) is not None:
-        raise SessionStateError(
-            f"the repository at {storage.identity} was upgraded to spec version 2 after it was opened here. Open it "
-            f"anew with Repository.open(storage); edits that are not committed must be made again",
-            ErrorKind.INVALID_REPOSITORY_MIGRATION,
-        )
-
-
-# --- updates -----------------------------------------------------------------------------------------------------
-
-
-def update_ref_files(assets: AssetManager, update: changes.CatalogChange) -> None:
-    """Make one update.
-
-    Raises
-    ------
-    IcechunkError
-        The update's own precondition failed; nothing was changed.
-    ConflictError
-        ``update-attempts-exhausted``.
-    FormatError
-        ``unsupported-spec-version``: spec 1 has no such update.
-    SessionStateError
-        ``invalid-repository-migration``: the repository is of spec version 2 by now.
-    """
-    swap(assets.config, lambda: _apply(update, assets))
-
-
-@singledispatch
-def _apply(update: Any, assets: AssetManager) -> None:
-    raise needs_spec_2(f"cannot make the update {type(update).__name__}")
-
-
-@_apply.register
-def _(update: changes.CreateBranch, assets: AssetManager) -> None:
-    storage, key = assets.storage, layout.branch_ref_key(_ref_name(update.name))
-    if storage.info(key) is None:
-        assets.snapshot(update.snapshot_id)  # raises unless it is there
-        _require_not_upgraded(storage)
-        with suppress(VersionMismatchError):
-            storage.create(key, v1.encode_ref(update.snapshot_id))
-            return
-    raise changes.branch_taken(update.name)
-
-
-@_apply.register
-def _(update: changes.ResetBranch, assets: AssetManager) -> None:
-    tip, version = _branch(assets.storage, update.name)
-    target = changes.next_tip(update, tip)
-    assets.snapshot(target)
-    _move_branch(update.name, target, version, assets.storage)
-
-
-@_apply.register
-def _(update: changes.AddCommit, assets: AssetManager) -> None:
-    tip, version = _branch(assets.storage, update.branch)
-    if tip != update.snapshot.id:  # else an earlier attempt took effect and its answer was lost
-        _move_branch(update.branch, changes.next_tip(update, tip), version, assets.storage)
-
-
-def _move_branch(name: str, target: SnapshotId, version: Version, storage: Storage) -> None:
-    _require_not_upgraded(storage)
-    key = layout.branch_ref_key(name)
-    storage.replace(key, v1.encode_ref(target), version)
-
-
-@_apply.register
-def _(update: changes.DeleteBranch, assets: AssetManager) -> None:
-    changes.require_deletable(update.name)
-    _branch(assets.storage, update.name)
-    _require_not_upgraded(assets.storage)
-    assets.storage.delete([layout.branch_ref_key(update.name)])
-    settle(assets.storage, [layout.branch_ref_key(update.name)])
-
-
-@_apply.register
-def _(update: changes.CreateTag, assets: AssetManager) -> None:
-    storage, key = assets.storage, layout.tag_ref_key(_ref_name(update.name))
-    was_deleted = storage.info(layout.deleted_tag_key(update.name)) is not None
-    if not was_deleted and storage.info(key) is None:
-        assets.snapshot(update.snapshot_id)
-        _require_not_upgraded(storage)
-        with suppress(VersionMismatchError):
-            storage.create(key, v1.encode_ref(update.snapshot_id))
-            return
-    raise changes.tag_taken(update.name, was_deleted=was_deleted)
-
-
-@_apply.register
-def _(update: changes.DeleteTag, assets: AssetManager) -> None:
-    references = RefFileCatalog(assets)
-    references.tag_target(update.name)
-    _require_not_upgraded(assets.storage)
-    try:
-        assets.storage.create(layout.deleted_tag_key(update.name), b"")
-    except VersionMismatchError:
-        raise changes.unknown_tag(update.name, references.tags(), was_deleted=True) from None
-
-
-@_apply.register
-def _(update: changes.AddDetachedSnapshot, assets: AssetManager) -> None:
-    """The snapshot's files are all there is to it."""
-    _require_not_upgraded(assets.storage)
-
-
-@_apply.register
-def _(update: changes.SetConfig, assets: AssetManager) -> None:
-    storage, data = assets.storage, to_yaml(update.config or {})
-    _require_not_upgraded(storage)
-    try:
-        _, version = storage.get_versioned(layout.CONFIG_YAML)
-    except ObjectNotFoundError:
-        storage.create(layout.CONFIG_YAML, data)
-        return
-    name = layout.backup_name(now_us() // 1000, str(ObjectId.random()), of=layout.CONFIG_YAML)
-    backup = layout.overwritten_key(name)
-    storage.copy(layout.CONFIG_YAML, backup)
-    try:
-        storage.replace(layout.CONFIG_YAML, data, version)
-    except VersionMismatchError:
-        storage.delete([backup])
-        raise

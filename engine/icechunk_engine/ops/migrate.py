@@ -15,11 +15,10 @@ from itertools import batched
 
 from icechunk_engine._runtime.pools import map_requests
 from icechunk_engine.assets import AssetManager
-from icechunk_engine.catalog import creating
-from icechunk_engine.catalog.changes import MAIN, unknown_branch
 from icechunk_engine.catalog.clock_check import now_us
+from icechunk_engine.catalog.dates import require_date
 from icechunk_engine.catalog.durable_files import settle
-from icechunk_engine.catalog.history import require_date
+from icechunk_engine.catalog.ref_names import MAIN, unknown_branch
 from icechunk_engine.catalog.spec_1_ref_files import RefFileCatalog, list_refs, parents_form_circle
 from icechunk_engine.config import RepositoryConfig, resolve
 from icechunk_engine.errors import (
@@ -277,7 +276,7 @@ def _upgrade(assets: AssetManager, concurrency: int, *, dry_run: bool) -> None:
     refs = _read_refs(storage)
     if MAIN not in refs.branches:
         raise unknown_branch(MAIN, refs.branches)
-    config = creating.find(assets).config
+    config = RefFileCatalog(assets).stored_config()
     info = upgraded_repo_info(refs, _read_history(assets, refs, concurrency), config, now_us())
     data = encode_repo_info(info, level=assets.config.compression_level)
     _require_unchanged(storage, refs)

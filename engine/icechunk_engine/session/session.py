@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any
 from icechunk_engine._runtime.locks import memory_lock
 from icechunk_engine._runtime.observing import operation
 from icechunk_engine._runtime.pools import async_twin
-from icechunk_engine.catalog.base import Catalog, needs_spec_2
+from icechunk_engine.catalog.base import Catalog
 from icechunk_engine.catalog.changes import (
     AddCommit,
     AddDetachedSnapshot,
     AmendCommit,
     CatalogChange,
-    require_amendable,
 )
-from icechunk_engine.catalog.opening import open_catalog, publish, require_published
+from icechunk_engine.catalog.opening import open_catalog
+from icechunk_engine.catalog.preconditions import require_amendable
 from icechunk_engine.catalog.swapping import wait_after_lost_commit
 from icechunk_engine.errors import (
     ConflictError,
@@ -418,7 +418,7 @@ class Session(Workspace):
         """Publish, and remember it until it is known not to have taken place, or the session has ended."""
         self._unsettled.append((new, self._edits_token()))  # before: an interrupt may come as soon as it took place
         try:
-            publish(self._context.assets, change, refs)
+            refs.publish(change)
         except IcechunkError as error:
             if not isinstance(error, StorageError):
                 self._unsettled.pop()
@@ -438,7 +438,7 @@ class Session(Workspace):
         line = {info.id for info in refs.ancestry(refs.branch_tip(branch))}
         for new, token in self._unsettled:
             if new.info.id in line:
-                require_published(self._context.assets, branch)
+                refs.require_published(branch)
                 if token == self._edits_token():
                     return new
                 raise ConflictError(
@@ -496,9 +496,8 @@ class Session(Workspace):
 
     def _amend(self, state: ViewState, branch: str, message: str, metadata: dict[str, Any] | None) -> NewSnapshot:
         assets, base_id, changes = self._context.assets, state.snapshot_id, state.changes
-        if assets.spec_version == 1:
-            raise needs_spec_2("cannot amend")
         refs = open_catalog(assets)
+        refs.require_amend_supported()
         refs.require_online()
         try:
             _require_tip(refs, branch, base_id)
@@ -546,7 +545,8 @@ class Session(Workspace):
                 message=message,
                 metadata=self._full_metadata(metadata, None),
             )
-            publish(self._context.assets, AddDetachedSnapshot(new.info, bool(state.changes.moved_nodes)))
+            catalog = open_catalog(self._context.assets)
+            catalog.publish(AddDetachedSnapshot(new.info, bool(state.changes.moved_nodes)))
             return new
 
         return self._end("flush", flush)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from icechunk_engine import paths
 from icechunk_engine._runtime.observing import operation
 from icechunk_engine._runtime.pools import async_twin
+from icechunk_engine.catalog.opening import open_catalog
 from icechunk_engine.columns.chunk_refs import DELETED, INLINE, NATIVE, ChunkRef, ChunkRefs
 from icechunk_engine.errors import AlreadyExistsError, ErrorKind, InvalidInputError, SessionStateError
 from icechunk_engine.format import layout
@@ -125,12 +126,8 @@ class Workspace(SnapshotView):
             ``node-already-exists``: there is a node of the other type; delete it first.
         """
         node_type, shape = parse_node_metadata(data, for_write=True, path=path)
-        if shape is not None and not shape.regular and self._context.assets.spec_version == 1:
-            raise InvalidInputError(
-                f"array {path!r} has chunks of different sizes, which repositories of spec version 1 cannot hold. Use "
-                f"a regular grid, or upgrade with icechunk.upgrade_icechunk_repository(repo, dry_run=False)",
-                ErrorKind.BAD_METADATA,
-            )
+        if shape is not None and not shape.regular:
+            open_catalog(self._context.assets).require_irregular_chunks(path)
 
         def set_node(state: ViewState) -> None:
             base, changes = state.nodes, state.changes

@@ -41,7 +41,8 @@ import numpy as np
 from icechunk_engine._runtime.pools import map_heavy, start_heavy
 from icechunk_engine.assets import AssetManager, WrittenManifest
 from icechunk_engine.catalog.clock_check import now_us, require_right_clock
-from icechunk_engine.catalog.history import require_date
+from icechunk_engine.catalog.dates import require_date
+from icechunk_engine.catalog.opening import open_catalog
 from icechunk_engine.columns.chunk_refs import DELETED, ChunkRefs, concat
 from icechunk_engine.columns.tables import U8, Mask
 from icechunk_engine.config import ResolvedConfig
@@ -216,7 +217,7 @@ def write_snapshot(
     table = base.nodes.replace(_gone_rows(base, changes, nodes), nodes)
     snapshot = Snapshot(
         snapshot_id=snapshot_id,
-        parent_id=base.snapshot_id if spec_version == 1 else None,
+        parent_id=open_catalog(assets).parent_in_file(base.snapshot_id),
         flushed_at_us=flushed_at_us,
         message=message,
         metadata=dict(metadata),

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from icechunk_engine.catalog.history import _utc_of_column, utc_of_us
+from icechunk_engine.catalog.dates import utc_of_column, utc_of_us
 from icechunk_engine.columns.tables import BytesTable, gather_ranges, insert_ragged, starts_of
 from icechunk_engine.ids import base32_of_rows, encode_base32
 
@@ -57,4 +57,4 @@ def test_names_of_ids(size: int, data: st.DataObject) -> None:
 
 @given(st.lists(st.integers(0, 253_402_300_799_999_999), max_size=5))
 def test_times(times: list[int]) -> None:
-    assert list(_utc_of_column(np.array(times, np.uint64), [""] * len(times))) == [utc_of_us(time) for time in times]
+    assert list(utc_of_column(np.array(times, np.uint64), [""] * len(times))) == [utc_of_us(time) for time in times]
