@@ -18,6 +18,7 @@ import xarray_icechunk as xi
 from icechunk_engine import ConflictDetector, Repository, RepositoryConfig, Session
 from icechunk_engine.config import StorageRetriesSettings, StorageSettings, StorageTimeoutSettings
 from icechunk_engine.errors import IcechunkError, StorageError
+from tests.profiles import by_profile
 
 from .conftest import MAKERS, Running
 from .proxy import Damage, FaultProxy, proxied
@@ -38,7 +39,7 @@ HASTY = StorageSettings(
     timeouts=StorageTimeoutSettings(read_timeout_ms=500),
 )
 CONFIG = RepositoryConfig(storage=HASTY, inline_chunk_threshold_bytes=0)
-COMMITS = 8
+COMMITS = by_profile(quick=5, thorough=8)
 SIZE = 300
 
 
@@ -84,7 +85,8 @@ def read(repo: Repository) -> int:
     return int(values[0])
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.long
+@pytest.mark.parametrize("seed", by_profile(quick=[1], thorough=[1, 2, 3, 4]))
 def test_nothing_is_lost_or_doubled(server: tuple[str, Running], proxy: FaultProxy, place: str, seed: int) -> None:
     maker = MAKERS[server[0]]
     storage, direct = maker(Running(proxy.port), place), maker(server[1], place)

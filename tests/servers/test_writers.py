@@ -14,12 +14,16 @@ from dask.distributed import Client, LocalCluster
 import xarray_icechunk as xi
 from icechunk_engine import Repository
 from icechunk_engine.storage import Storage
+from tests.profiles import by_profile
 
 from . import writing
 from .conftest import s3_at
 
 
-@pytest.mark.parametrize(("kind", "n_writers", "n_commits"), [("s3", 8, 5), ("ceph", 20, 10)])
+@pytest.mark.parametrize(
+    ("kind", "n_writers", "n_commits"),
+    by_profile(quick=[("s3", 8, 3), ("ceph", 12, 4)], thorough=[("s3", 8, 5), ("ceph", 20, 10)]),
+)
 def test_independent_writers_lose_nothing(
     request: pytest.FixtureRequest, place: str, kind: str, n_writers: int, n_commits: int
 ) -> None:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,8 +18,16 @@ from icechunk_engine.catalog import swapping
 from icechunk_engine.storage.wrappers import StorageCall
 from icechunk_engine.testing.faults import FaultStorage
 from icechunk_engine.testing.latency import LatencyStorage
+from tests.profiles import by_profile
 
-PROCESSES, COMMITS = 8, 50
+PROCESSES, COMMITS = 8, by_profile(quick=12, thorough=50)
+
+
+def _fork_server() -> Any:
+    """Processes forked from a clean one that has imported everything, or most of the time would go into imports."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["icechunk_engine", "zarr"])
+    return context
 
 
 def _commit_many(path: str, worker: int) -> None:
@@ -35,12 +44,13 @@ def _commit_many(path: str, worker: int) -> None:
                 continue
 
 
+@pytest.mark.long
 def test_no_commit_is_lost_and_history_is_linear(tmp_path: Path) -> None:
     path = str(tmp_path / "repo")
     repo = ic.Repository.create(ic.local_filesystem_storage(path))
     with repo.transaction("main", message="start") as store:
         zarr.create_array(store, name="count", shape=(PROCESSES,), chunks=(1,), dtype="int64", fill_value=0)
-    context = multiprocessing.get_context("spawn")
+    context = _fork_server()
     workers = [context.Process(target=_commit_many, args=(path, worker)) for worker in range(PROCESSES)]
     for worker in workers:
         worker.start()
@@ -59,7 +69,7 @@ def test_no_commit_is_lost_and_history_is_linear(tmp_path: Path) -> None:
     assert np.asarray(final).tolist() == [COMMITS] * PROCESSES
 
 
-WRITERS, WRITES = 16, 25
+WRITERS, WRITES = 16, by_profile(quick=6, thorough=25)
 
 
 def _commit_with_rebasing(path: str, writers: list[int]) -> None:
@@ -82,12 +92,12 @@ def _manifest_bytes(path: str) -> int:
     return sum(file.stat().st_size for file in (Path(path) / "manifests").iterdir())
 
 
+@pytest.mark.long
 def test_disjoint_writers_rebase(tmp_path: Path) -> None:
     """Nothing is lost, and little is written for nothing."""
     path = str(tmp_path / "parallel")
     repo = _empty_array(path)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["icechunk_engine", "zarr"])  # or most of the time would go into imports
+    context = _fork_server()
     workers = [context.Process(target=_commit_with_rebasing, args=(path, [writer])) for writer in range(WRITERS)]
     for worker in workers:
         worker.start()
@@ -103,7 +113,7 @@ def test_disjoint_writers_rebase(tmp_path: Path) -> None:
     assert _manifest_bytes(path) <= 1.2 * _manifest_bytes(alone)
 
 
-KILLS = 200
+KILLS = by_profile(quick=50, thorough=200)
 
 # One parent forks the victims: starting an interpreter for each of the kills would take minutes.
 _FORKING_PARENT = """
@@ -111,6 +121,7 @@ import os, random, signal, sys, time
 import numpy
 import icechunk_engine as ic
 from icechunk_engine.session import workspace_of
+from tests.profiles import by_profile
 path, kills = sys.argv[1], int(sys.argv[2])
 rng = random.Random(20)
 longest = 0.0
@@ -146,6 +157,7 @@ for kill in range(kills):
 """.replace('b"%d "', 'b"%d " % n')
 
 
+@pytest.mark.long
 def test_killed_in_the_middle_of_commits(tmp_path: Path) -> None:
     """After each kill the repository opens at the last acknowledged commit or the one in flight, whole."""
     path = str(tmp_path / "repo")

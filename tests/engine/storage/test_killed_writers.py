@@ -8,9 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.profiles import by_profile
+
 SCRIPT = Path(__file__).with_name("killed_writers.py")
-N_ROUNDS = 70  # of three writers each
-MAX_SECONDS = 40  # a slow machine makes fewer rounds
+N_ROUNDS = by_profile(quick=40, thorough=300)  # of three writers each
+MAX_SECONDS = by_profile(quick=40, thorough=120)  # a slow machine makes fewer rounds
 
 
 def test_killed_writers(tmp_path: Path) -> None:
