@@ -1,4 +1,4 @@
-"""Write xarray objects into a session; dask arrays are written in parallel, through forks."""
+"""Write xarray objects into a session. Dask arrays are written in parallel through forks."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ __all__ = ["to_icechunk"]
 Region = Mapping[str, slice | Literal["auto"]] | Literal["auto"] | None
 ZarrWriteModes = Literal["w", "w-", "a", "a-", "r+"]
 
-# How xarray stores a DataArray that no variable of a dataset could be named after; open_dataarray undoes it.
 _PARALLEL_WRITES = 64
-"""Arrays in memory that are written at a time where a network is waited for."""
+"""Number of arrays in memory that are written at the same time over a network."""
 
+# xarray's names for a DataArray that has no name, or the name of a coordinate. xarray.open_dataarray knows them.
 _DATAARRAY_NAME = "__xarray_dataarray_name__"
 _DATAARRAY_VARIABLE = "__xarray_dataarray_variable__"
 
@@ -48,10 +48,10 @@ def to_icechunk(
     consolidated: bool | None = None,
     zarr_format: int | None = None,
 ) -> None:
-    """Write an xarray object to a group of a session. Nothing is committed.
+    """Write an xarray object to a group of a session. You commit the session yourself.
 
-    Arrays in memory are written here. Dask arrays are written by one graph with whatever scheduler is active
-    (threads, processes, a cluster), and their changes are merged into the session before this returns.
+    This process writes arrays in memory. One dask graph writes all dask arrays with whatever scheduler is active
+    (threads, processes or a cluster). When the function returns, the session has all edits.
 
     Parameters
     ----------
@@ -59,62 +59,61 @@ def to_icechunk(
     session : Session
         Writable.
     group : str, optional
-        Path of the group to write to; the root by default. Missing groups are made.
+        Path of the group to write to; the root by default. Missing groups are created.
     mode : {"w", "w-", "a", "a-", "r+"}, optional
-        ``"w"`` replaces the group and all below it; ``"w-"`` makes it and fails if it exists; ``"a"`` overwrites
-        variables and adds new ones; ``"a-"`` with ``append_dim`` writes only variables with that dimension, and new
-        ones; ``"r+"`` changes values of existing variables only. By default ``"a"`` with ``append_dim``, ``"r+"`` with
-        ``region``, and otherwise ``"w-"``.
+        ``"w"`` replaces the group and everything below it. ``"w-"`` creates it, and fails if it exists. ``"a"``
+        overwrites variables and adds new ones. ``"a-"`` with ``append_dim`` writes only variables with that dimension,
+        and new ones. ``"r+"`` only changes values of existing variables. The default is ``"a"`` with ``append_dim``,
+        ``"r+"`` with ``region``, and otherwise ``"w-"``.
     safe_chunks : bool
-        Refuse dask chunks of which two would write to one Zarr chunk, and, in mode ``"r+"``, regions that cover Zarr
-        chunks partly. Without it such writes lose data.
+        Raise an error if two dask chunks would write to one Zarr chunk or, in mode ``"r+"``, if a region covers only
+        part of a Zarr chunk. If you turn this off, such writes can lose data.
     align_chunks : bool
-        Rechunk dask arrays to the Zarr chunks first, instead of refusing them.
+        Rechunk dask arrays to the Zarr chunks instead of raising that error.
     append_dim : hashable, optional
         Dimension along which to append to existing variables.
     region : mapping of dimensions to slices or "auto", or "auto", optional
-        Write into this part of existing variables; ``"auto"`` finds it by the values of the coordinates. All variables
-        must have one of these dimensions; index coordinates are not written.
+        Write into this part of existing variables. ``"auto"`` finds the part by the values of the coordinates. Each
+        variable must have at least one of these dimensions. Index coordinates are not written.
     encoding : mapping, optional
-        Variable names to encodings, as for :meth:`xarray.Dataset.to_zarr`; for a tree, group paths to such mappings.
+        Variable names to encodings, as for :meth:`xarray.Dataset.to_zarr`. For a tree, group paths to such mappings.
     chunkmanager_store_kwargs : mapping, optional
         Passed to :func:`dask.compute`, for example ``{"retries": 2}``.
     split_every : int, optional
-        How many forks one task of the merging tree merges.
+        Number of forks that one dask task merges.
     write_inherited_coords : bool
-        For a tree: write coordinates that a node has from its parents to that node too.
+        For a tree: also write coordinates to the nodes that inherit them.
     consolidated, zarr_format : optional
-        Taken from programs that call :meth:`xarray.Dataset.to_zarr`: False or None, and 3 or None.
+        Accepted so that programs written for :meth:`xarray.Dataset.to_zarr` run: False or None, and 3 or None.
 
     Raises
     ------
     ReadOnlyError
         The session is read-only.
     ValueError, TypeError
-        xarray's own refusals.
+        xarray rejects the arguments.
 
     Notes
     -----
-    When anything fails, the session is as it was before the call. Chunks that were written already are referenced by
-    nothing, and garbage collection removes them.
+    If the call fails, the session is as it was before. This also undoes edits that other threads make in the session
+    during the call. Nothing refers to the chunks that were already written, and garbage collection deletes them.
 
-    A dataset that was opened lazily from the session itself must not be written back over itself with mode ``"w"``:
-    its data are gone before they are read. Edits that other threads make in the session during the call are undone
-    with it when it fails.
+    Do not write a dataset that was opened lazily from this session back over itself with mode ``"w"``: its data are
+    deleted before they are read.
     """
     if not isinstance(session, Session):
         raise InvalidInputError(
-            f"session must be the Session itself, repository.writable_session(branch), not {describe(session)}",
+            f"session must be a Session, such as repository.writable_session(branch), not {describe(session)}",
             ErrorKind.NOT_ALLOWED,
         )
     if session.read_only:
         raise ReadOnlyError(
-            "the session is read-only. Write in one made by repository.writable_session(branch), before its commit"
+            "the session is read-only. Use repository.writable_session(branch), and start a new session after a commit"
         )
     check_zarr_engine_options(consolidated=consolidated, zarr_format=zarr_format)
     if isinstance(obj, xr.DataTree) and (append_dim is not None or region is not None):
         raise InvalidInputError(
-            "append_dim and region are for one dataset, not for a tree: write the nodes one by one, with group=",
+            "append_dim and region work for one dataset, not for a tree. Write the nodes one by one, with group=",
             ErrorKind.NOT_ALLOWED,
         )
     chosen_mode = _mode(mode, append_dim, region)
@@ -140,7 +139,7 @@ def to_icechunk(
             target = root if path == "" else root.get_child_store(path)
             checked = _with_empty_loaded(validate_region(target, dataset))
             validate_encoding(target, dataset_encoding)
-            # Makes and resizes arrays, writes attributes, and hands the data to ``writes``.
+            # Creates and resizes arrays, writes attributes, and passes the data to ``writes``.
             checked.dump_to_store(target, writer=writes, encoding=dataset_encoding)
         writes.write_memory(session)
         writes.write_dask(session, split_every, chunkmanager_store_kwargs or {})
@@ -153,14 +152,14 @@ class _Write:
     region: tuple[slice, ...] | None
 
     def run(self) -> None:
-        """Write an array that is in memory."""
+        """Write the values of an array in memory."""
         fuse_codec_pipeline(self.target)
         self.target[self.region or ...] = self.source
 
 
 @dataclass(slots=True)
 class _Writes:
-    """Collects what xarray wants written; xarray calls :meth:`add`."""
+    """Collects the arrays that xarray wants to write. xarray calls :meth:`add`."""
 
     memory: list[_Write] = field(default_factory=list)
     dask: list[_Write] = field(default_factory=list)
@@ -175,19 +174,19 @@ class _Writes:
                 write.run()
             return
         with ThreadPoolExecutor(_PARALLEL_WRITES) as pool:
-            # All end before the first error is raised.
+            # Leaving the pool waits for all writes, also after an error.
             for future in [pool.submit(write.run) for write in self.memory]:
                 future.result()
 
     def write_dask(self, session: Session, split_every: int | None, options: Mapping[str, Any]) -> None:
         if not self.dask:
             return
-        from .dask_writer import reopened, store_dask  # dask is optional, and installed if there are dask arrays
+        from .dask_writer import reopen, store_dask  # dask is an optional dependency
 
         fork = session.fork()
         merged = store_dask(
             sources=[write.source for write in self.dask],
-            targets=[reopened(write.target, fork) for write in self.dask],
+            targets=[reopen(write.target, fork) for write in self.dask],
             regions=[write.region for write in self.dask],
             split_every=split_every,
             **options,
@@ -199,7 +198,9 @@ def _mode(mode: ZarrWriteModes | None, append_dim: Hashable | None, region: Regi
     if mode is None:
         mode = "a" if append_dim is not None else "r+" if region is not None else "w-"
     if mode not in ("w", "w-", "a", "a-", "r+"):
-        raise InvalidInputError(f"mode={mode!r}: choose 'w', 'w-', 'a', 'a-' or 'r+'", ErrorKind.NOT_ALLOWED)
+        raise InvalidInputError(
+            f"mode={mode!r} is not supported: choose 'w', 'w-', 'a', 'a-' or 'r+'", ErrorKind.NOT_ALLOWED
+        )
     if append_dim is not None and mode not in ("a", "a-"):
         raise InvalidInputError(f"append_dim needs mode 'a' or 'a-', not {mode!r}", ErrorKind.NOT_ALLOWED)
     if region is not None and mode not in ("a", "a-", "r+"):
@@ -210,7 +211,7 @@ def _mode(mode: ZarrWriteModes | None, append_dim: Hashable | None, region: Regi
 def _datasets(
     obj: xr.DataArray | xr.Dataset | xr.DataTree, encoding: Mapping[Any, Any], write_inherited_coords: bool
 ) -> dict[str, tuple[xr.Dataset, Mapping[Any, Any]]]:
-    """Paths relative to the group that is written, the datasets there, and their encodings."""
+    """Return the datasets to write and their encodings, by path relative to the group."""
     if isinstance(obj, xr.Dataset):
         return {"": (obj, encoding)}
     if isinstance(obj, xr.DataArray):
@@ -221,7 +222,7 @@ def _datasets(
         )
     if unknown := set(encoding) - set(obj.groups):
         raise InvalidInputError(
-            f"encoding names groups that are not in the tree: {sorted(unknown)}. Its keys are paths of {obj.groups}",
+            f"encoding has groups that are not in the tree: {sorted(unknown)}. Use paths from {obj.groups}",
             ErrorKind.NOT_ALLOWED,
         )
     return {
@@ -244,7 +245,7 @@ def _as_dataset(array: xr.DataArray) -> xr.Dataset:
 
 
 def _with_empty_loaded(dataset: xr.Dataset) -> xr.Dataset:
-    """Without dask arrays of no elements: their chunks of length 0 are not a chunk shape for Zarr."""
+    """Load dask arrays without elements, because Zarr has no chunks of length 0."""
     result = dataset.copy(deep=False)
     for variable in result.variables.values():
         if variable.size == 0:
@@ -256,6 +257,6 @@ def _check_names(dataset: xr.Dataset) -> None:
     for name in dataset.variables:
         if not isinstance(name, str) or not name:
             raise InvalidInputError(
-                f"a variable is named {name!r}: names must be text and not empty. Use Dataset.rename",
+                f"cannot write a variable named {name!r}: names must be non-empty strings. Use Dataset.rename",
                 ErrorKind.NOT_ALLOWED,
             )

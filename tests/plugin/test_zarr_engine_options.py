@@ -39,7 +39,7 @@ def test_what_is_so_anyway_is_accepted(repo: Any, location: str, dataset: xr.Dat
 @pytest.mark.parametrize(
     ("more", "reason"),
     [
-        ({"consolidated": True}, r"consolidated=True: .* the snapshot, holds the metadata"),
+        ({"consolidated": True}, r"consolidated=True is not supported: .* the snapshot, holds the metadata"),
         ({"zarr_format": 2}, "zarr_format=2 is not supported: repositories hold Zarr format 3 only"),
     ],
 )
