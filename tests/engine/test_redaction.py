@@ -211,7 +211,7 @@ def test_errors_show_no_secret(name: str, caplog: pytest.LogCaptureFixture, monk
     from icechunk_engine.storage.object_store import buckets
     from icechunk_engine.virtual import http_servers
 
-    monkeypatch.setattr(http_servers, "_PATIENCE_S", -1)
+    monkeypatch.setattr(http_servers, "_MAX_RETRY_S", -1)
     with_settings = buckets.with_settings
     once = icechunk.StorageSettings(retries=icechunk.StorageRetriesSettings(max_tries=1))
     monkeypatch.setattr(

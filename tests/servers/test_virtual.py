@@ -299,6 +299,6 @@ def test_literal_keys_without_credentials_and_with_wrong_ones(s3_server: Running
     bucket = remote.bucket_of(f"s3://{BUCKET}/x", container, ours.Credentials.S3(ours.s3_anonymous_credentials()))
     reader = remote.part_reader_of(bucket, f"{place}//nothing", "shown", (), container.url_prefix)
     assert reader is not None
-    with pytest.raises(StorageError, match="there is no object shown"):
+    with pytest.raises(StorageError, match="object shown does not exist"):
         reader(0, 1)
     assert remote.part_reader_of(bucket, f"{place}/usual", "shown", (), container.url_prefix) is None

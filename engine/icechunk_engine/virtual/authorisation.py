@@ -1,8 +1,18 @@
-"""Who may read through a container, with which credential, and at which places. Pure.
+"""Decide who may read through a container, with which credential, and at which places. Pure.
 
-Deny by default. Whoever opens the repository authorises URL prefixes. A stored container does not decide where their
-credentials go: an address that is not the cloud's own is used when they name it (:func:`~.credentials.access_at`), or
-when the container stands in a configuration of their own.
+Invariant: a repository that someone else wrote cannot make its reader send a request or a credential anywhere that the
+reader did not name. This holds for three reasons:
+
+- Nothing is read through a container unless the reader authorised its exact URL prefix. A prefix above or below it is
+  not enough.
+- The options of a *stored* container are not trusted. An endpoint that is not the cloud's own is used only if the
+  reader names it (:func:`~.credentials.access_at`), or if the request carries no secret and goes to a public host over
+  https (:func:`.container_endpoints.is_safe_without_secrets`).
+- :mod:`.local_files` and :mod:`.http_servers` compare symbolic links and redirects with the places that the reader
+  named.
+
+Two things would break it: a stored container without its mark ``is_stored`` (``dataclasses.replace`` loses the mark),
+and a client that follows redirects by itself, as obstore does on web servers.
 """
 
 from __future__ import annotations
@@ -10,7 +20,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from icechunk_engine.config import ObjectStoreConfig, VirtualChunkContainer, virtual_urls
 from icechunk_engine.config.virtual_urls import with_trailing_slash
@@ -26,18 +36,18 @@ _S3_STORES = (ObjectStoreConfig.S3, ObjectStoreConfig.S3Compatible, ObjectStoreC
 
 _ENGINE = Path(__file__).parents[1]
 _PACKAGES = (str(_ENGINE), str(_ENGINE.with_name("xarray_icechunk")))
-"""Warnings point at the line that called them."""
+"""Warnings skip these packages and point at the caller's line."""
 
 
 class Granted(NamedTuple):
-    """What the reader authorised for one container.
+    """The reader's authorisation for one container.
 
     Attributes
     ----------
     credential
         None means access without explicit credentials.
     places
-        Origins and folders beyond the container's own that may be used.
+        Origins and folders that may be used besides the container's own.
     """
 
     credential: AnyCredential | None
@@ -45,12 +55,12 @@ class Granted(NamedTuple):
 
 
 def authorize(container: VirtualChunkContainer, authorized: Mapping[str, AnyCredential | None]) -> Granted:
-    """Credential and places to read through a container with.
+    """Return the authorisation for a container.
 
     Parameters
     ----------
     authorized
-        By URL prefix.
+        Credentials by URL prefix.
 
     Raises
     ------
@@ -64,8 +74,8 @@ def authorize(container: VirtualChunkContainer, authorized: Mapping[str, AnyCred
             break
     else:
         raise InvalidInputError(
-            f"you need to authorize the virtual chunk container {container.url_prefix!r} to read its chunks. If "
-            f"this repository may do that for you, open it with\n    Repository.open(storage, "
+            f"you need to authorize the virtual chunk container {container.url_prefix!r} to read its chunks. If you "
+            f"trust this repository, open it with\n    Repository.open(storage, "
             f"authorize_virtual_chunk_access={grant([container.url_prefix])})",
             ErrorKind.UNAUTHORIZED_VIRTUAL_CHUNK_CONTAINER,
         )
@@ -82,7 +92,7 @@ def authorize(container: VirtualChunkContainer, authorized: Mapping[str, AnyCred
 
 
 def warn_of_missing_credentials(authorized: Mapping[str, AnyCredential | None] | None) -> None:
-    """Warn, as official does, of None in place of a credential: it may mean the ones that the process finds."""
+    """Warn about None as a credential, as official does. It may mean any credentials that the process finds."""
     for prefix, credential in (authorized or {}).items():
         if credential is None:
             scheme = virtual_urls.scheme_of(prefix)
@@ -90,7 +100,7 @@ def warn_of_missing_credentials(authorized: Mapping[str, AnyCredential | None] |
             warnings.warn(
                 redacted(
                     f"None as the credential for {prefix!r} in authorize_virtual_chunk_access is deprecated and will "
-                    f"be refused: it does not say whether your own credentials are meant. Instead, {known}"
+                    f"be refused, because it is unclear whether it means your own credentials. Instead, {known}"
                 ),
                 DeprecationWarning,
                 skip_file_prefixes=_PACKAGES,
@@ -105,7 +115,7 @@ def _granted(given: AnyCredential | None) -> Granted:
 
 
 def _require_known_route(container: VirtualChunkContainer, granted: Granted) -> None:
-    """Refuse a stored container that sends requests where its reader did not say they may go."""
+    """Refuse a stored container that sends requests to a place that the reader did not name."""
     prefix = container.url_prefix
     try:
         route = route_of(container.store)
@@ -115,7 +125,7 @@ def _require_known_route(container: VirtualChunkContainer, granted: Granted) -> 
         raise _unauthorised(
             f"the configuration stored in this repository sets {', '.join(route.options)} for the virtual chunk "
             f"container at {prefix!r}, which decides where requests go, how safely, or in whose name. If you trust "
-            f"that, set the container yourself, with the options that you want:\n"
+            f"these options, set the container yourself:\n"
             f"    config = repo.config\n"
             f"    config.set_virtual_chunk_container(VirtualChunkContainer({prefix!r}, {container.store!r}))\n"
             f"    repo = repo.reopen(config)"
@@ -139,7 +149,7 @@ def _unauthorised(message: str) -> InvalidInputError:
 
 
 def _is_anonymous(store: ObjectStoreConfig, credential: AnyCredential | None) -> bool:
-    """True when requests carry nothing secret."""
+    """Return True if requests carry no secret."""
     match credential:
         case None if isinstance(store, _S3_STORES):
             return store.options.anonymous
@@ -157,7 +167,7 @@ def _canonical_prefix(prefix: str) -> str | None:
         return None
 
 
-def _credential_types(store: ObjectStoreConfig) -> tuple[type[Any], ...]:
+def _credential_types(store: ObjectStoreConfig) -> tuple[type[Credentials], ...]:
     if isinstance(store, _S3_STORES):
         return (Credentials.S3,)
     if isinstance(store, ObjectStoreConfig.Gcs):
@@ -166,4 +176,4 @@ def _credential_types(store: ObjectStoreConfig) -> tuple[type[Any], ...]:
         return (Credentials.Azure,)
     if isinstance(store, ObjectStoreConfig.Http):
         return (Credentials.HttpAccess,)
-    return (Credentials.LocalFileSystemAccess,)  # also for memory, which is as local
+    return (Credentials.LocalFileSystemAccess,)  # memory is as local as files

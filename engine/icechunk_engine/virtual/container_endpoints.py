@@ -1,8 +1,8 @@
-"""Where the options of a container send its requests, and whether that is the cloud's own address. Pure.
+"""Find out where the options of a container send requests, and whether that is the cloud's own address. Pure.
 
-Options of a stored container were written by whoever wrote the repository. They choose the endpoint, a proxy, whose
-certificates are believed, files to read keys from. Only options that are listed here as harmless are used without
-asking the reader.
+Someone else wrote the options of a stored container. Such options can choose the endpoint, a proxy, trusted
+certificates, or files with keys. Invariant: an option that is not known to be harmless counts as one that decides
+about requests, so an option that a client adds later is refused until someone has judged it.
 """
 
 from __future__ import annotations
@@ -12,35 +12,20 @@ from typing import NamedTuple
 
 from icechunk_engine.config import ObjectStoreConfig, virtual_urls
 from icechunk_engine.storage.object_store.buckets import split_options
+from icechunk_engine.virtual.client_options import HARMLESS_OPTIONS
 
-_HARMLESS = frozenset(
-    {
-        "account",
-        "account_name",  # overruled by account
-        "allow_http",  # only where the endpoint is not encrypted anyway
-        "connect_timeout",
-        "default_content_type",
-        "disable_tagging",
-        "http1_only",
-        "http2_keep_alive_interval",
-        "http2_keep_alive_timeout",
-        "http2_keep_alive_while_idle",
-        "http2_only",
-        "pool_idle_timeout",
-        "pool_max_idle_per_host",
-        "randomize_addresses",
-        "read_timeout",
-        "skip_signature",
-        "timeout",
-        "user_agent",
-    }
-)
-"""Options, by their names without a cloud's prefix, that do not say where requests go, or how safely."""
+_HARMLESS = HARMLESS_OPTIONS | {
+    "account",
+    "account_name",  # `account` takes precedence
+    "disable_tagging",
+    "skip_signature",
+}
+"""Harmless options of clients and clouds, by their names without the prefix of the cloud."""
 
 _FRAMING = frozenset(
     {"connection", "content-length", "expect", "host", "te", "trailer", "transfer-encoding", "upgrade"}
 )
-"""Headers that say to which host of a server a request goes, or where it ends."""
+"""Headers that choose a host on the server, or that mark the end of a request."""
 
 _REGION = r"[a-z]{2}(-[a-z]+)+-[0-9]+"
 _AMAZON = re.compile(
@@ -52,14 +37,14 @@ _TIGRIS = re.compile(r"https://(t3\.storage\.dev|fly\.storage\.tigris\.dev)")
 
 
 class Route(NamedTuple):
-    """What a container's options decide about its requests.
+    """Where a container's options send its requests.
 
     Attributes
     ----------
     endpoint
-        Origin of the server; None where the cloud's own, or the one in the URL prefix, is used.
+        Origin of the server. None means the cloud's own server, or the one in the URL prefix.
     options
-        Names of other options that have a say in it.
+        Names of other options that are not harmless.
     """
 
     endpoint: str | None
@@ -67,12 +52,12 @@ class Route(NamedTuple):
 
 
 def route_of(store: ObjectStoreConfig) -> Route:
-    """Where requests go, and what else decides about them.
+    """Return where requests go, and which other options decide about them.
 
     Raises
     ------
     ValueError
-        The endpoint is not an address of a web server.
+        The endpoint is not the address of a web server.
     """
     match store:
         case ObjectStoreConfig.S3(options) | ObjectStoreConfig.S3Compatible(options):
@@ -94,10 +79,10 @@ def route_of(store: ObjectStoreConfig) -> Route:
 
 
 def is_safe_without_secrets(endpoint: str) -> bool:
-    """True for an origin to which requests that carry no secret may go although only the repository names it.
+    """Return True if requests without secrets may go to an origin that only the repository names.
 
-    The connection is encrypted and the server proves its name. A service of the reader's own network, which nobody
-    outside should reach through the reader, cannot prove that it has a stranger's name.
+    The connection must be encrypted, and the host must be public. Then the server proves that it has this name. A
+    service in the reader's own network, which outsiders must not reach through the reader, has no such certificate.
     """
     return endpoint.startswith("https://") and virtual_urls.is_public_host(virtual_urls.host_of(endpoint))
 

@@ -1,11 +1,14 @@
-"""Which container a virtual location lies in. Pure.
+"""Find the container of a virtual location. Pure.
 
-A location is an absolute URL, or ``vcc://name/rest`` in the container of that name. It belongs to the container with
-the longest URL prefix that it starts with; both are compared in canonical form (:func:`normalize_location`). Nothing
-is read without a container; :mod:`.authorisation` says through which containers.
+A location is an absolute URL, or ``vcc://name/rest`` for the container with that name. It belongs to the container
+with the longest URL prefix that it starts with. Both are compared in canonical form (:func:`normalize_location`).
 
-Locations come in columns of distinct strings. The usual ones are judged by numpy; only those with an unusual scheme
-or characters that could mean something are looked at one by one.
+Invariant: a location that matches a container cannot name anything outside the prefix of the container. Canonical
+``file:`` URLs have no dot segments, and :func:`resolve_location` refuses dot segments that only percent-decoding
+reveals. On S3 they are ordinary characters of a key. Matching locations that are not canonical would break this.
+
+Locations come in columns of distinct strings. numpy handles the usual ones. Python looks only at locations with an
+unusual scheme or with characters that may change.
 """
 
 from __future__ import annotations
@@ -59,12 +62,12 @@ _S3_STORES = (ObjectStoreConfig.S3, ObjectStoreConfig.S3Compatible, ObjectStoreC
 
 
 def normalize_location(location: str) -> str:
-    """Canonical form of one location (spec, *Virtual chunk locations*).
+    """Return the canonical form of a location (spec, *Virtual chunk locations*).
 
     Raises
     ------
     InvalidInputError
-        ``invalid-virtual-ref``: it is not an absolute URL.
+        ``invalid-virtual-ref``: the location is not an absolute URL.
     """
     try:
         return virtual_urls.normalize(location)
@@ -75,7 +78,7 @@ def normalize_location(location: str) -> str:
 
 
 def normalize_locations(locations: BytesTable) -> BytesTable:
-    """:func:`normalize_location` of every string; the same table when all are canonical."""
+    """Apply :func:`normalize_location` to every string. Return the same table if all are canonical."""
     canonical = [_is_canonical(block) for block in string_blocks(locations)]
     unusual = np.flatnonzero(~np.concatenate(canonical)) if canonical else np.empty(0, np.intp)
     if len(unusual) == 0:
@@ -87,11 +90,11 @@ def normalize_locations(locations: BytesTable) -> BytesTable:
 
 
 def _is_canonical(block: StringBlock) -> NDArray[np.bool_]:
-    """True for strings that :func:`normalize_location` certainly leaves as they are."""
+    """Return a mask of the strings that :func:`normalize_location` cannot change."""
     canonical = block.starts_with(b"file:///")
     if canonical.any():
         unusual = block.pairs(b"/.") | block.pairs(b"//") | (block.pairs(b"%2") & block.third(b"eE"))
-        # "file:///" itself has two pairs of slashes.
+        # "file:///" has two pairs of slashes.
         canonical &= block.count(unusual) == 2
         canonical &= block.count(~_UNCHANGED_IN_FILE_URLS[block.data]) == 0
     for scheme in _KNOWN_SCHEMES:
@@ -106,7 +109,7 @@ def _is_canonical(block: StringBlock) -> NDArray[np.bool_]:
 
 
 def _prefixes(containers: Containers) -> list[tuple[str, int]]:
-    """Canonical prefixes with the container's row, longest first; a name makes one more, ``vcc://name/``."""
+    """Return canonical prefixes and the rows of their containers, longest first. A name adds ``vcc://name/``."""
     found = []
     for row, container in enumerate(containers.values()):
         if is_valid_container(container):
@@ -117,18 +120,18 @@ def _prefixes(containers: Containers) -> list[tuple[str, int]]:
 
 
 def match_containers(locations: BytesTable | Sequence[str], containers: Containers) -> NDArray[np.int32]:
-    """Container of each location.
+    """Find the container of each location.
 
     Parameters
     ----------
     locations
         Distinct locations in canonical form.
     containers
-        By URL prefix. Invalid ones, which a stored configuration may hold, match nothing.
+        Containers by URL prefix. Invalid ones, which a stored configuration can have, match nothing.
 
     Returns
     -------
-    ``int32 (n,)``: position in ``containers``, -1 for none.
+    ``int32 (n,)``: position in ``containers``, or -1 if there is none.
     """
     table = locations if isinstance(locations, BytesTable) else BytesTable.of(locations)
     prefixes = [(prefix.encode(), row) for prefix, row in _prefixes(containers)]
@@ -147,9 +150,9 @@ def _match_block(block: StringBlock, prefixes: Sequence[tuple[bytes, int]]) -> N
 
 
 def accepted_locations(locations: BytesTable, containers: Containers) -> NDArray[np.bool_]:
-    """Mask ``(n,)`` of canonical locations that lie in a container whose store can address them.
+    """Return a mask ``(n,)`` of the canonical locations that are in a container whose store can address them.
 
-    Only S3 knows keys with empty, ``.`` or ``..`` segments.
+    Only S3 supports keys with empty, ``.`` or ``..`` segments.
     """
     rows = match_containers(locations, containers)
     accepted: NDArray[np.bool_] = rows != NO_CONTAINER
@@ -173,16 +176,16 @@ def _is_addressable(location: str, containers: Containers) -> bool:
 
 
 def _has_unusual_segments(block: StringBlock) -> NDArray[np.bool_]:
-    """False for strings that certainly have no empty or dot segments, written plainly or percent-encoded."""
+    """Return a mask that is False for strings that cannot have empty or dot segments, even percent-encoded."""
     unusual = block.pairs(b"/.") | block.pairs(b"//") | (block.pairs(b"%2") & block.third(b"eEfF"))
-    # The "//" behind the scheme is one pair, in file URLs two.
+    # The "//" after the scheme is one pair of slashes; "///" in file URLs is two.
     usual = np.where(block.starts_with(b"file:///"), 2, 1)
     found: NDArray[np.bool_] = block.count(unusual) > usual
     return found
 
 
 def require_container(location: str, containers: Containers) -> None:
-    """Refuse one canonical location that :func:`accepted_locations` would not accept.
+    """Refuse a canonical location that :func:`accepted_locations` does not accept.
 
     Raises
     ------
@@ -194,8 +197,8 @@ def require_container(location: str, containers: Containers) -> None:
         raise no_container(location, containers)
     if not accepted_locations(BytesTable.of([location]), containers)[0]:
         raise InvalidInputError(
-            f"no store but S3 can address {location!r}: its key has empty, '.' or '..' segments. Write the location "
-            f"without them",
+            f"only S3 can address {location!r}, because its key has empty, '.' or '..' segments. Remove them from the "
+            f"location",
             ErrorKind.INVALID_VIRTUAL_REF,
         )
 
@@ -203,11 +206,11 @@ def require_container(location: str, containers: Containers) -> None:
 def checked_refs(
     refs: ChunkRefs, containers: Containers, *, validate: bool = True
 ) -> tuple[ChunkRefs, NDArray[np.bool_] | None]:
-    """References with canonical locations, without those that no container accepts.
+    """Make locations canonical, and drop chunk references that no container accepts.
 
     Returns
     -------
-    The references to keep, and the mask ``(n,)`` of those left out; None instead of the mask when none were.
+    The chunk references to keep, and the mask ``(n,)`` of the dropped ones, or None if all are kept.
 
     Raises
     ------
@@ -229,9 +232,9 @@ def checked_refs(
 
 
 def resolve_location(location: str, containers: Containers) -> tuple[str, VirtualChunkContainer]:
-    """Canonical URL and container of a stored location.
+    """Return the canonical URL and the container of a stored location.
 
-    The container is found on the canonical URL, so that no ``..`` behind a prefix leads out of it.
+    The canonical URL decides about the container, so a ``..`` after the prefix cannot lead out of it.
 
     Raises
     ------
@@ -252,14 +255,14 @@ def resolve_location(location: str, containers: Containers) -> tuple[str, Virtua
     if not isinstance(container.store, _S3_STORES) and virtual_urls.has_dot_segments(virtual_urls.decoded_path(url)):
         raise InvalidInputError(
             f"the location {location!r} of a virtual chunk has '.' or '..' in its path, which could lead out of its "
-            f"container; set the reference again without them",
+            f"container; set the chunk reference again without them",
             ErrorKind.INVALID_VIRTUAL_REF,
         )
     return url, container
 
 
 def expand_names(locations: BytesTable, containers: Containers) -> list[str]:
-    """Locations with the URL prefix of the container in place of ``vcc://name/``; unknown names stay."""
+    """Replace ``vcc://name/`` by the URL prefix of the container. Unknown names stay."""
     texts = locations.texts()
     prefixes = {container.name: container.url_prefix for container in containers.values() if container.name}
     named = [block.starts_with(_VCC.encode()) for block in string_blocks(locations)]
@@ -271,7 +274,7 @@ def expand_names(locations: BytesTable, containers: Containers) -> list[str]:
 
 
 def location_to_key(url: str) -> str:
-    """Key of the object that a canonical URL names: its path percent-decoded, without query and fragment.
+    """Return the key of an object: the percent-decoded path of a canonical URL, without query and fragment.
 
     Raises
     ------
@@ -288,15 +291,17 @@ def location_to_key(url: str) -> str:
 
 
 def location_to_path(url: str, *, windows: bool = os.name == "nt") -> str:
-    """Absolute path of the local file that a canonical ``file:`` URL names.
+    """Return the absolute path of the local file that a canonical ``file:`` URL names.
 
     Raises
     ------
     InvalidInputError
-        ``invalid-virtual-ref``: the URL hides a NUL in a file name, or is not a path of this system.
+        ``invalid-virtual-ref``: a file name contains an encoded NUL, or the path is not valid on this system.
     """
     try:
         path = virtual_urls.file_path_bytes(url)
         return virtual_urls.windows_path(path) if windows else os.fsdecode(path)
     except ValueError as error:
-        raise InvalidInputError(f"{url!r} names no local file: {error}", ErrorKind.INVALID_VIRTUAL_REF) from None
+        raise InvalidInputError(
+            f"{url!r} does not name a local file: {error}", ErrorKind.INVALID_VIRTUAL_REF
+        ) from None

@@ -1,4 +1,4 @@
-"""The lines of Python that errors about virtual chunks advise: add a container, authorise it. Pure."""
+"""Code that error messages about virtual chunks recommend: add a container, authorise it. Pure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _EXAMPLES = {
     "azure": ("azure_store(account='…')", "azure_from_env_credentials()"),
     "abfs": ("azure_store(account='…')", "azure_from_env_credentials()"),
 }
-"""For each scheme: the store of a container, and a credential."""
+"""The store of a container and a credential, by scheme."""
 
 _ANONYMOUS = {
     "s3": "s3_anonymous_credentials()",
@@ -34,12 +34,12 @@ _ANONYMOUS = {
 
 
 def is_known_scheme(scheme: str | None) -> bool:
-    """True when a container can have that scheme."""
+    """Return True if containers support the scheme."""
     return scheme in _EXAMPLES
 
 
 def grant(prefixes: Sequence[str], *places: str, anonymous: bool = False) -> str:
-    """The expression that authorises containers with those URL prefixes, each of them at those places too."""
+    """Return the expression that authorises containers with these URL prefixes, also at these other places."""
     pairs = []
     for prefix in prefixes:
         scheme = virtual_urls.scheme_of(prefix) or ""
@@ -51,7 +51,7 @@ def grant(prefixes: Sequence[str], *places: str, anonymous: bool = False) -> str
 
 
 def container_lines(prefixes: Sequence[str]) -> list[str]:
-    """Lines of Python that add containers with those URL prefixes to an open repository, authorised, and save them."""
+    """Return code that adds containers with these URL prefixes to an open repository, authorises and saves them."""
     lines = ["config = repo.config"]
     for prefix in prefixes:
         store = _EXAMPLES[virtual_urls.scheme_of(prefix) or ""][0].format(path="/" + virtual_urls.path_of(prefix))
@@ -66,21 +66,21 @@ def container_lines(prefixes: Sequence[str]) -> list[str]:
 def no_container(
     location: str, containers: Mapping[str, VirtualChunkContainer], *, is_stored: bool = False
 ) -> InvalidInputError:
-    """The error for a canonical location in no container, with the lines that would add one."""
+    """Return the error for a canonical location in no container, with code that adds a container."""
     if location.startswith("vcc://"):
         names = [container.name for container in containers.values() if container.name is not None]
         advice = (
             f"no virtual chunk container is named {virtual_urls.authority_of(location)!r} "
-            f"(named are: {', '.join(names) or 'none'}); add one with VirtualChunkContainer(url_prefix, store, name)"
+            f"(known names: {', '.join(names) or 'none'}); add one with VirtualChunkContainer(url_prefix, store, name)"
         )
     else:
-        advice = f"it lies in none of the virtual chunk containers {list(containers)}"
+        advice = f"it is in none of the virtual chunk containers {list(containers)}"
         scheme = virtual_urls.scheme_of(location)
         if scheme in _EXAMPLES:
             lines = "\n    ".join(container_lines([_suggested_prefix(location)]))
             advice += f". Add one, in a new session:\n    {lines}"
         else:
-            advice += f"; {scheme}:// is not a scheme that a container can have"
+            advice += f"; containers do not support {scheme}://"
     what = "invalid chunk location, no matching virtual chunk container for"
     if is_stored:
         what = "no virtual chunk container can handle the chunk location"

@@ -1,8 +1,8 @@
-"""Ranges of objects on web servers, asked for without following redirects to places that nobody authorised.
+"""Read ranges of objects on web servers, and follow only redirects to authorised places.
 
-The client of object stores follows every redirect and cannot be told not to. A server could so make its readers fetch
-from any address of their own network, with the headers that were meant for the server. Requests of virtual chunks are
-therefore made here, by urllib3, and each redirect is judged before it is followed.
+obstore follows every redirect and has no option to stop it. So a server could make its readers send requests to any
+address in their own network, with headers that are meant for the server. This module therefore requests virtual chunks
+with urllib3 and checks each redirect before it follows it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
 from icechunk_engine._runtime.locks import forget_in_child, memory_lock
@@ -28,15 +28,19 @@ from icechunk_engine.errors import ErrorKind, InvalidInputError, ObjectNotFoundE
 from icechunk_engine.storage.object_store.buckets import Bucket
 from icechunk_engine.storage.object_store.storage import Part
 from icechunk_engine.storage.ranges import too_short
+from icechunk_engine.virtual.client_options import HTTP_OPTIONS, OBSTORE_OPTIONS
 from icechunk_engine.virtual.error_remedies import grant
 
-_MOST_REDIRECTS = 10
-_MOST_TRIES = 10
-_PATIENCE_S = 180.0
-"""No request is repeated after so long."""
-_LONGEST_PAUSE_S = 15.0
-_CONNECT_S = 5.0
-_SILENCE_S = 60.0
+if TYPE_CHECKING:
+    from urllib3 import BaseHTTPResponse, HTTPConnectionPool, PoolManager
+
+_MAX_REDIRECTS = 10
+_MAX_TRIES = 10
+_MAX_RETRY_S = 180.0
+"""A request is not repeated after this time."""
+_MAX_PAUSE_S = 15.0
+_CONNECT_TIMEOUT_S = 5.0
+_READ_TIMEOUT_S = 60.0
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _SAFE_IN_PATH = "/~!$&'()*+,;=:@-._"
@@ -54,75 +58,59 @@ _SECONDS = {
     **dict.fromkeys(("days", "day", "d"), 86400.0),
 }
 
-_OF_OTHER_CLIENTS = frozenset(
-    {
-        "allow_http",
-        "default_content_type",
-        "http1_only",
-        "http2_keep_alive_interval",
-        "http2_keep_alive_timeout",
-        "http2_keep_alive_while_idle",
-        "http2_only",
-        "pool_idle_timeout",
-        "pool_max_idle_per_host",
-        "randomize_addresses",
-    }
-)
-"""Options that are accepted and mean nothing here."""
-
 
 def read_part(
     bucket: Bucket, path: str, start: int, stop: int, shown: str, *, places: Sequence[str], prefix: str
 ) -> Part:
-    """Bytes ``start:stop`` (at least one) of an object on a web server, by one request, or several when it fails.
+    """Read bytes ``start:stop`` (at least one) of an object on a web server. Failed requests are repeated.
 
     Parameters
     ----------
     bucket
-        The server; its ``name`` is the base URL.
+        The server. Its ``name`` is the base URL.
     path
-        Of the object, percent-decoded.
+        Path of the object, percent-decoded.
     shown
-        Names the object in errors.
+        Name of the object in error messages.
     places
-        Origins besides the server's own that it may redirect to.
+        Origins that the server may redirect to, besides its own.
     prefix
-        URL prefix of the container, for errors.
+        URL prefix of the container, for error messages.
 
     Raises
     ------
     ObjectNotFoundError
-        No such object.
+        The object does not exist.
     InvalidInputError
         ``unauthorized-virtual-chunk-container``: the server redirects to another place.
     StorageError
-        Whatever else goes wrong.
+        The request failed for any other reason.
     """
     server = server_of(bucket)
     url = f"{server.base}/{quote(path, _SAFE_IN_PATH)}"
     may_go = _Authorised(virtual_urls.origin_of(server.base), places, shown, prefix)
-    return with_patience(lambda: _range_of(server, url, start, stop, shown, may_go), shown)
+    return with_retries(lambda: _range_of(server, url, start, stop, shown, may_go), shown)
 
 
-def with_patience(ask: Callable[[], Part], shown: str) -> Part:
-    """What a request gives, made again a few times when it fails in a way that may pass."""
+def with_retries(request: Callable[[], Part], shown: str) -> Part:
+    """Make a request, and repeat it if it fails for a reason that may pass."""
     began, pause = time.monotonic(), 0.1
-    for tries in range(1, _MOST_TRIES + 1):
-        last = tries == _MOST_TRIES or time.monotonic() - began > _PATIENCE_S
+    for tries in range(1, _MAX_TRIES + 1):
+        last = tries == _MAX_TRIES or time.monotonic() - began > _MAX_RETRY_S
         try:
-            return ask()
-        except _FailedError as error:
+            return request()
+        except _PassingError as error:
             if last:
                 raise StorageError(
                     f"{shown}: {error}. Check the network and the server, then try again", error.kind
                 ) from None
         time.sleep(random.uniform(pause / 2, pause))
-        pause = min(2 * pause, _LONGEST_PAUSE_S)
+        pause = min(2 * pause, _MAX_PAUSE_S)
     raise AssertionError("the last try returns or raises")
 
 
-class _FailedError(Exception):
-    """A request that may be made again."""
+class _PassingError(Exception):
+    """A request failed, but may succeed if it is repeated."""
 
     def __init__(self, message: str, kind: ErrorKind = ErrorKind.OBJECT_STORE) -> None:
         super().__init__(message)
@@ -138,9 +126,11 @@ class _Authorised(NamedTuple):
     prefix: str
 
     def redirected(self, url: str, location: str | None) -> str:
-        """The URL that an answer redirects to; raises when nobody said that it may be asked for."""
+        """Return the URL that a response redirects to. Raises if that place is not authorised."""
         if not location:
-            raise StorageError(f"{self.shown}: the server redirects to nowhere", ErrorKind.VIRTUAL_CHUNK_FETCH)
+            raise StorageError(
+                f"{self.shown}: the server redirects, but gives no location", ErrorKind.VIRTUAL_CHUNK_FETCH
+            )
         target = urljoin(url, location)
         try:
             origin = virtual_urls.origin_of(target)
@@ -149,10 +139,10 @@ class _Authorised(NamedTuple):
                 f"{self.shown}: the server redirects to something that is not a web address",
                 ErrorKind.VIRTUAL_CHUNK_FETCH,
             ) from None
-        # A server may ask for encryption.
+        # A server may redirect from http to https.
         if origin not in (self.origin, self.origin.replace("http://", "https://", 1), *self.places):
             raise InvalidInputError(
-                f"{self.shown}: the server redirects to {origin}, which was not authorised. If you trust that "
+                f"{self.shown}: the server redirects to {origin}, which is not authorised. If you trust this "
                 f"address, name it:\n    Repository.open(storage, authorize_virtual_chunk_access="
                 f"{grant([self.prefix], origin)})",
                 ErrorKind.UNAUTHORIZED_VIRTUAL_CHUNK_CONTAINER,
@@ -161,18 +151,18 @@ class _Authorised(NamedTuple):
 
 
 def _range_of(server: _Server, url: str, start: int, stop: int, shown: str, may_go: _Authorised) -> Part:
-    for _ in range(_MOST_REDIRECTS + 1):
+    for _ in range(_MAX_REDIRECTS + 1):
         with server.answer_for(url, start, stop) as answer:
             if answer.status not in REDIRECTS:
                 return part_of(answer, start, stop, shown)
             url = may_go.redirected(url, answer.headers.get("location"))
     raise StorageError(
-        f"{shown}: the server redirects more than {_MOST_REDIRECTS} times", ErrorKind.VIRTUAL_CHUNK_FETCH
+        f"{shown}: the server redirects more than {_MAX_REDIRECTS} times", ErrorKind.VIRTUAL_CHUNK_FETCH
     )
 
 
-def part_of(answer: Any, start: int, stop: int, shown: str) -> Part:
-    """What an answer gives of an object; errors as for :func:`read_part`."""
+def part_of(answer: BaseHTTPResponse, start: int, stop: int, shown: str) -> Part:
+    """Return the part of an object in a response. Raises the errors of :func:`read_part`."""
     status = answer.status
     found = _CONTENT_RANGE.fullmatch(answer.headers.get("content-range", "").strip().lower())
     if status == HTTPStatus.PARTIAL_CONTENT and found is not None and found[1] == str(start):
@@ -181,7 +171,7 @@ def part_of(answer: Any, start: int, stop: int, shown: str) -> Part:
             return Part(data, answer.headers.get("etag"), _date(answer.headers.get("last-modified")))
         if found[2] != "*" and int(found[2]) < stop:
             raise too_short(shown, int(found[2]), stop)
-        raise _FailedError("the answer was cut short")
+        raise _PassingError("the response was cut short")
     if status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
         size_bytes = int(found[2]) if found is not None and found[2] != "*" else start
         raise too_short(shown, size_bytes, stop)
@@ -192,12 +182,12 @@ def part_of(answer: Any, start: int, stop: int, shown: str) -> Part:
             ErrorKind.STORAGE_CONFIG,
         )
     if status in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE):
-        raise ObjectNotFoundError(f"there is no object {shown}")
+        raise ObjectNotFoundError(f"object {shown} does not exist")
     said = f"the server answered {status}"
     if status == HTTPStatus.TOO_MANY_REQUESTS:
-        raise _FailedError(f"{said}: it asks for fewer requests", ErrorKind.THROTTLED)
+        raise _PassingError(f"{said}: it asks for fewer requests", ErrorKind.THROTTLED)
     if status >= 500 or status == HTTPStatus.REQUEST_TIMEOUT:
-        raise _FailedError(said)
+        raise _PassingError(said)
     if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
         raise StorageError(
             f"{shown}: access was denied ({said}). Check the credentials, or the headers of http_store",
@@ -207,7 +197,7 @@ def part_of(answer: Any, start: int, stop: int, shown: str) -> Part:
 
 
 def _date(text: str | None) -> datetime:
-    """Of a header; where there is none, an object counts as old."""
+    """Parse a date header. An object without a date counts as old."""
     try:
         date = parsedate_to_datetime(text or "")
     except ValueError:
@@ -219,7 +209,7 @@ def _date(text: str | None) -> datetime:
 
 
 class _Server:
-    """Connections for the requests to one server, and to those that it redirects to."""
+    """Connections to one server, and to the servers that it redirects to."""
 
     def __init__(self, bucket: Bucket) -> None:
         urllib3 = _import_urllib3()
@@ -230,42 +220,46 @@ class _Server:
         self._failures = (urllib3.exceptions.HTTPError, OSError)
         self._headers = {"user-agent": "xarray-icechunk", "accept-encoding": "identity", **dict(bucket.read_headers)}
         if "user_agent" in options:
-            self._headers["user-agent"] = options["user_agent"]
+            self._headers["user-agent"] = str(options["user_agent"])
         if "@" in parts.netloc:
             login = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
             self._headers |= urllib3.util.make_headers(basic_auth=login)
         total = duration_s(options.get("timeout"), None)
         self._timeout = urllib3.Timeout(
             total=total if total is not None and total < timedelta(days=1).total_seconds() else None,
-            connect=duration_s(options.get("connect_timeout"), _CONNECT_S),
-            read=duration_s(options.get("read_timeout"), _SILENCE_S),
+            connect=duration_s(options.get("connect_timeout"), _CONNECT_TIMEOUT_S),
+            read=duration_s(options.get("read_timeout"), _READ_TIMEOUT_S),
         )
-        self._pools = {"maxsize": POOL_SIZE, "ssl_context": _tls(options)}
-        self._direct = urllib3.PoolManager(**self._pools)
+        self._pools = _PoolOptions(maxsize=POOL_SIZE, ssl_context=_tls(options))
+        self._direct: PoolManager = urllib3.PoolManager(**self._pools)
         self._proxies = _proxies(options)
-        self._proxied: dict[str, Any] = {}
+        self._proxied: dict[str, PoolManager] = {}
         self._options = options
 
-    def answer_for(self, url: str, start: int, stop: int) -> AbstractContextManager[Any]:
-        """The answer to one request, whose body is not read yet. No redirect is followed."""
+    def answer_for(self, url: str, start: int, stop: int) -> AbstractContextManager[BaseHTTPResponse]:
+        """Make one request without following a redirect. The body of the response is not read yet."""
         headers = self._headers
-        if (
-            virtual_urls.origin_of(url) != self._origin
-        ):  # headers of the user are for the server that was named with them
+        # The user's headers are only for the server that the user named.
+        if virtual_urls.origin_of(url) != self._origin:
             headers = {name: headers[name] for name in ("user-agent", "accept-encoding")}
         return self._answer(self._manager(url), url, headers, start, stop)
 
     def answer_for_path(
         self, origin: str, path: str, headers: Mapping[str, str], start: int, stop: int
-    ) -> AbstractContextManager[Any]:
-        """:meth:`answer_for` a path of the server itself, sent as it is: not even ``..`` is resolved."""
+    ) -> AbstractContextManager[BaseHTTPResponse]:
+        """Request a path of the server literally. Not even ``..`` is resolved."""
         pool = self._manager(origin).connection_from_url(origin)
         return self._answer(pool, path, {**self._headers, **headers}, start, stop)
 
     @contextmanager
     def _answer(
-        self, connections: Any, target: str, headers: Mapping[str, str], start: int, stop: int
-    ) -> Iterator[Any]:
+        self,
+        connections: PoolManager | HTTPConnectionPool,
+        target: str,
+        headers: Mapping[str, str],
+        start: int,
+        stop: int,
+    ) -> Iterator[BaseHTTPResponse]:
         try:
             answer = connections.urlopen(
                 "GET",
@@ -278,16 +272,16 @@ class _Server:
                 decode_content=False,
             )
         except self._failures as error:
-            raise _FailedError(f"no connection ({type(error).__name__})") from None
+            raise _PassingError(f"no connection ({type(error).__name__})") from None
         try:
             yield answer
         except self._failures as error:
-            raise _FailedError(f"the connection failed ({type(error).__name__})") from None
+            raise _PassingError(f"the connection failed ({type(error).__name__})") from None
         finally:
             answer.close()
             answer.release_conn()
 
-    def _manager(self, url: str) -> Any:
+    def _manager(self, url: str) -> PoolManager:
         scheme, host = urlsplit(url).scheme, urlsplit(url).hostname or ""
         proxy = self._proxies.get(scheme) or self._proxies.get("all")
         if not proxy or urllib.request.proxy_bypass_environment(host, self._proxies):  # type: ignore[attr-defined]
@@ -306,8 +300,8 @@ class _Server:
         return manager
 
 
-def duration_s(value: Any, otherwise: float | None) -> float | None:
-    """Seconds of an option such as ``"1min 30s"``.
+def duration_s(value: object, otherwise: float | None) -> float | None:
+    """Return the seconds of an option such as ``"1min 30s"``, or ``otherwise`` if it is None.
 
     Raises
     ------
@@ -325,33 +319,26 @@ def duration_s(value: Any, otherwise: float | None) -> float | None:
     return sum(int(span[1]) * _SECONDS[span[2]] for span in spans)
 
 
-_OPTIONS = frozenset(
-    {
-        "allow_invalid_certificates",
-        "connect_timeout",
-        "proxy_ca_certificate",
-        "proxy_excludes",
-        "proxy_url",
-        "read_timeout",
-        "root_certificate",
-        "timeout",
-        "user_agent",
-    }
-)
+type _Options = Mapping[str, str | bytes | bool | timedelta | None]
 
 
-def _known_options(bucket: Bucket) -> dict[str, Any]:
+class _PoolOptions(TypedDict):
+    maxsize: int
+    ssl_context: ssl.SSLContext
+
+
+def _known_options(bucket: Bucket) -> _Options:
     options = {name.lower(): value for name, value in bucket.client}
-    unknown = sorted(options.keys() - _OPTIONS - _OF_OTHER_CLIENTS)
+    unknown = sorted(options.keys() - HTTP_OPTIONS - OBSTORE_OPTIONS)
     if unknown:
         raise InvalidInputError(
-            f"http_store has no option {', '.join(unknown)}. It knows {', '.join(sorted(_OPTIONS))}",
+            f"http_store has no option {', '.join(unknown)}. Its options are {', '.join(sorted(HTTP_OPTIONS))}",
             ErrorKind.STORAGE_CONFIG,
         )
     return options
 
 
-def _tls(options: Mapping[str, Any]) -> ssl.SSLContext:
+def _tls(options: _Options) -> ssl.SSLContext:
     if str(options.get("allow_invalid_certificates")).lower() == "true":
         trusting = ssl.create_default_context()
         trusting.check_hostname = False
@@ -360,20 +347,20 @@ def _tls(options: Mapping[str, Any]) -> ssl.SSLContext:
     context: ssl.SSLContext = _import_truststore().SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     certificates = options.get("root_certificate")
     if certificates:
-        text = certificates.decode() if isinstance(certificates, bytes) else certificates
+        text = certificates.decode() if isinstance(certificates, bytes) else str(certificates)
         try:
             context.load_verify_locations(cadata=text)
         except (ValueError, OSError):
             raise InvalidInputError(
-                "root_certificate holds no certificates in PEM form", ErrorKind.STORAGE_CONFIG
+                "root_certificate has no certificate in PEM format", ErrorKind.STORAGE_CONFIG
             ) from None
     return context
 
 
-def _proxies(options: Mapping[str, Any]) -> dict[str, str]:
-    """By scheme, and under ``no`` the hosts that are asked without one; from the environment if no option says."""
+def _proxies(options: _Options) -> dict[str, str]:
+    """Return proxies by scheme, and under ``no`` the hosts without one. The environment is the default."""
     if options.get("proxy_url"):
-        return {"all": options["proxy_url"], "no": options.get("proxy_excludes") or ""}
+        return {"all": str(options["proxy_url"]), "no": str(options.get("proxy_excludes") or "")}
     return urllib.request.getproxies()
 
 
@@ -404,7 +391,7 @@ def _not_installed(package: str) -> StorageError:
 
 
 class _Servers:
-    """The process's connections. A forked child makes its own."""
+    """Connections of this process. A forked child makes its own."""
 
     def __init__(self) -> None:
         self._lock = memory_lock()
@@ -419,7 +406,7 @@ class _Servers:
         return server
 
     def forget(self) -> None:
-        """In a forked child, whose parent goes on using the connections."""
+        """Drop the connections in a forked child, because the parent still uses them."""
         self._servers = {}
 
 
@@ -427,5 +414,5 @@ _SERVERS = forget_in_child(_Servers())
 
 
 def server_of(bucket: Bucket) -> _Server:
-    """The connections of this process for a server."""
+    """Return the connections of this process to a server."""
     return _SERVERS.of(bucket)

@@ -1,7 +1,8 @@
-"""Virtual chunks in local files, of a folder that is not left and without waiting for what is not a file.
+"""Read virtual chunks in local files, inside authorised folders only.
 
-The file is opened first and judged then, by what the system says of the open file: whoever swaps links and files
-meanwhile wins nothing.
+Invariant: bytes come only from regular files whose real path is inside an authorised folder. The file is opened first,
+and the checks use what the system says about the *open* file. So swapping links and files at that moment has no
+effect. Checking the path before opening it would break the invariant. Opening never blocks, not even on a pipe.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from icechunk_engine.errors import ErrorKind, InvalidInputError, StorageError
 from icechunk_engine.virtual.error_remedies import grant
 
 _FLAGS = os.O_RDONLY
-for _name in ("O_CLOEXEC", "O_BINARY", "O_NOCTTY", "O_NONBLOCK"):  # the last: a pipe without writer must not wait
+for _name in ("O_CLOEXEC", "O_BINARY", "O_NOCTTY", "O_NONBLOCK"):  # O_NONBLOCK: do not wait for a pipe
     _FLAGS |= getattr(os, _name, 0)
 
 _OPEN_FILES = "/proc/self/fd"
 _SYSTEM: str = sys.platform
 _HAS_PREAD = hasattr(os, "pread")
 _F_GETPATH = 50
-"""Of macOS: the path of an open file."""
+"""macOS: return the path of an open file."""
 
 
 class LocalFile:
@@ -33,11 +34,11 @@ class LocalFile:
     Parameters
     ----------
     path
-        Absolute, below one of the folders as far as its text goes.
+        Absolute path. Its text begins with one of the folders.
     folders
-        Absolute paths that symbolic links may lead to.
+        Absolute paths of the folders that symbolic links may lead to.
     prefix
-        URL prefix of the container, for errors.
+        URL prefix of the container, for error messages.
     """
 
     __slots__ = ("_folders", "_inside", "_path", "_prefix")
@@ -49,7 +50,7 @@ class LocalFile:
         self._inside: tuple[int, int, int] | None = None
 
     def __call__(self, ref: ChunkRef, start: int, stop: int) -> bytes:
-        """Bytes ``start:stop``.
+        """Read bytes ``start:stop``.
 
         Raises
         ------
@@ -65,13 +66,13 @@ class LocalFile:
             if error.errno == errno.ENXIO:  # a socket
                 raise _no_file(path) from None
             raise StorageError(
-                f"error fetching virtual reference: cannot open {path}, which a virtual chunk refers to: "
-                f"{error.strerror}. Put the file back, or correct the references",
+                f"error fetching virtual reference: cannot open file {path} of a virtual chunk: {error.strerror}. "
+                f"Put the file back, or correct the chunk reference",
                 ErrorKind.VIRTUAL_CHUNK_FETCH,
             ) from error
         try:
             status = os.fstat(fd)
-            # A file that nothing has happened to since, not even a new name, need not be judged again.
+            # The same file with the same status change time needs no second check. Even renaming it changes the time.
             state = status.st_dev, status.st_ino, status.st_ctime_ns
             if state != self._inside:
                 if not stat.S_ISREG(status.st_mode):
@@ -80,7 +81,7 @@ class LocalFile:
                 self._inside = state
             if ref.etag is not None or ref.last_modified:
                 _require_unchanged(path, status, ref)
-            # Before reading, which sets as much memory aside as it is asked for.
+            # Check before reading, because os.pread allocates the requested size.
             if stop > status.st_size:
                 raise _too_short(path, stop, has_some=start < status.st_size)
             data = _read_exactly(fd, start, stop)
@@ -95,7 +96,7 @@ class LocalFile:
 
 
 def require_length(where: str, data: bytes, start: int, stop: int) -> bytes:
-    """The data, if it is all that was asked for."""
+    """Return the data if it is complete."""
     if len(data) != stop - start:
         raise _too_short(where, stop, has_some=bool(data))
     return data
@@ -103,23 +104,23 @@ def require_length(where: str, data: bytes, start: int, stop: int) -> bytes:
 
 def _too_short(where: str, stop: int, *, has_some: bool) -> StorageError:
     return StorageError(
-        f"error fetching virtual reference: {where} ends before byte {stop}, which a virtual chunk refers to: "
-        f"it was truncated or replaced. Put the old file back, or import it again",
+        f"error fetching virtual reference: {where} ends before byte {stop} of a virtual chunk: it was truncated or "
+        f"replaced. Put the old file back, or set its chunk references again",
         ErrorKind.INVALID_OBJECT_SIZE if has_some else ErrorKind.VIRTUAL_CHUNK_FETCH,
     )
 
 
 def _no_file(path: str) -> StorageError:
     return StorageError(
-        f"{path}, which a virtual chunk refers to, is not a file but a folder, pipe, socket or device. Put the file "
-        f"back, or correct the references",
+        f"{path} of a virtual chunk is not a file but a folder, pipe, socket or device. Put the file back, or correct "
+        f"the chunk reference",
         ErrorKind.VIRTUAL_CHUNK_FETCH,
     )
 
 
 def _require_inside(fd: int, status: os.stat_result, path: str, folders: Sequence[str], prefix: str) -> None:
     found = _path_of_open(fd, status, path)
-    if found == path:  # no link on the way
+    if found == path:  # no symbolic links
         return
     for folder in folders:
         real = os.path.join(_real_folder(folder), "")
@@ -127,14 +128,14 @@ def _require_inside(fd: int, status: os.stat_result, path: str, folders: Sequenc
             return
     target = f"file://{os.path.dirname(found).rstrip('/')}/"
     raise InvalidInputError(
-        f"a symbolic link leads from {path} to {found}, out of the authorised folder. If that may be read, name the "
-        f"folder:\n    Repository.open(storage, authorize_virtual_chunk_access={grant([prefix], target)})",
+        f"a symbolic link leads from {path} to {found}, outside the authorised folder. If you trust that folder, "
+        f"name it:\n    Repository.open(storage, authorize_virtual_chunk_access={grant([prefix], target)})",
         ErrorKind.UNAUTHORIZED_VIRTUAL_CHUNK_CONTAINER,
     )
 
 
 def _path_of_open(fd: int, status: os.stat_result, path: str) -> str:
-    """Where an open file is, without links; as the system says, and where it does not, found and compared."""
+    """Return the real path of an open file. If the system cannot tell, resolve the path and compare the files."""
     try:
         if _SYSTEM == "linux":
             return os.readlink(f"{_OPEN_FILES}/{fd}").removesuffix(" (deleted)")
@@ -151,7 +152,7 @@ def _path_of_open(fd: int, status: os.stat_result, path: str) -> str:
 
 
 def _real_folder(folder: str) -> str:
-    """A folder without links, spelt as :func:`_path_of_open` spells the files in it."""
+    """Return the real path of a folder, spelt as :func:`_path_of_open` spells the paths of its files."""
     if _SYSTEM == "darwin":
         try:
             fd = os.open(folder, os.O_RDONLY)
@@ -168,7 +169,7 @@ def _read_exactly(fd: int, start: int, stop: int) -> bytes:
     data = _read_at(fd, stop - start, start)
     if len(data) == stop - start or not data:
         return data
-    parts = [data]  # one read returns 2 GiB at most
+    parts = [data]  # one read returns at most 2 GiB
     while (have := sum(map(len, parts))) < stop - start and (more := _read_at(fd, stop - start - have, start + have)):
         parts.append(more)
     return b"".join(parts)
@@ -182,7 +183,7 @@ def _read_at(fd: int, size: int, offset: int) -> bytes:
 
 
 def _require_unchanged(path: str, status: os.stat_result, ref: ChunkRef) -> None:
-    """Etag first, as the format says; times are compared at whole seconds."""
+    """Refuse a changed file. The etag comes first, as the format says. Times are compared in whole seconds."""
     if ref.etag is not None:
         etag = f"{status.st_ino:x}-{status.st_mtime_ns // 1000:x}-{status.st_size:x}"
         same = ref.etag.strip('"') in (etag, "*")
@@ -190,7 +191,7 @@ def _require_unchanged(path: str, status: os.stat_result, ref: ChunkRef) -> None
         same = status.st_mtime_ns // 1_000_000_000 <= ref.last_modified
     if not same:
         raise StorageError(
-            f"the checksum of the object owning the virtual chunk has changed: {path} was changed after its chunks "
-            f"were referenced. Put the old file back, or import it again",
+            f"the checksum of the object owning the virtual chunk has changed: {path} was changed after the "
+            f"chunk reference was set. Put the old file back, or set its chunk references again",
             ErrorKind.VIRTUAL_CHUNK_MODIFIED,
         )

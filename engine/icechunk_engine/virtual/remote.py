@@ -1,7 +1,7 @@
-"""Virtual chunks in object stores and on web servers: which bucket, with which credentials, and is it unchanged.
+"""Read virtual chunks in object stores and on web servers, and check that the objects are unchanged.
 
-The container of a repository's configuration says how its bucket is reached; who opened the repository says with
-which credentials. Clients are shared by all locations of a bucket and all repositories of a process.
+The configured container says how to reach the bucket. The reader of the repository says with which credentials. All
+locations in a bucket and all repositories of a process share one client.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ _TIGRIS = "https://t3.storage.dev"
 
 
 def bucket_of(url: str, container: VirtualChunkContainer, credential: AnyCredential | None) -> Bucket:
-    """The bucket that a canonical URL of a container lies in.
+    """Return the bucket of a canonical URL in a container.
 
     Parameters
     ----------
     credential
-        None: on S3 and Azure what the process finds, on Google Cloud Storage no credentials.
+        None means the credentials that the process finds on S3 and Azure, and no credentials on Google Cloud Storage.
 
     Raises
     ------
     InvalidInputError
-        ``storage-config``, ``invalid-config``: the container's options are not usable.
+        ``storage-config``, ``invalid-config``: the options of the container are invalid.
     """
     return with_settings(_bucket(virtual_urls.authority_of(url), url, container, credential), StorageSettings())
 
@@ -59,7 +59,7 @@ def _bucket(name: str, url: str, container: VirtualChunkContainer, credential: A
             account = config.pop("account", None)
             if account is None:
                 raise InvalidInputError(
-                    f"the virtual chunk container at {container.url_prefix!r} does not say which account: give it "
+                    f"the virtual chunk container at {container.url_prefix!r} has no account; set it with "
                     f"azure_store(account='…')",
                     ErrorKind.INVALID_CONFIG,
                 )
@@ -67,7 +67,7 @@ def _bucket(name: str, url: str, container: VirtualChunkContainer, credential: A
             if at and host.partition(".")[0] != account:
                 raise InvalidInputError(
                     f"the virtual chunk container at {container.url_prefix!r} names another account than its options, "
-                    f"{account!r}: make them agree",
+                    f"{account!r}; correct one of them",
                     ErrorKind.INVALID_CONFIG,
                 )
             given = credential.credentials if isinstance(credential, AzureAccess) else None
@@ -75,7 +75,7 @@ def _bucket(name: str, url: str, container: VirtualChunkContainer, credential: A
         case ObjectStoreConfig.Http(opts, headers):
             return web_server(f"{virtual_urls.scheme_of(url)}://{name}", opts, headers)
     raise InvalidInputError(
-        f"virtual chunks at {url} cannot be read through {container.store!r}; use the store that fits",
+        f"virtual chunks at {url} cannot be read through {container.store!r}; use a store for this scheme",
         ErrorKind.INVALID_CONFIG,
     )
 
@@ -99,7 +99,7 @@ def part_reader_of(bucket: Bucket, key: str, url: str, places: Sequence[str], pr
 def read_remote(
     bucket: Bucket, key: str, url: str, ref: ChunkRef, start: int, stop: int, part_reader: PartReader | None = None
 ) -> bytes:
-    """Bytes ``start:stop`` of the object at ``url``.
+    """Read bytes ``start:stop`` of the object at ``url``.
 
     Raises
     ------
@@ -110,8 +110,8 @@ def read_remote(
         read = read_range(bucket, key, start, stop, url, read_part=part_reader)
     except ObjectNotFoundError:
         raise StorageError(
-            f"error fetching virtual reference: there is no object {url}, which a virtual chunk refers to. Put it "
-            f"back, or correct the references",
+            f"error fetching virtual reference: object {url} of a virtual chunk does not exist. Put it back, or "
+            f"correct the chunk reference",
             ErrorKind.VIRTUAL_CHUNK_FETCH,
         ) from None
     except StorageError as error:
@@ -125,7 +125,7 @@ def read_remote(
 
 
 def _require_unchanged(url: str, read: RangeRead, ref: ChunkRef) -> None:
-    """Compared here and not by a condition of the request, which stores spell and round differently."""
+    """Refuse a changed object. Conditional requests cannot do this, because stores format and round differently."""
     if ref.etag is not None:
         wanted = bare_etag(ref.etag)
         same = wanted == "*" or (read.etag is not None and wanted == bare_etag(read.etag))
@@ -135,7 +135,7 @@ def _require_unchanged(url: str, read: RangeRead, ref: ChunkRef) -> None:
         return
     if not same:
         raise StorageError(
-            f"the checksum of the object owning the virtual chunk has changed: {url} was changed after its chunks "
-            f"were referenced. Put the old object back, or import it again",
+            f"the checksum of the object owning the virtual chunk has changed: {url} was changed after the "
+            f"chunk reference was set. Put the old object back, or set its chunk references again",
             ErrorKind.VIRTUAL_CHUNK_MODIFIED,
         )

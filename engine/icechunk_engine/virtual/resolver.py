@@ -1,14 +1,13 @@
-"""Read virtual chunks: find the container, require authorisation, fetch a range, notice changed objects.
+"""Read virtual chunks: find the container, check the authorisation, fetch a range, and detect changed objects.
 
-Deny by default: a location is read only when it lies in a container of the configuration and that container was
-authorised by whoever opened the repository. Named memory storages are read here, local files by :mod:`.local_files`,
-all others by :mod:`.remote`.
+Access is denied by default. A location is read only if it is in a configured container and the reader of the
+repository authorised that container. This module reads named memory storages, :mod:`.local_files` reads local files,
+and :mod:`.remote` reads everything else.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from icechunk_engine.columns.chunk_refs import ChunkRef
 from icechunk_engine.config import VirtualChunkContainer, virtual_urls
@@ -25,14 +24,14 @@ LOCATION_CACHE_SIZE = 4096
 
 
 class VirtualResolver:
-    """Fetches ranges of virtual objects for one repository or session.
+    """Reads ranges of virtual chunks for one repository or session.
 
     Parameters
     ----------
     containers
-        Virtual chunk containers of the configuration, by URL prefix.
+        Configured virtual chunk containers by URL prefix.
     authorized
-        URL prefixes that may be read, with their credentials.
+        Credentials by authorised URL prefix.
     """
 
     def __init__(
@@ -44,11 +43,11 @@ class VirtualResolver:
         self.authorized = {rules.with_trailing_slash(prefix): value for prefix, value in (authorized or {}).items()}
         self._readers: dict[str, _Reader] = {}
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.containers, self.authorized)
 
     def fetch(self, ref: ChunkRef, start: int, stop: int) -> bytes:
-        """Bytes ``start:stop`` of a virtual chunk.
+        """Read bytes ``start:stop`` of a virtual chunk.
 
         Raises
         ------
@@ -61,7 +60,7 @@ class VirtualResolver:
         return self._reader(ref.location)(ref, ref.offset + start, ref.offset + stop)
 
     def is_remote(self, ref: ChunkRef) -> bool:
-        """True when reading the location waits for a network."""
+        """Return True if reading the location waits for a network."""
         location = ref.location or ""
         if location.startswith("vcc://"):
             name = virtual_urls.authority_of(location)
@@ -70,7 +69,7 @@ class VirtualResolver:
 
     @property
     def may_be_remote(self) -> bool:
-        """True when locations that need a network may be read here: one of their containers was authorised."""
+        """True if a container on a network is authorised."""
         return any(not prefix.lower().startswith(_LOCAL) for prefix in self.authorized)
 
     def _reader(self, location: str) -> _Reader:
@@ -107,8 +106,8 @@ def _read_memory(name: str, key: str, ref: ChunkRef, start: int, stop: int) -> b
         data = MemoryStorage.named(name).get(key)
     except ObjectNotFoundError:
         raise StorageError(
-            f"error fetching virtual reference: no object {key!r} in memory storage {name!r}, which a virtual chunk "
-            f"refers to",
+            f"error fetching virtual reference: memory storage {name!r} has no object {key!r} for a virtual chunk. "
+            f"Put it back, or correct the chunk reference",
             ErrorKind.VIRTUAL_CHUNK_FETCH,
         ) from None
     return require_length(f"memory://{name}/{key}", data[start:stop], start, stop)

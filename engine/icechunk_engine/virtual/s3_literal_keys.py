@@ -1,7 +1,7 @@
-"""Objects of S3 whose keys have empty, ``.`` or ``..`` parts, or begin or end with a slash.
+"""Read S3 objects whose keys have empty, ``.`` or ``..`` segments, or begin or end with a slash.
 
-S3 takes keys literally. The client of object stores does not: it refuses such keys, or reads the object of another
-key, without the slashes at the ends. Requests for them are therefore signed and made here.
+S3 takes keys literally. obstore refuses such keys, or strips slashes and reads the object of another key. So this
+module signs and sends these requests itself.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import quote, urlsplit
 
 from icechunk_engine.errors import ErrorKind, StorageError
@@ -26,7 +26,7 @@ _UNRESERVED = "-_.~"
 
 
 class Keys(NamedTuple):
-    """What requests are signed with."""
+    """Keys that sign requests."""
 
     access_key_id: str
     secret_access_key: str
@@ -34,12 +34,12 @@ class Keys(NamedTuple):
 
 
 def is_literal(bucket: Bucket, key: str) -> bool:
-    """True for an object whose key only S3 takes as it is."""
+    """Return True for an S3 object whose key obstore would change or refuse."""
     return bucket.kind is StoreKind.S3 and key != "" and not {"", ".", ".."}.isdisjoint(key.split("/"))
 
 
 def read_part(bucket: Bucket, key: str, start: int, stop: int, shown: str) -> Part:
-    """Bytes ``start:stop`` (at least one) of an object in S3; errors as for :func:`.http_servers.read_part`."""
+    """Read bytes ``start:stop`` of an S3 object. Raises the errors of :func:`.http_servers.read_part`."""
     options = dict(bucket.options)
     region = options.get("region") or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     region = region or "us-east-1"
@@ -51,7 +51,7 @@ def read_part(bucket: Bucket, key: str, start: int, stop: int, shown: str) -> Pa
     path = f"{endpoint.path.rstrip('/')}/{bucket.name}/{key}"
     extra = {"x-amz-request-payer": "requester"} if options.get("request_payer") else {}
 
-    def ask() -> Part:
+    def request() -> Part:
         keys = _keys(bucket, shown)
         headers = {"host": endpoint.netloc.rpartition("@")[2], **extra}
         if keys is not None:
@@ -65,18 +65,18 @@ def read_part(bucket: Bucket, key: str, start: int, stop: int, shown: str) -> Pa
                 )
             return http_servers.part_of(answer, start, stop, shown)
 
-    return http_servers.with_patience(ask, shown)
+    return http_servers.with_retries(request, shown)
 
 
 def signed(keys: Keys, region: str, path: str, headers: Mapping[str, str], time: datetime) -> dict[str, str]:
-    """Headers with the signature of a ``GET`` (AWS Signature Version 4).
+    """Return headers with the signature of a ``GET`` request (AWS Signature Version 4).
 
     Parameters
     ----------
     path
-        Absolute, not encoded.
+        Absolute path, not encoded.
     headers
-        Lower case, with ``host``; all of them are signed.
+        Headers in lower case, including ``host``. All of them are signed.
     """
     stamp = time.strftime("%Y%m%dT%H%M%SZ")
     scope = f"{stamp[:8]}/{region}/s3/aws4_request"
@@ -98,7 +98,7 @@ def signed(keys: Keys, region: str, path: str, headers: Mapping[str, str], time:
 
 
 def _keys(bucket: Bucket, shown: str) -> Keys | None:
-    """The keys that the bucket's credential gives now, None to send nothing."""
+    """Return the current keys of the bucket's credential, or None for unsigned requests."""
     given = access(StoreKind.S3, bucket.credential, {})
     if given.options.get("skip_signature"):
         return None
@@ -116,7 +116,6 @@ def _keys(bucket: Bucket, shown: str) -> Keys | None:
 
 
 def _keys_of_machine(shown: str) -> Keys:
-    credentials: Any = None
     try:
         from botocore.exceptions import BotoCoreError
         from botocore.session import Session
@@ -127,11 +126,11 @@ def _keys_of_machine(shown: str) -> Keys:
             credentials = Session().get_credentials()  # type: ignore[no-untyped-call]
         except BotoCoreError:
             credentials = None
-    if credentials is None:
-        raise StorageError(
-            f"{shown}: no credentials were found for it. Pass keys (s3_credentials), or install botocore, which finds "
-            f"those of machines in the cloud: pip install botocore",
-            ErrorKind.VIRTUAL_CHUNK_FETCH,
-        )
-    keys = credentials.get_frozen_credentials()
-    return Keys(keys.access_key, keys.secret_key, keys.token)
+        if credentials is not None:
+            keys = credentials.get_frozen_credentials()
+            return Keys(keys.access_key, keys.secret_key, keys.token)
+    raise StorageError(
+        f"{shown}: no credentials found. Pass keys (s3_credentials), or install botocore, which finds the credentials "
+        f"of machines in the cloud: pip install botocore",
+        ErrorKind.VIRTUAL_CHUNK_FETCH,
+    )

@@ -1,6 +1,6 @@
-"""Questions about many strings at once, answered by numpy: prefixes, pairs of characters.
+"""Test many strings at once with numpy: prefixes and pairs of bytes.
 
-A table of strings is taken in blocks, so that what is computed along the way stays small. Nothing here knows URLs.
+A table of strings is processed in blocks, so that temporary arrays stay small. This module knows nothing about URLs.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from icechunk_engine.columns.tables import I64, U8, BytesTable
 
-BLOCK_ROWS = 1 << 12  # temporaries of a block stay in the processor cache
+BLOCK_ROWS = 1 << 12  # small enough for temporary arrays to stay in the processor cache
 
 _WORD = 8
 
@@ -23,9 +23,9 @@ class StringBlock:
     Attributes
     ----------
     data
-        ``uint8 (m,)``: the bytes of all strings, then a word of zeros.
+        ``uint8 (m,)``: the bytes of all strings, then eight zeros.
     starts, lengths
-        ``int64 (n,)``: where in ``data`` each string is.
+        ``int64 (n,)``: position and length of each string in ``data``.
     """
 
     __slots__ = ("_words", "data", "lengths", "starts")
@@ -34,14 +34,14 @@ class StringBlock:
         self.data = np.concatenate([data[bounds[0] : bounds[-1]], np.zeros(_WORD, np.uint8)])
         self.starts = bounds[:-1] - bounds[0]
         self.lengths = np.diff(bounds)
-        # The eight bytes from any position on, as one number.
+        # The eight bytes from each position, as one number.
         self._words: NDArray[np.uint64] = np.ndarray(len(self.data) - _WORD + 1, "<u8", self.data, strides=(1,))
 
     def __len__(self) -> int:
         return len(self.starts)
 
     def starts_with(self, prefix: bytes) -> NDArray[np.bool_]:
-        """Mask ``(n,)``: the string begins with ``prefix``."""
+        """Return a mask ``(n,)`` of the strings that begin with ``prefix``."""
         mask: NDArray[np.bool_] = self.lengths >= len(prefix)
         for position in range(0, len(prefix), _WORD):
             rows = np.flatnonzero(mask)
@@ -53,28 +53,28 @@ class StringBlock:
         return mask
 
     def byte_at(self, position: int) -> U8:
-        """Byte ``(n,)`` at a position of each string, 0 where the string is shorter."""
+        """Return the byte ``(n,)`` at a position of each string, 0 if the string is shorter."""
         within = self.lengths > position
         found: U8 = np.where(within, self.data[np.where(within, self.starts + position, 0)], np.uint8(0))
         return found
 
     def pairs(self, pair: bytes) -> NDArray[np.bool_]:
-        """Mask ``(m,)`` of ``data``: those two bytes begin here."""
+        """Return a mask ``(m,)`` of the positions in ``data`` where this pair of bytes begins."""
         found = np.zeros(len(self.data), np.bool_)
         found[:-1] = (self.data[:-1] == pair[0]) & (self.data[1:] == pair[1])
         return found
 
     def third(self, choices: bytes) -> NDArray[np.bool_]:
-        """Mask ``(m,)`` of ``data``: the byte after the next one is one of ``choices``."""
+        """Return a mask ``(m,)`` of the positions in ``data`` where the byte two places later is in ``choices``."""
         found = np.zeros(len(self.data), np.bool_)
         for choice in choices:
             found[:-2] |= self.data[2:] == choice
         return found
 
     def count(self, at_byte: NDArray[np.bool_]) -> NDArray[np.intp]:
-        """How many bytes of each string are True in the mask ``(m,)``, shape ``(n,)``.
+        """Count, for each string ``(n,)``, the positions that are True in the mask ``(m,)``.
 
-        A pair that begins with a string's last byte counts although it ends in the next string.
+        A pair that begins with the last byte of a string counts, even though it ends in the next string.
         """
         positions = np.flatnonzero(at_byte[:-_WORD])
         rows = np.searchsorted(self.starts, positions, "right") - 1
@@ -82,6 +82,6 @@ class StringBlock:
 
 
 def string_blocks(table: BytesTable) -> Iterator[StringBlock]:
-    """The strings of a table, some at a time."""
+    """Yield the strings of a table in blocks."""
     for first in range(0, len(table), BLOCK_ROWS):
         yield StringBlock(table.data, table.starts[first : first + BLOCK_ROWS + 1])

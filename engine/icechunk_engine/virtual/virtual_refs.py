@@ -1,7 +1,7 @@
-"""Columns of virtual references out of what callers hand over: flat arrays, or a list of specs. Pure.
+"""Build virtual chunk references from the arguments of callers: flat arrays, or a list of specs. Pure.
 
-Only the form of the arguments is judged here; whether locations lie in a container, and whether indices lie in the
-array's grid, is for the session to say.
+This module checks the form of the arguments. The session checks that locations are in a container and that indices are
+in the grid of the array.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -24,14 +24,17 @@ Checksum = str | datetime | None
 """An etag, or the time of last modification."""
 
 ReferenceBatch = tuple[U32, U8, list[str], U64, U64, dict[int, bytes]]
-"""Indices ``(n, ndim)``, kinds, paths (URL, chunk id or ``""``), offsets, lengths, inline payloads by row."""
+"""Indices ``(n, ndim)``, kinds, paths (URL, chunk id or ``""``), offsets, lengths, and inline bytes by row."""
+
+type Strings = NDArray[np.object_] | NDArray[np.str_]
+"""A numpy array of Python or fixed-width strings."""
 
 _LAST_SECOND = 2**32 - 1
 _LAST_BYTE = 2**64 - 1
 
 
 class ChunkSpec(Protocol):
-    """What a list of references is made of (:class:`icechunk_engine.config.VirtualChunkSpec`)."""
+    """One virtual chunk (:class:`icechunk_engine.config.VirtualChunkSpec`)."""
 
     @property
     def index(self) -> Sequence[int]: ...
@@ -48,12 +51,12 @@ class ChunkSpec(Protocol):
 
 
 def whole_seconds(time: datetime) -> int:
-    """Unix seconds as references keep them, rounded up: rounded down, an unchanged object would look modified.
+    """Return a time in Unix seconds, rounded up. If it were rounded down, an unchanged object would look modified.
 
     Raises
     ------
     InvalidInputError
-        ``invalid-virtual-ref``: no time zone, or outside 1970-01-01T00:00:01Z … 2106-02-07T06:28:15Z.
+        ``invalid-virtual-ref``: the time has no time zone, or is outside 1970-01-01T00:00:01Z … 2106-02-07T06:28:15Z.
     """
     if time.tzinfo is None:
         raise InvalidInputError(
@@ -70,23 +73,24 @@ def whole_seconds(time: datetime) -> int:
 
 
 def split_checksum(checksum: Checksum) -> tuple[str | None, int]:
-    """Etag and last-modified second of a checksum argument; None and 0 stand for absent."""
+    """Split a checksum argument into an etag, or None, and a time in Unix seconds, or 0."""
     if checksum is None:
         return None, 0
     if isinstance(checksum, str):
         return checksum, 0
     if isinstance(checksum, datetime):
         return None, whole_seconds(checksum)
-    raise TypeError(f"a checksum is an etag (str) or a time of last modification (datetime), not {checksum!r}")
+    raise TypeError(f"a checksum must be an etag (str) or a modification time (datetime), not {checksum!r}")
 
 
 def single_reference(location: str, offset: int, length: int, etag: str | None, last_modified: int) -> ChunkRef:
-    """One virtual reference; raises InvalidInputError (``invalid-virtual-ref``) for a range that is none."""
+    """Return one virtual chunk reference. Raises InvalidInputError (``invalid-virtual-ref``) for an invalid range."""
     if not isinstance(location, str):
-        raise TypeError(f"a location is a URL string, not {location!r}")
+        raise TypeError(f"a location must be a URL string, not {location!r}")
     if offset < 0 or length < 0 or offset + length > _LAST_BYTE:
         raise InvalidInputError(
-            f"offset {offset} and length {length} are not a byte range of {location!r}: both are counts of bytes",
+            f"offset {offset} and length {length} are not a valid byte range of {location!r}. They must not be "
+            f"negative, and their sum must fit into 64 bits",
             ErrorKind.INVALID_VIRTUAL_REF,
         )
     return ChunkRef(
@@ -100,12 +104,12 @@ def single_reference(location: str, offset: int, length: int, etag: str | None, 
 
 
 def refs_of_specs(array_path: str, ndim: int, specs: Iterable[ChunkSpec]) -> ChunkRefs:
-    """Columns of a list of specs, in their order.
+    """Return the chunk references of some specs, in their order.
 
     Raises
     ------
     InvalidInputError
-        ``invalid-chunk-index``: an index that has not ``ndim`` coordinates.
+        ``invalid-chunk-index``: an index does not have ``ndim`` coordinates.
     """
     items: list[tuple[tuple[int, ...], ChunkRef]] = []
     for spec in specs:
@@ -126,35 +130,35 @@ def refs_of_grid(
     array_path: str,
     grid: Sequence[int],
     chunk_grid_shape: Sequence[int],
-    locations: Sequence[str] | NDArray[Any],
+    locations: Sequence[str] | Strings,
     offsets: ArrayLike,
     lengths: ArrayLike,
     *,
     arr_offset: Sequence[int] | None = None,
     checksum: Checksum = None,
 ) -> ChunkRefs:
-    """Columns of a box of chunks that is given flattened in C order; cells with the location ``""`` are left out.
+    """Return the chunk references of a box of chunks, whose cells are given flat in C order.
 
     Parameters
     ----------
     array_path
-        For messages.
+        Path of the array, for error messages.
     grid
         Number of chunks of the array along each axis.
     chunk_grid_shape
         Shape of the box.
     locations, offsets, lengths
-        One entry a cell; the numbers are unsigned.
+        One entry for each cell. Numbers are unsigned. A cell with the location ``""`` gets no chunk reference.
     arr_offset
         Index of the box's first cell, zeros by default.
     checksum
-        One for all references.
+        Checksum of all chunks.
 
     Raises
     ------
     InvalidInputError
-        ``invalid-chunk-index`` when shapes, lengths and the array's grid do not fit together;
-        ``invalid-virtual-ref`` for numbers that are no byte range.
+        ``invalid-chunk-index``: shapes, lengths and the grid of the array do not match. ``invalid-virtual-ref``: the
+        numbers are not valid byte ranges.
     """
     shape = tuple(int(length) for length in chunk_grid_shape)
     start = (0,) * len(shape) if arr_offset is None else tuple(int(position) for position in arr_offset)
@@ -181,18 +185,18 @@ def refs_of_grid(
     )
 
 
-def _location_column(locations: Sequence[str] | NDArray[Any]) -> tuple[BytesTable, NDArray[np.int32]]:
+def _location_column(locations: Sequence[str] | Strings) -> tuple[BytesTable, NDArray[np.int32]]:
     if isinstance(locations, np.ndarray) and locations.ndim != 1:
-        raise _bad_index(f"locations must be flat (C order), not of shape {locations.shape}: use locations.ravel()")
+        raise _bad_index(f"locations must be flat (C order), not of shape {locations.shape}; use locations.ravel()")
     strings: Sequence[str] = locations.tolist() if isinstance(locations, np.ndarray) else locations
     try:
         return factorize(strings)
     except (AttributeError, TypeError):
-        raise TypeError("locations are URL strings, and '' where there is no chunk") from None
+        raise TypeError("locations must be URL strings, or '' for a cell without a chunk") from None
 
 
 def _byte_column(name: str, values: ArrayLike) -> U64:
-    """Unsigned 64-bit column; nothing is wrapped or rounded on the way."""
+    """Return an unsigned 64-bit column. Nothing is wrapped or rounded."""
     column = np.asarray(values)
     if column.size == 0:
         return np.empty(0, np.uint64)
@@ -209,7 +213,7 @@ def _require_fit(
     array_path: str, ndim: int, shape: tuple[int, ...], start: tuple[int, ...], counts: tuple[int, int, int]
 ) -> None:
     if len(set(counts)) != 1:
-        raise _bad_index(f"locations, offsets and lengths must have one length, not {counts}")
+        raise _bad_index(f"locations, offsets and lengths must have the same length, not {counts}")
     if len(shape) != ndim:
         raise _bad_index(f"chunk_grid_shape {shape} has {len(shape)} axes, array {array_path!r} has {ndim}")
     if len(start) != ndim:
@@ -218,15 +222,15 @@ def _require_fit(
         raise _bad_index(f"chunk_grid_shape {shape} and arr_offset {start} must not be negative")
     if math.prod(shape) != counts[0]:
         raise _bad_index(
-            f"chunk_grid_shape {shape} has {math.prod(shape)} cells, but {counts[0]} locations were given; the arrays "
-            f"are the flattened (C order) grid, with '' where there is no chunk"
+            f"chunk_grid_shape {shape} has {math.prod(shape)} cells, but {counts[0]} locations were given. Pass one "
+            f"location for each cell in C order, and '' for a cell without a chunk"
         )
 
 
 def _without_empty(
     table: BytesTable, codes: NDArray[np.int32]
 ) -> tuple[NDArray[np.int64] | None, BytesTable, NDArray[np.int32]]:
-    """Positions of the cells that have a location (None: all), and the columns reduced to them."""
+    """Return the positions of the cells that have a location (None if all have one), and the reduced columns."""
     empty = np.flatnonzero(table.lengths == 0)
     if len(empty) == 0:
         return None, table, codes
@@ -243,13 +247,13 @@ def _box_indices(
     start: tuple[int, ...],
     kept: NDArray[np.int64] | None,
 ) -> U32:
-    """Chunk indices of the cells of the box that have a location; those must lie in the array's grid."""
+    """Return the chunk indices of the cells that have a location. They must be inside the grid of the array."""
     num_cells = math.prod(shape) if kept is None else len(kept)
     indices = np.empty((num_cells, len(shape)), np.uint32)
     if num_cells == 0 or not shape:
         return indices
     if kept is None:
-        # A column repeats its few values: far cheaper to broadcast than to divide out of cell numbers.
+        # Each column repeats a few values, so broadcasting is much cheaper than unravelling cell numbers.
         box, columns = indices.reshape(*shape, len(shape)), np.ogrid[tuple(map(slice, shape))]
     else:
         box, columns = indices, np.unravel_index(kept, shape)
@@ -270,14 +274,14 @@ def _bad_index(message: str) -> InvalidInputError:
 
 
 def reference_batches(refs: ChunkRefs, batch_size: int, expand: Callable[[str], str]) -> Iterator[ReferenceBatch]:
-    """All references in the public columnar form, in the order of the rows.
+    """Yield chunk references in the public columnar form, in the order of the rows.
 
     Parameters
     ----------
     batch_size
-        Rows a batch at most.
+        Maximum number of rows in a batch.
     expand
-        Absolute URL of a location.
+        Returns the absolute URL of a location.
     """
     for start in range(0, len(refs), batch_size):
         yield _public_columns(refs.take(slice(start, start + batch_size)), expand)

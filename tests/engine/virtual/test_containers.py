@@ -606,9 +606,9 @@ def test_the_advice_can_be_run(prefix: str):
 
 
 def test_missing_names_are_told():
-    with pytest.raises(InvalidInputError, match=r"named 'nowhere' \(named are: nm, blob, web, fl\)"):
+    with pytest.raises(InvalidInputError, match=r"named 'nowhere' \(known names: nm, blob, web, fl\)"):
         resolve_location("vcc://nowhere/a", OURS)
-    with pytest.raises(InvalidInputError, match="not a scheme that a container can have"):
+    with pytest.raises(InvalidInputError, match="containers do not support ftp://"):
         resolve_location("ftp://h/a", OURS)
 
 

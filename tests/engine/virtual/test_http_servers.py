@@ -175,7 +175,7 @@ def test_answers_that_are_final(server: Server, answer: Any, kind: ErrorKind):
 
 @pytest.mark.parametrize(("status", "kind"), [(503, ErrorKind.VIRTUAL_CHUNK_FETCH), (429, ErrorKind.THROTTLED)])
 def test_patience_ends(server: Server, status: int, kind: ErrorKind, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(http_servers, "_PATIENCE_S", -1)
+    monkeypatch.setattr(http_servers, "_MAX_RETRY_S", -1)
     server.answers.append((status, {}, b""))
     assert failure(f"{server.url}/").kind is kind
     server.server_close()
@@ -341,7 +341,7 @@ def test_certificates_are_checked(server: Server, encrypted: Callable[[], str], 
     assert fetch(f"{server.url}/", store=http_store({"root_certificate": certificate})) == DATA[10:20]
     with pytest.warns(Warning, match="certificate verification"):
         fetch(f"{server.url}/", store=http_store({"allow_invalid_certificates": "true"}))
-    monkeypatch.setattr(http_servers, "_PATIENCE_S", -1)
+    monkeypatch.setattr(http_servers, "_MAX_RETRY_S", -1)
     assert failure(f"{server.url}/").kind is ErrorKind.VIRTUAL_CHUNK_FETCH
     assert len(server.asked) == 2
 
