@@ -1,6 +1,7 @@
 """The Icechunk storage engine in Python: versioned, transactional Zarr hierarchies on the Icechunk format.
 
-Names, signatures and defaults follow the official ``icechunk`` package, so that code moves over by changing an import:
+Names, signatures and defaults follow the official ``icechunk`` package, so you can move code over by changing one
+import:
 
     import icechunk_engine as icechunk
 """
@@ -258,17 +259,17 @@ __all__ = [
 
 
 def spec_version() -> SpecVersion:
-    """Newest version of the on-disk format that is written."""
+    """Return the newest version of the on-disk format that this library writes."""
     return SpecVersion.current()
 
 
 def supported_spec_versions() -> list[SpecVersion]:
-    """Versions of the on-disk format that are read and written, newest first."""
+    """Return the versions of the on-disk format that this library reads and writes, newest first."""
     return sorted(SpecVersion, reverse=True)
 
 
 def print_debug_info() -> None:
-    """Print the versions that a bug report needs."""
+    """Print the versions to include in a bug report."""
     print(f"platform: {platform.platform()}")
     print(f"python: {platform.python_version()}")
     print(f"xarray-icechunk: {__version__}")

@@ -1,15 +1,14 @@
-"""AssetManager: the typed, immutable files of a repository, seen through a cache weighed in bytes.
+"""AssetManager: typed access to the files of a repository, with caches limited in bytes.
 
-Snapshots, manifests and transaction logs never change once written, so every session, fork and unpickled copy in a
-process that looks at the same place shares one decoded copy. ``repo`` is the one mutable object: it is read each time
-and decoded anew only when its version changed.
+Snapshots, manifests and transaction logs never change once written. So all sessions, forks and unpickled copies that
+look at one place share one decoded copy in each process. ``repo`` is the only file that changes. It is read each
+time, and decoded only if its version changed.
 
-What is shared lives as long as somebody looks at the place: who opens it after the last repository, session and array
-is gone reads the files anew. Until then, files that were damaged or replaced underneath go unnoticed where a copy is
-held; :meth:`AssetManager.clear_caches` drops the copies.
+The shared copies live as long as any repository, session or array of the place. If a file is damaged or replaced in
+the meantime, you do not notice while a copy is held. :meth:`AssetManager.clear_caches` drops the copies.
 
-Requests: one GET for a snapshot, manifest or transaction log that is not cached; one GET for ``repo``; one PUT a file
-written.
+Requests: one GET for a snapshot, manifest or transaction log that is not cached, one GET for ``repo``, one PUT for
+each file written.
 """
 
 from __future__ import annotations
@@ -45,13 +44,13 @@ from icechunk_engine.storage.base import Storage, Version
 from icechunk_engine.storage.requests import for_requests
 
 BYTES_PER_CHUNK_REF = 48
-"""Weight of one decoded reference, to turn ``CachingConfig.num_chunk_refs`` into bytes."""
+"""Memory of one decoded chunk reference, to turn ``CachingConfig.num_chunk_refs`` into bytes."""
 BYTES_PER_SNAPSHOT_NODE = 512
 BYTES_PER_TRANSACTION_CHANGE = 24
 
 
 class LoadedManifest:
-    """A decoded manifest with lookups that are prepared once."""
+    """A decoded manifest and its chunk finders, each made when first needed."""
 
     __slots__ = ("_finders", "manifest")
 
@@ -60,7 +59,7 @@ class LoadedManifest:
         self._finders: dict[NodeId, tuple[ChunkRefs, ChunkFinder]] = {}
 
     def refs(self, node_id: NodeId, ndim: int) -> ChunkRefs:
-        """References of one array. Raises FormatError when the manifest holds none, or some of another rank."""
+        """Return the chunk references of an array. Raises FormatError if it has none here, or ones of another rank."""
         refs = self.manifest.get(node_id)
         if refs is None:
             raise FormatError(
@@ -77,7 +76,7 @@ class LoadedManifest:
         return refs if refs.ndim == ndim else ChunkRefs.empty(ndim)
 
     def finder(self, node_id: NodeId, ndim: int) -> tuple[ChunkRefs, ChunkFinder]:
-        """:meth:`refs` and their finder."""
+        """Return :meth:`refs` and a finder for them."""
         found = self._finders.get(node_id)
         if found is None or found[0].ndim != ndim:
             refs = self.refs(node_id, ndim)
@@ -86,17 +85,16 @@ class LoadedManifest:
 
 
 _READ_TOGETHER = 256
-"""Small manifest files held in memory at once before they are decoded."""
+"""Number of small manifest files that are read before they are decoded together."""
 
 _BYTES_PER_CACHED_CHUNK = 256
-"""What a cached chunk takes besides its bytes."""
-
+"""Memory of a cached chunk besides its bytes."""
 
 _REMEMBERED_PRELOADS = 10_000
 
 
 class _Caches:
-    """What this process knows of one place."""
+    """The decoded files of one place that this process shares."""
 
     def __init__(self, config: ResolvedConfig) -> None:
         limits = _limits_bytes(config)
@@ -108,14 +106,14 @@ class _Caches:
         self.repo_info: tuple[Version, RepoInfo] | None = None
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Drop all copies."""
         for cache in (self.snapshots, self.manifests, self.logs, self.chunks):
             cache.clear()
         self.preloaded.clear()
         self.repo_info = None
 
     def make_room(self, config: ResolvedConfig) -> None:
-        """Let the caches grow to what another opening of the same place asks for."""
+        """Raise the limits to those that another opening of the same place asks for."""
         for name, limit_bytes in _limits_bytes(config).items():
             cache = getattr(self, name)
             cache.limit_bytes = max(cache.limit_bytes, limit_bytes)
@@ -149,7 +147,7 @@ def _caches_of(storage: Storage, config: ResolvedConfig) -> _Caches:
 
 @dataclass(frozen=True, slots=True)
 class WrittenManifest:
-    """What a snapshot needs to know of a manifest file."""
+    """The facts about a manifest file that a snapshot stores."""
 
     manifest_id: ManifestId
     size_bytes: int
@@ -157,16 +155,21 @@ class WrittenManifest:
 
 
 class AssetManager:
-    """Typed fetches and writes of one repository's files.
+    """Typed reading and writing of one repository's files.
 
     Parameters
     ----------
     storage
-        Where the repository is.
+        The repository's place.
     config
         Effective configuration.
     spec_version
-        Of the repository: what files are written in. Those of either version are read.
+        Spec version of the repository, in which files are written. Files of both versions can be read.
+
+    Attributes
+    ----------
+    storage
+        The place, to be used for all requests: it reports and limits them (:mod:`icechunk_engine.storage.requests`).
     """
 
     def __init__(self, storage: Storage, config: ResolvedConfig, spec_version: int = 2) -> None:
@@ -180,16 +183,16 @@ class AssetManager:
         return type(self), (self._given_storage, self.config, self.spec_version)
 
     def clear_caches(self) -> None:
-        """Drop all copies of this place's files, for everybody in this process. What is being read now may stay."""
+        """Drop all copies of this place's files in this process. Files that are being read now may stay."""
         self._caches.clear()
 
     def repo_info(self) -> tuple[RepoInfo, Version]:
-        """The present repo info and its version.
+        """Read the present repo info and its version.
 
         Raises
         ------
         RepositoryNotFoundError
-            No ``repo`` object.
+            The object ``repo`` does not exist.
         FormatError
             It is damaged or of another format.
         """
@@ -198,7 +201,7 @@ class AssetManager:
         except ObjectNotFoundError:
             raise RepositoryNotFoundError(
                 f"the repository doesn't exist: there is no object 'repo' at {self.storage.identity}. "
-                f"Check the location, or make one with Repository.create(storage)"
+                f"Check the location, or create one with Repository.create(storage)"
             ) from None
         known = self._caches.repo_info
         if known is not None and known[0] == version:
@@ -208,15 +211,15 @@ class AssetManager:
         return info, version
 
     def remember_repo_info(self, info: RepoInfo, version: Version) -> None:
-        """Keep what was just written, so that the next read need not decode it."""
+        """Keep a repo info that was just written, to save the next reader from decoding it."""
         self._caches.repo_info = version, info
 
     def snapshot(self, snapshot_id: SnapshotId) -> Snapshot:
-        """A snapshot file. Raises SnapshotNotFoundError, FormatError."""
+        """Return a snapshot. Raises SnapshotNotFoundError, FormatError."""
         return self._caches.snapshots.load(snapshot_id, self._load_snapshot)
 
     async def snapshot_async(self, snapshot_id: SnapshotId) -> Snapshot:
-        """:meth:`snapshot` for an event loop."""
+        """Return a snapshot without blocking an event loop. Errors as in :meth:`snapshot`."""
         return await self._caches.snapshots.load_async(snapshot_id, self._load_snapshot)
 
     def _load_snapshot(self, snapshot_id: SnapshotId) -> tuple[Snapshot, int]:
@@ -225,30 +228,30 @@ class AssetManager:
             snapshot = decode_snapshot(self._get(key), key)
         except ObjectNotFoundError:
             raise SnapshotNotFoundError(
-                f"the file of snapshot {snapshot_id} ({key}) is not there: it never existed, or was removed by "
-                f"garbage collection. Open a snapshot that repo.ancestry lists"
+                f"the file of snapshot {snapshot_id} ({key}) does not exist: it was never written, or garbage "
+                f"collection removed it. Open a snapshot that repo.ancestry lists"
             ) from None
         _require_same(key, snapshot.snapshot_id, snapshot_id)
         return snapshot, snapshot.nbytes
 
     def has_snapshot(self, snapshot_id: SnapshotId) -> bool:
-        """True when :meth:`snapshot` needs no request."""
+        """Return whether :meth:`snapshot` needs no request."""
         return self._caches.snapshots.get(snapshot_id) is not None
 
     def remember_snapshot(self, snapshot: Snapshot) -> None:
-        """Put a snapshot that was just written into the cache."""
+        """Cache a snapshot that was just written."""
         self._caches.snapshots.put(snapshot.snapshot_id, snapshot, snapshot.nbytes)
 
     def manifest(self, manifest_id: ManifestId) -> LoadedManifest:
-        """A manifest file. Raises FormatError when it is missing (a snapshot refers to it) or damaged."""
+        """Return a manifest. Raises StorageError if it is missing, FormatError if it is damaged."""
         return self._caches.manifests.load(manifest_id, self._load_manifest)
 
     async def manifest_async(self, manifest_id: ManifestId) -> LoadedManifest:
-        """:meth:`manifest` for an event loop."""
+        """Return a manifest without blocking an event loop. Errors as in :meth:`manifest`."""
         return await self._caches.manifests.load_async(manifest_id, self._load_manifest)
 
     def cached_manifest(self, manifest_id: ManifestId) -> LoadedManifest | None:
-        """A manifest that needs no request."""
+        """Return a manifest if that needs no request."""
         return self._caches.manifests.get(manifest_id)
 
     def _load_manifest(self, manifest_id: ManifestId) -> tuple[LoadedManifest, int]:
@@ -257,7 +260,7 @@ class AssetManager:
         return LoadedManifest(manifest), manifest.nbytes
 
     def _manifest_file(self, manifest_id: ManifestId) -> tuple[bytes, str]:
-        """Content and name of a manifest file."""
+        """Return the content and key of a manifest file."""
         key = layout.manifest_key(manifest_id)
         try:
             return self._get(key), key
@@ -269,11 +272,14 @@ class AssetManager:
             ) from None
 
     def remember_manifest(self, manifest: Manifest) -> None:
-        """Put a manifest that was just encoded into the cache."""
+        """Cache a manifest that was just encoded."""
         self._caches.manifests.put(manifest.manifest_id, LoadedManifest(manifest), manifest.nbytes)
 
     def manifests(self, manifest_ids: list[ManifestId]) -> list[LoadedManifest]:
-        """Several manifests, fetched concurrently where the storage waits; elsewhere small ones are read together."""
+        """Return several manifests.
+
+        Behind a network they are fetched concurrently. Elsewhere small ones are decoded together.
+        """
         if self.storage.is_remote or len(manifest_ids) < 2:
             run_all = partial(map_requests, self.storage)
             return self._caches.manifests.load_many(manifest_ids, self._load_manifest, run_all)
@@ -295,11 +301,11 @@ class AssetManager:
         return [found[manifest_id] for manifest_id in manifest_ids]
 
     def transaction_log(self, snapshot_id: SnapshotId) -> TransactionLog | None:
-        """What a commit changed; None where there is no log (first snapshots of spec 1)."""
+        """Return the log of a commit, None if it has none (as the first snapshots of spec 1)."""
         return self.transaction_logs([snapshot_id])[0]
 
     def transaction_logs(self, snapshot_ids: list[SnapshotId]) -> list[TransactionLog | None]:
-        """Several transaction logs, fetched concurrently where the storage waits."""
+        """Return several transaction logs, fetched concurrently behind a network."""
         run_all = partial(map_requests, self.storage)
         return self._caches.logs.load_many(snapshot_ids, self._load_log, run_all)
 
@@ -312,7 +318,7 @@ class AssetManager:
         return log, 1024 + sum(indices.nbytes for indices in log.updated_chunks.values())
 
     def chunk(self, chunk_id: ChunkId, start: int, stop: int) -> bytes:
-        """Bytes of a chunk object. Raises StorageError, ObjectNotFoundError."""
+        """Return bytes ``start:stop`` of a chunk object. Raises StorageError, ObjectNotFoundError."""
         key, cache = layout.chunk_key(chunk_id), self._caches.chunks
         if stop - start > cache.limit_bytes:
             return self.storage.get_range(key, start, stop)
@@ -325,7 +331,7 @@ class AssetManager:
         return data
 
     def begin_preload(self, snapshot_id: SnapshotId) -> bool:
-        """True the first time that a snapshot is to be preloaded in this process."""
+        """Return whether a snapshot is to be preloaded for the first time in this process."""
         preloaded = self._caches.preloaded
         if snapshot_id in preloaded:
             return False
@@ -335,7 +341,7 @@ class AssetManager:
         return True
 
     def write(self, files: Mapping[str, bytes]) -> None:
-        """Write new immutable files, concurrently where the storage waits."""
+        """Write new immutable files, concurrently behind a network."""
         map_requests(self.storage, lambda item: self._put(*item), files.items())
 
     def _get(self, key: str) -> bytes:

@@ -1,4 +1,4 @@
-"""What is told of snapshots, where official's package has it."""
+"""Views of snapshots, under the module name of the official package."""
 
 from icechunk_engine.catalog.ancestry_graph import AncestryGraph
 from icechunk_engine.catalog.history import ManifestFileInfo, SnapshotInfo

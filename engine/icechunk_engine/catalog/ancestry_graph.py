@@ -1,4 +1,4 @@
-"""History as a picture: one line a snapshot, one lane a branch, for terminals and notebooks. Pure."""
+"""Drawing the history for terminals and notebooks: one line for each snapshot, one lane for each branch. Pure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SHORT_ID = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One snapshot to be drawn."""
+    """One snapshot of the picture."""
 
     id: str
     parent_id: str | None
@@ -30,28 +30,30 @@ class Entry:
 
     @classmethod
     def of(cls, record: SnapshotRecord, branches: tuple[str, ...], tags: tuple[str, ...]) -> Entry:
-        """A snapshot with the names that point at it."""
+        """Make the entry of a snapshot from its record and the refs that point to it."""
         parent_id = None if record.parent_id is None else str(record.parent_id)
         return cls(id=str(record.id), parent_id=parent_id, message=record.message, branches=branches, tags=tags)
 
     @property
     def headline(self) -> str:
-        """First line of the message."""
+        """The first line of the message."""
         return self.message.split("\n", 1)[0]
 
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """A snapshot's place.
+    """One line of the picture.
 
     Attributes
     ----------
     lane
-        Where its dot is.
+        The lane of the snapshot's dot.
     joining
-        Lanes of branches that begin at it: they end here.
-    passing, below
-        Lanes with a line beside the dot, and between this row and the next.
+        Lanes of branches that began at this snapshot. They end here.
+    passing
+        Lanes with a line beside the dot.
+    below
+        Lanes with a line between this row and the next.
     """
 
     entry: Entry
@@ -62,18 +64,18 @@ class _Row:
 
 
 class AncestryGraph:
-    """History of one ref or of all branches.
+    """The history of one ref or of all branches as a picture.
 
-    ``print`` it, or show it in a notebook. Made by :meth:`Repository.ancestry_graph`.
+    Get it from :meth:`Repository.ancestry_graph`. Print it, or show it in a notebook.
 
     Parameters
     ----------
     entries
         Children before their parents.
     first
-        Id of the snapshot that gets the first lane.
+        Id of the snapshot in the first lane.
     plain
-        Without colours.
+        Draw without colours.
     """
 
     def __init__(self, entries: Sequence[Entry], first: str, *, plain: bool = False) -> None:
@@ -162,7 +164,10 @@ def _plain_label(entry: Entry) -> str:
 
 
 def children_first(records: Mapping[SnapshotId, SnapshotRecord]) -> Iterator[SnapshotRecord]:
-    """Snapshots, newest first, but none before its children, whatever the times say; parents form no circle."""
+    """Yield snapshots newest first, but none before its children, even if clocks were wrong.
+
+    The parents must not form a circle.
+    """
     n_children = Counter(record.parent_id for record in records.values())
     ready = [(-record.flushed_at_us, record.id.raw) for record in records.values() if not n_children[record.id]]
     heapify(ready)
@@ -177,7 +182,7 @@ def children_first(records: Mapping[SnapshotId, SnapshotRecord]) -> Iterator[Sna
 
 
 def _rows(entries: Sequence[Entry], first: str) -> Iterator[_Row]:
-    """Give each snapshot a lane: the leftmost that waits for it, else the first that is free."""
+    """Give each snapshot the leftmost lane that waits for it, or else the first free one."""
     waiting: dict[int, str] = {0: first}
     for entry in entries:
         mine = sorted(lane for lane, wanted in waiting.items() if wanted == entry.id)

@@ -1,12 +1,16 @@
-"""This machine's clock against that of the storage and of other writers.
+"""Comparing this machine's clock with the clocks of the storage and of other writers.
 
-Snapshots and updates are ordered by time, and the official library refuses to write what is not later than what is
-there. One commit from a machine whose clock runs an hour ahead keeps its users from writing for an hour. So a clock
-that differs from the storage's by more than ten minutes is refused, as the official library does.
+Snapshots and updates are ordered by time. The official library refuses to write anything dated before the latest
+update. So one commit from a machine whose clock runs an hour ahead keeps users of that library from writing for an
+hour. Like the official library, we refuse to write if our clock and the storage's are more than ten minutes apart.
 
-The storage's time is that of an object which was just written. To ask for it is a request more. So that is done only
-if nothing heard before shows that the clocks agree: over a network about once in a process, and only where the
-repository was not updated in the last ten minutes; on a disk, where each write tells the time, only before an error.
+Why the comparison is sound: the storage dates an object while we write it. Its date must therefore lie between our
+times before and after the write, give or take the tolerance. Slow requests only widen that interval, so they never
+lead to a false alarm. A copy that keeps the date of its original would, so the object must be newly written.
+
+What it costs: asking for the date takes a request. We skip it if earlier answers of the storage show that the clocks
+agree (:meth:`~icechunk_engine.storage.base.Storage.heard_us`). On a disk, each write tells the time for free, so the
+request is made only before an error.
 """
 
 from __future__ import annotations
@@ -19,33 +23,33 @@ from icechunk_engine.errors import ErrorKind, FormatError
 from icechunk_engine.storage.base import Storage
 
 TOLERANCE_US = 600_000_000
-"""The official library's."""
+"""Ten minutes, as in the official library."""
 
 
 def now_us() -> int:
-    """Wall clock in Unix microseconds."""
+    """Return the wall clock in Unix microseconds."""
     return time.time_ns() // 1000
 
 
 def require_right_clock(storage: Storage, key: str, began_us: int, now: int) -> None:
-    """Refuse to go on with a clock that is wrong.
+    """Raise an error if this machine's clock is wrong.
 
     Parameters
     ----------
     key
-        An object that was written just now.
+        An object that was just written.
     began_us, now
-        What this machine's clock showed before and after.
+        Times of this machine's clock before and after the write, in Unix microseconds.
 
     Raises
     ------
     FormatError
-        ``snapshot-timestamp``: the clock differs from the storage's by more than ten minutes.
+        ``snapshot-timestamp``: the clock and the storage's are more than ten minutes apart.
     """
     clock_lower_bound_us = storage.clock_lower_bound_us()
     if clock_lower_bound_us is None:
         if storage.is_remote:
-            return  # a request each time would cost more than it is worth
+            return  # no answers to compare with: a request for each write would cost too much
     elif abs(now - clock_lower_bound_us) <= TOLERANCE_US:
         return
     found = storage.info(key)
@@ -60,7 +64,7 @@ def require_right_clock(storage: Storage, key: str, began_us: int, now: int) -> 
 
 
 def warn_of_future(latest_us: int, now: int) -> None:
-    """Warn when the latest update of a repository is dated in the future."""
+    """Warn if the latest update of a repository is dated in the future."""
     if latest_us > now + TOLERANCE_US:
         warnings.warn(
             f"the latest update of this repository is dated {_shown(latest_us)}, which is in the future: the clock of "

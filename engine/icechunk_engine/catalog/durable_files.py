@@ -1,7 +1,9 @@
-"""Nothing is published over a file that the disk refused.
+"""Refusing to publish anything that depends on a file that the disk failed to store.
 
-A disk that fails says so once (:mod:`icechunk_engine.storage.local.durability`). The storage remembers it. Here it is
-asked before an update counts as made, and its answer stays the same until the file is written again.
+A failing disk reports the failure once, to whoever flushes first; a second fsync of the same file succeeds although
+the data are lost. So the storage remembers each failure until the file is written again
+(:meth:`~icechunk_engine.storage.base.Storage.not_durable`). The functions here ask it before a change counts as made.
+A flush that succeeds proves nothing: another thread may have received the error.
 """
 
 from __future__ import annotations
@@ -15,13 +17,13 @@ SHOWN = 5
 
 
 def settle(storage: Storage, keys: Collection[str]) -> None:
-    """Wait until the objects ``keys``, or their deletion, survive a crash; errors as :func:`require_durable`."""
+    """Wait until objects, or their deletion, survive a crash of the machine. Errors as in :func:`require_durable`."""
     flush_files(storage)
     require_durable(storage, keys)
 
 
 def require_durable(storage: Storage, keys: Iterable[str]) -> None:
-    """Raise StorageError (``not-durable``) if one of the objects may not survive a crash, for all that is known."""
+    """Raise StorageError (``not-durable``) if one of the objects is known not to survive a crash of the machine."""
     lost = storage.not_durable()
     files = [key for key in keys if any(covers(place, key) for place in lost)] if lost else []
     if files:
@@ -33,7 +35,7 @@ def require_durable(storage: Storage, keys: Iterable[str]) -> None:
 
 
 def flush_files(storage: Storage) -> None:
-    """What could not be flushed may belong to somebody else: it is looked at afterwards."""
+    """Flush, and ignore files that could not be made durable: they may have nothing to do with the caller."""
     try:
         storage.flush()
     except StorageError as error:
@@ -42,13 +44,16 @@ def flush_files(storage: Storage) -> None:
 
 
 def covers(place: str, key: str) -> bool:
+    """Return whether an entry of :meth:`Storage.not_durable` stands for an object."""
     return key == place or ((place == "" or place.endswith("/")) and key.startswith(place))
 
 
 def reasons(lost: Mapping[str, str]) -> str:
+    """Return the distinct reasons, at most three, for a message."""
     return ", ".join(sorted(set(lost.values()))[:3])
 
 
 def listed(items: list[str], n_items: int) -> str:
+    """Return the first items and how many more there are, for a message."""
     shown = items[:SHOWN]
     return ", ".join(shown) + (f" and {n_items - len(shown)} more" if n_items > len(shown) else "")

@@ -1,6 +1,6 @@
-"""What the files of a repository hold, as plain documents to look at and to write as JSON. Pure.
+"""The content of a repository's files as plain documents, to read or to write as JSON. Pure.
 
-The keys are those of the official ``inspect_…`` methods. What a file does not have is left out.
+The keys are those of the official ``inspect_…`` methods. A document leaves out what its file does not have.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ def _header(data: bytes, file_type: FileType) -> Document:
 
 
 def official_time(unix_us: int) -> str:
-    """RFC 3339 as official writes it: no fraction of a second, three digits of it or six, as few as it takes.
+    """Return a time in RFC 3339 as official writes it: with zero, three or six decimals, as few as it takes.
 
-    What is not a date is shown as the number that it is.
+    A number that is not a valid date is returned as a number.
     """
     try:
         moment = utc_of_us(unix_us)
@@ -63,7 +63,7 @@ def official_time(unix_us: int) -> str:
 
 
 def repo_info_document(data: bytes) -> Document:
-    """Refs, snapshots, metadata and latest updates of a ``repo`` object. Raises FormatError."""
+    """Return the refs, snapshots, metadata and latest updates of a ``repo`` object. Raises FormatError."""
     info = decode_repo_info(data)
     return {
         "header": _header(data, FileType.REPO_INFO),
@@ -136,7 +136,7 @@ def _status(status: Status) -> Document:
 
 
 def snapshot_document(data: bytes) -> Document:
-    """Nodes and manifests of a snapshot file. Raises FormatError."""
+    """Return the nodes and manifests of a snapshot file. Raises FormatError."""
     snapshot = decode_snapshot(data)
     files = snapshot.manifest_files
     return {
@@ -173,24 +173,24 @@ def _node(node: Node) -> Document:
 
 
 class CompositeLog(NamedTuple):
-    """The changes of a commit and of those that expired before it."""
+    """The changes of a commit together with those of the expired commits before it."""
 
     log: TransactionLog
     merged: Sequence[SnapshotId]
-    """Expired commits whose logs are part of it."""
+    """Expired commits whose logs were merged in."""
     missing: Sequence[SnapshotId]
-    """Those whose logs are gone."""
+    """Expired commits whose logs no longer exist."""
 
 
 def transaction_log_document(data: bytes, composite: CompositeLog | None = None) -> Document:
-    """What a commit changed, by node id, from its transaction log. Raises FormatError.
+    """Return the changes of a commit, by node id, from its transaction log. Raises FormatError.
 
     Parameters
     ----------
     data
-        The log's file.
+        Content of the log's file.
     composite
-        What the commit stands for since its ancestors expired, to be shown in place of what it did itself.
+        Shown in place of the commit's own changes, if ancestors of the commit have expired.
     """
     log = decode_transaction_log(data) if composite is None else composite.log
     shown = _log_document(log, _header(data, FileType.TRANSACTION_LOG))

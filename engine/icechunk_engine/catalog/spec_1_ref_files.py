@@ -7,8 +7,8 @@ What is always true, and what keeps it true:
 - A tag never moves: its file is created once and stays. A tombstone beside it says that the tag was deleted, so its
   name is never free again.
 - Nothing is written to ref files once ``repo`` exists: the repository was upgraded to spec 2, and nobody would read
-  it. Each change therefore looks for ``repo`` before it writes. An upgrade between that look and the write is noticed
-  by the upgrade, which compares the refs before and after (:mod:`icechunk_engine.ops.migrate`).
+  it. Each change therefore looks for ``repo`` before it writes. The upgrade compares the refs before and after, which
+  covers all but a moment between that look and the write (:mod:`icechunk_engine.ops.migrate`).
 
 Nothing else of a change is kept: spec 1 has no ops log, no status and no feature flags.
 

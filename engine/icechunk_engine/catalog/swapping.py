@@ -1,4 +1,14 @@
-"""The only compare-and-swap loop of the engine."""
+"""The only compare-and-swap loop of the engine, and how writers keep out of each other's way.
+
+An attempt reads an object, decides, and replaces exactly the version that it read. So it either takes effect on the
+state that it checked, or not at all. All preconditions (the branch's tip, a free name) must be checked inside the
+attempt. A check before the loop would hold for a state that another writer may have replaced since.
+
+The loop repeats an attempt only after :class:`~icechunk_engine.errors.VersionMismatchError`, which says that nothing
+was written. After any other error the write may have taken place, and only the attempt knows how to find out. An
+attempt must not let a mismatch through that may hide its own success: stores report one when they retry a write whose
+answer was lost (:mod:`.spec_2_repo_file` tells how it settles that).
+"""
 
 from __future__ import annotations
 
@@ -13,15 +23,17 @@ IMMEDIATE_RETRIES = 5
 
 
 def swap[R](config: ResolvedConfig, attempt: Callable[[], R]) -> R:
-    """What the first attempt returns that wins; attempts that lose raise VersionMismatchError.
+    """Repeat an attempt until it wins, and return its result.
 
-    An attempt reads the object, decides, and replaces the version that it read. So preconditions (the branch's tip, a
-    free name) are checked anew each time.
+    Parameters
+    ----------
+    attempt
+        Raises VersionMismatchError if another writer was faster.
 
     Raises
     ------
     ConflictError
-        ``update-attempts-exhausted``.
+        ``update-attempts-exhausted``: other writers won each time.
     """
     for number in range(config.repo_update_max_tries):
         try:
@@ -36,30 +48,31 @@ def swap[R](config: ResolvedConfig, attempt: Callable[[], R]) -> R:
 
 
 def wait_after_lost_commit(attempts: int, took_s: float) -> None:
-    """Wait a while after a commit was prepared and lost, the longer the more often, by chance.
+    """Wait for a random time after a commit was prepared and lost, longer after more losses.
 
-    Among many writers who all prepare at once one wins, and the work of the others is lost; when they spread out,
+    If many writers prepare commits at the same time, one wins and the others have worked in vain. If they spread out,
     fewer lose.
 
     Parameters
     ----------
     attempts
-        How many were lost.
+        Number of lost commits.
     took_s
-        How long one takes, in seconds: what makes sense to wait for is others who are at the same stage.
+        Seconds that preparing the commit took. The other writers need about as long.
     """
-    time.sleep(random.uniform(0, min(attempts, _CROWD)) * min(took_s, _LONGEST_S))
+    time.sleep(random.uniform(0, min(attempts, _MOST_WRITERS)) * min(took_s, _LONGEST_S))
 
 
 _LONGEST_S = 1.0
-"""What took longer was writing manifests, which are kept: the next attempt does not take so long."""
+"""If preparing took longer, it wrote manifests. They are kept, so the next attempt is faster."""
 
-_CROWD = 8
-"""So many writers are reckoned with; more cost a few attempts each, while waiting longer would cost everybody."""
+_MOST_WRITERS = 8
+"""Number of writers that the waiting time allows for. More of them cost a few attempts each. Longer waits would slow
+down everybody."""
 
 
 def _backoff_s(attempt: int, initial_ms: int, maximum_ms: int) -> float:
-    """Nothing for the first retries, then exponential with jitter."""
+    """Return zero for the first retries, then an exponentially growing time with jitter."""
     if attempt < IMMEDIATE_RETRIES:
         return 0.0
     ceiling_ms = min(maximum_ms, initial_ms * 2 ** min(attempt - IMMEDIATE_RETRIES, 20))

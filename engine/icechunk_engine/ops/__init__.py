@@ -1,4 +1,4 @@
-"""Maintenance: independent functions on a repository; and the records of what was done to it."""
+"""Maintenance: independent functions on a repository, and the entries of its ops log."""
 
 from icechunk_engine.catalog.updates import Update, UpdateType
 

@@ -1,4 +1,4 @@
-"""Look at a storage location and say what works there: who can read, who can write, and whether commits are safe."""
+"""Testing a storage location: can you read and write there, and are commits safe?"""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _CONDITIONAL_WRITES = "conditional writes"
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was tried; ``ok`` is None for what was not tried or is only for information."""
+    """The result of one test. ``ok`` is None if the test was skipped or only informs."""
 
     name: str
     ok: bool | None
@@ -39,14 +39,14 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What :func:`doctor` found out."""
+    """The results of :func:`doctor`."""
 
     location: str
     findings: tuple[Finding, ...]
 
     @property
     def ok(self) -> bool:
-        """True when nothing that was tried failed."""
+        """True if no test failed."""
         return all(finding.ok is not False for finding in self.findings)
 
     def __str__(self) -> str:
@@ -59,19 +59,19 @@ def doctor(
     storage_options: Mapping[str, Any] | None = None,
     write: bool = False,
 ) -> Diagnosis:
-    """Probe a storage location, print what was found, and return it.
+    """Test a storage location, print the results, and return them.
 
     Parameters
     ----------
     location, storage_options
         A storage, or a path or URL with its options.
     write
-        Also try to write, below ``doctor/``; what is written is removed again. Without it nothing is changed.
+        Also test writing, below ``doctor/``. The objects are removed afterwards. Without it nothing is changed.
 
     Raises
     ------
     InvalidInputError
-        The location or an option is not understood. What the store refuses is a finding, not an error.
+        The location or an option is not valid. If the store refuses something, that is a finding, not an error.
     """
     storage = location if isinstance(location, Storage) else storage_from_url(location, storage_options)
     findings = [_try("read", lambda: _read(storage))]
@@ -91,7 +91,7 @@ def doctor(
 
 
 class _Failed(Exception):
-    """A probe whose answer was wrong."""
+    """A test got a wrong answer."""
 
 
 def _try(name: str, probe: Callable[[], str]) -> Finding:
@@ -101,12 +101,12 @@ def _try(name: str, probe: Callable[[], str]) -> Finding:
         return Finding(name, None, str(reason))
     except (_Failed, IcechunkError) as error:
         if isinstance(error, IcechunkError) and error.kind is ErrorKind.NO_CONDITIONAL_WRITES:
-            name = _CONDITIONAL_WRITES  # whatever was about to be written
+            name = _CONDITIONAL_WRITES  # any write may be the first to find out
         return Finding(name, False, str(error))
 
 
 class _NotTried(Exception):
-    """A probe that has nothing to look at."""
+    """A test has nothing to work on."""
 
 
 def _read(storage: Storage) -> str:
@@ -201,7 +201,7 @@ def _must_lose(action: str, write: Callable[[], object]) -> None:
 
 
 def _races(storage: Storage, keys: list[str]) -> str:
-    """Several at once, round by round: a store that checks and then writes is caught sometimes only."""
+    """Let several writers compete, in rounds: a store that checks first and writes later fails only now and then."""
 
     def won(key: str, me: int) -> Version | None:
         try:

@@ -1,8 +1,15 @@
 """Upgrading a repository from spec version 1 to 2: one new file, ``repo``, that says what the ref files said.
 
-No snapshot, manifest, log or chunk is touched. The upgrade takes effect when ``repo`` is created; until then, and
-after an error before it, the repository is as it was. What comes after it only removes files that nobody reads any
-more, and is done by calling again if it was cut short.
+No snapshot, manifest, log or chunk is touched. The upgrade takes effect when ``repo`` is created. Until then, and
+after an error before it, the repository is as it was. Later steps only remove files that nobody reads any more. If
+they are cut short, call the upgrade again.
+
+Nobody may write to the repository during the upgrade, and nothing can enforce that. Three checks limit the harm:
+
+- The refs are read again just before ``repo`` is created, and once more after. If they differ, the upgrade is undone.
+- Our own writers look for ``repo`` before each write (:mod:`icechunk_engine.catalog.spec_1_ref_files`). A change slips
+  through only if its look comes before the creation and its write after the last comparison.
+- A later call removes old files only if each ref in them leads to a snapshot of the upgraded repository.
 
 Requests: a listing and a GET for each ref, three times; a listing and a GET for each snapshot; one create.
 """
@@ -53,21 +60,21 @@ def upgrade_icechunk_repository(
 ) -> Repository:
     """Upgrade a repository from spec version 1 to 2.
 
-    Nobody else may write to the repository meanwhile; programs that only know spec version 1 cannot open it
-    afterwards. Snapshots that no branch or tag leads to are left behind. May be called again after an error, also by
-    another process: it then does what is left.
+    Nobody else may write to the repository in the meantime. Programs that only know spec version 1 cannot open it
+    afterwards. Snapshots that no branch or tag leads to are left out. After an error you can call this again, also
+    from another process, to do the rest.
 
     Parameters
     ----------
     repo
-        Not to be used afterwards; its sessions cannot commit any more.
+        Do not use it afterwards. Its sessions can no longer commit.
     dry_run
         Check whether the upgrade would succeed, and write nothing.
     delete_unused_v1_files
-        Remove refs and configuration of spec version 1, which are not read any more. Keep them only to go back
-        (by removing the file ``repo``), and let nobody write to them.
+        Remove the refs and configuration of spec version 1, which nobody reads any more. Keep them only if you may
+        want to go back (by removing the file ``repo``), and let nobody write to them.
     prefetch_concurrency
-        How many snapshots are read at a time, 64 by default.
+        Number of snapshots to read at a time, 64 by default.
 
     Returns
     -------
@@ -76,10 +83,10 @@ def upgrade_icechunk_repository(
     Raises
     ------
     SessionStateError
-        ``invalid-repository-migration``: the repository is of spec version 2 already, a ref leads to a snapshot that
-        is not there, or a program wrote to the old refs after the upgrade.
+        ``invalid-repository-migration``: the repository already has spec version 2, a ref leads to a snapshot that
+        does not exist, or a program wrote to the old refs after the upgrade.
     ConflictError
-        Somebody wrote to the repository meanwhile; it is still of spec version 1.
+        Another program wrote to the repository in the meantime. It still has spec version 1.
     """
     if not isinstance(repo, Repository):
         raise TypeError(f"repo must be a Repository, not {describe(repo)}")
@@ -102,7 +109,7 @@ def _open_again(repo: Repository) -> Repository:
     return again
 
 
-# --- what there is -----------------------------------------------------------------------------------------------
+# --- reading spec 1 ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +119,7 @@ class Refs:
     Attributes
     ----------
     deleted_tags
-        With the snapshot that they named, where that is still known.
+        With the snapshot that they named, if known.
     """
 
     branches: dict[str, SnapshotId]
@@ -120,7 +127,7 @@ class Refs:
     deleted_tags: dict[str, SnapshotId | None]
 
     def targets(self) -> Iterator[tuple[str, SnapshotId]]:
-        """Each ref that must lead somewhere, named for messages."""
+        """Yield each ref that must lead to a snapshot, with a name for messages."""
         for what, refs in (("branch", self.branches), ("tag", self.tags)):
             for name, snapshot_id in refs.items():
                 yield f"{what} {name!r}", snapshot_id
@@ -151,14 +158,17 @@ def _read_ref(storage: Storage, key: str) -> SnapshotId | None:
 
 
 def _read_history(assets: AssetManager, refs: Refs, concurrency: int) -> dict[SnapshotId, SnapshotRecord]:
-    """All snapshots that the refs lead to. Reading every file is quicker than to follow parents one by one."""
+    """Return all snapshots that the refs lead to.
+
+    Reading all files at once is faster than following the parents one by one.
+    """
     history = RefFileCatalog(assets)
 
     def read(snapshot_id: SnapshotId) -> SnapshotRecord | None:
         try:
             return history.snapshot(snapshot_id)
         except IcechunkError:
-            return None  # an error only if a ref leads there
+            return None  # this matters only if a ref leads there
 
     listed: dict[SnapshotId, SnapshotRecord] = {}
     for ids in batched(_listed_snapshots(assets.storage), concurrency):
@@ -193,22 +203,22 @@ def _listed_snapshots(storage: Storage) -> Iterator[SnapshotId]:
             continue
 
 
-# --- what becomes of it ------------------------------------------------------------------------------------------
+# --- converting --------------------------------------------------------------------------------------------------
 
 
 def upgraded_repo_info(
     refs: Refs, snapshots: Mapping[SnapshotId, SnapshotRecord], config: RepositoryConfig | None, at_us: int
 ) -> RepoInfo:
-    """The repo info that says what refs and snapshots of spec 1 say. Pure.
+    """Return a repo info with the refs and snapshots of spec 1. Pure.
 
-    The ops log, which spec 1 does not have, gets what can be told from the times of the snapshots.
+    Spec 1 has no ops log. The new one holds the events that can be concluded from the times of the snapshots.
 
     Parameters
     ----------
     snapshots
-        All that the refs lead to.
+        All snapshots that the refs lead to.
     at_us
-        Time of the upgrade, Unix microseconds.
+        Time of the upgrade, in Unix microseconds.
     """
     *_, root = _line(snapshots, refs.branches[MAIN])
     events = sorted(_events(refs, snapshots, root), key=lambda record: record.updated_at_us)
@@ -237,7 +247,7 @@ def _line(snapshots: Mapping[SnapshotId, SnapshotRecord], tip: SnapshotId | None
 def _events(
     refs: Refs, snapshots: Mapping[SnapshotId, SnapshotRecord], root: SnapshotRecord
 ) -> Iterator[UpdateRecord]:
-    """What must have happened, each commit once, ``main`` first."""
+    """Yield the events that must have happened: each commit once, those of ``main`` first."""
     yield UpdateRecord(kind=UpdateKind.REPO_INITIALIZED, updated_at_us=root.flushed_at_us)
     seen = {root.id}
     for branch in sorted(refs.branches, key=lambda name: (name != MAIN, name)):
@@ -268,7 +278,7 @@ def _strictly_rising(times_us: list[int]) -> list[int]:
     return risen
 
 
-# --- doing it ----------------------------------------------------------------------------------------------------
+# --- writing -----------------------------------------------------------------------------------------------------
 
 
 def _upgrade(assets: AssetManager, concurrency: int, *, dry_run: bool) -> None:
@@ -286,7 +296,7 @@ def _upgrade(assets: AssetManager, concurrency: int, *, dry_run: bool) -> None:
         storage.create(layout.REPO, data)
     except VersionMismatchError:
         raise SessionStateError(
-            f"the repository at {storage.identity} was upgraded by somebody else just now. Open it with "
+            f"another program has just upgraded the repository at {storage.identity}. Open it with "
             f"Repository.open(storage)",
             ErrorKind.INVALID_REPOSITORY_MIGRATION,
         ) from None
@@ -308,7 +318,10 @@ def _require_unchanged(storage: Storage, refs: Refs) -> None:
 
 
 def _require_rest_known(assets: AssetManager, *, must_be_there: bool) -> None:
-    """Files of spec 1 beside ``repo`` may be removed only if all that they lead to came along."""
+    """Raise SessionStateError if an old ref leads to a snapshot that the upgraded repository lacks.
+
+    Then the old files must not be removed: they hold a commit that exists nowhere else.
+    """
     storage = assets.storage
     refs = _read_refs(storage)
     known = assets.repo_info()[0].snapshots
@@ -330,7 +343,7 @@ def _require_rest_known(assets: AssetManager, *, must_be_there: bool) -> None:
 
 
 def _delete_v1_files(storage: Storage) -> None:
-    """``main`` first: without it programs of spec 1 find no repository here, and none writes to the other refs."""
+    """Delete ``main`` first: without it, programs of spec 1 find no repository and write to none of the other refs."""
     storage.delete([layout.branch_ref_key(MAIN)])
     storage.delete([found.key for found in storage.list(layout.REFS)])
     storage.delete([layout.CONFIG_YAML])

@@ -248,7 +248,7 @@ def test_somebody_upgrades_meanwhile(storage: ic.Storage) -> None:
         upgrade_icechunk_repository(other, dry_run=False, delete_unused_v1_files=False)
 
     meddled = Repository.open(MeddlingStorage(storage, upgrade, after=False))
-    with pytest.raises(ic.SessionStateError, match="somebody else") as caught:
+    with pytest.raises(ic.SessionStateError, match="another program has just upgraded") as caught:
         upgrade_icechunk_repository(meddled, dry_run=False)
     assert caught.value.kind == ErrorKind.INVALID_REPOSITORY_MIGRATION
     assert_same_state(state(upgrade_icechunk_repository(repo, dry_run=False)), state(Repository.open(storage)))
