@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from icechunk_engine.errors import ErrorKind, InvalidInputError
 from icechunk_engine.session import ForkSession, Session
 
-from ._xarray_compat import fuse_codec_pipeline
+from .codec_pipelines import fuse_codec_pipeline
 
 __all__ = ["merge_forks", "reopen", "session_merge_reduction", "store_dask"]
 
@@ -102,7 +102,7 @@ def store_dask(
         _store_graph(source, _Target(reopen(target, fresh[id(fork)])), region, split_every)
         for source, target, fork, region in zip(sources, targets, forks, regions, strict=True)
     ]
-    results = compute(*merged, **store_kwargs)  # type: ignore[no-untyped-call]
+    results = compute(*merged, **store_kwargs)
     first, *others = {id(fork): fork for fork in forks}.values()
     for parent in (first, *others):
         parent.merge(merge_forks([result for result, fork in zip(results, forks, strict=True) if fork is parent]))
@@ -130,7 +130,7 @@ def session_merge_reduction(
     if not written:
         raise InvalidInputError("got no arrays: pass at least one", ErrorKind.NOT_ALLOWED)
     merged = [_merge_graph(blocks, split_every) for blocks in written]
-    return merge_forks(list(compute(*merged, **store_kwargs)))  # type: ignore[no-untyped-call]
+    return merge_forks(list(compute(*merged, **store_kwargs)))
 
 
 def reopen(array: ZarrArray, session: Session) -> ZarrArray:

@@ -13,8 +13,8 @@ from xarray.coders import CFDatetimeCoder, CFTimedeltaCoder
 from icechunk_engine.errors import ErrorKind, InvalidInputError, NodeNotFoundError
 from icechunk_engine.session import workspace_of
 
-from ._xarray_compat import fuse_codec_pipeline
 from .chunking import SnapshotVariable
+from .codec_pipelines import fuse_codec_pipeline
 from .locations import Located, Where, locate
 
 __all__ = ["Decoders", "ReadOptions", "open_group", "open_groups", "open_tree"]

@@ -15,7 +15,8 @@ from icechunk_engine.errors import ErrorKind, InvalidInputError, ReadOnlyError
 from icechunk_engine.errors.foreign import describe
 from icechunk_engine.session import Session, workspace_of
 
-from ._xarray_compat import fuse_codec_pipeline, validate_encoding, validate_region
+from ._xarray_compat import validate_encoding, validate_region
+from .codec_pipelines import fuse_codec_pipeline
 from .zarr_engine_options import check_zarr_engine_options
 
 __all__ = ["to_icechunk"]

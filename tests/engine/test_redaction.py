@@ -114,7 +114,7 @@ def texts_of(thing: Any) -> Iterator[str]:
             yield str(getattr(thing, name)())
 
 
-def test_credentials_and_containers_show_no_secret():
+def test_credentials_and_containers_show_no_secret() -> None:
     things = [*CREDENTIALS, *STORES, config(), VirtualChunkSpec([0], WEB, 0, 1), S3Options(endpoint_url=WEB)]
     things += [VirtualChunkContainer(f"https://{LOGIN}h/", store, "n") for store in STORES]
     for thing in things:
@@ -124,7 +124,7 @@ def test_credentials_and_containers_show_no_secret():
 
 
 @pytest.mark.parametrize("make", STORAGES)
-def test_storages_show_no_secret(make: Callable[[], Storage]):
+def test_storages_show_no_secret(make: Callable[[], Storage]) -> None:
     storage = make()
     inside: list[Any] = [storage, getattr(storage, "inner", storage)]
     inside += [each.bucket for each in inside if hasattr(each, "bucket")]
@@ -135,7 +135,7 @@ def test_storages_show_no_secret(make: Callable[[], Storage]):
     assert "<table" in storage._repr_html_()
 
 
-def test_repositories_show_no_secret(caplog: pytest.LogCaptureFixture):
+def test_repositories_show_no_secret(caplog: pytest.LogCaptureFixture) -> None:
     storage = icechunk.in_memory_storage()
     with caplog.at_level(logging.DEBUG):
         repo = Repository.create(storage, config(), creds.containers_credentials({"s3://b/": CREDENTIALS[1]}))
@@ -207,7 +207,7 @@ FAILURES: dict[str, Callable[[], object]] = {
 
 
 @pytest.mark.parametrize("name", FAILURES)
-def test_errors_show_no_secret(name: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
+def test_errors_show_no_secret(name: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     from icechunk_engine.storage.object_store import buckets
     from icechunk_engine.virtual import http_servers
 
@@ -226,7 +226,7 @@ def test_errors_show_no_secret(name: str, caplog: pytest.LogCaptureFixture, monk
     assert SECRET not in caplog.text
 
 
-def test_every_kind_of_credential_is_tried():
+def test_every_kind_of_credential_is_tried() -> None:
     def all_kinds(cls: type) -> Iterator[type]:
         for below in cls.__subclasses__():
             yield below
@@ -262,12 +262,12 @@ def test_every_kind_of_credential_is_tried():
         ('{"x-amz-security-token": "abc"}', '{"x-amz-security-token": "****"}'),
     ],
 )
-def test_redacted(text: str, shown: str):
+def test_redacted(text: str, shown: str) -> None:
     assert redacted(text) == shown
     assert redacted(shown) == shown
 
 
-def test_options_are_masked_by_name():
+def test_options_are_masked_by_name() -> None:
     assert masked({"Sas_Key": "x", "proxy_url": "http://u:p@h", "timeout": "1s"}) == {
         "Sas_Key": "****",
         "proxy_url": "http://****@h",
@@ -278,13 +278,13 @@ def test_options_are_masked_by_name():
     )
 
 
-def test_errors_are_redacted_when_they_are_made():
+def test_errors_are_redacted_when_they_are_made() -> None:
     error = StorageError(f"cannot open {WEB}")
     assert error.args == (error.message,)
     assert error.message == "cannot open https://****@host.invalid/x"
 
 
-def test_trails_of_errors_and_places_of_datasets_are_redacted(caplog: pytest.LogCaptureFixture):
+def test_trails_of_errors_and_places_of_datasets_are_redacted(caplog: pytest.LogCaptureFixture) -> None:
     @operation(lambda place: f"opening {place}")
     def fail(place: str) -> None:
         raise StorageError("no")
@@ -296,13 +296,13 @@ def test_trails_of_errors_and_places_of_datasets_are_redacted(caplog: pytest.Log
     assert _normal_location(WEB) == "https://****@host.invalid/x"
 
 
-def test_places_that_differ_in_their_login_are_not_shared():
+def test_places_that_differ_in_their_login_are_not_shared() -> None:
     """Their caches are kept by this name."""
     places = {FsspecStorage(f"ftp://{login}host/x").identity for login in ("", "a:b@", "a:c@")}
     assert len(places) == 3
 
 
-def test_nothing_is_shown_of_an_event_loop():
+def test_nothing_is_shown_of_an_event_loop() -> None:
     async def fail() -> None:
         await Repository.open_async(icechunk.http_storage(f"{DEAD}/x", {"connect_timeout": "1ns"}))
 

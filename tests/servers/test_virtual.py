@@ -256,7 +256,7 @@ LITERAL_KEYS = ["d/a//b", "d/a/./b", "d/a/../b", "d//", "a/", "/lead", "..", "./
 
 
 @pytest.mark.parametrize("server", ["s3", "ceph"])
-def test_keys_that_only_s3_takes_as_they_are(server: str, request: pytest.FixtureRequest, place: str):
+def test_keys_that_only_s3_takes_as_they_are(server: str, request: pytest.FixtureRequest, place: str) -> None:
     """Each is an object of its own, and is read as official reads it."""
     import boto3
     from botocore.config import Config
@@ -294,7 +294,7 @@ def test_keys_that_only_s3_takes_as_they_are(server: str, request: pytest.Fixtur
         assert array[:].tolist() == list(range(len(LITERAL_KEYS)))
 
 
-def test_literal_keys_without_credentials_and_with_wrong_ones(s3_server: Running, place: str):
+def test_literal_keys_without_credentials_and_with_wrong_ones(s3_server: Running, place: str) -> None:
     container = VirtualChunkContainer(f"s3://{BUCKET}/", s3(s3_server, print).store)
     bucket = remote.bucket_of(f"s3://{BUCKET}/x", container, ours.Credentials.S3(ours.s3_anonymous_credentials()))
     reader = remote.part_reader_of(bucket, f"{place}//nothing", "shown", (), container.url_prefix)

@@ -33,7 +33,7 @@ from icechunk_engine.storage.ranges import check_range, too_short
 
 def is_known_protocol(protocol: str) -> bool:
     """True when fsspec knows a file system of that name, installed or not."""
-    return protocol in fsspec.available_protocols()  # type: ignore[no-untyped-call]
+    return protocol in fsspec.available_protocols()
 
 
 class FsspecStorage(Storage):
@@ -78,7 +78,7 @@ class FsspecStorage(Storage):
     @cached_property
     def _opened(self) -> tuple[Any, str]:
         try:
-            system, root = fsspec.core.url_to_fs(self.url, **self.options)  # type: ignore[no-untyped-call]
+            system, root = fsspec.core.url_to_fs(self.url, **self.options)
         except Exception as error:
             said = without_values(str(error), self.options)
             raise StorageError(

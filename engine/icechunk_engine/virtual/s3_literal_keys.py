@@ -123,7 +123,7 @@ def _keys_of_machine(shown: str) -> Keys:
         pass
     else:
         try:
-            credentials = Session().get_credentials()  # type: ignore[no-untyped-call]
+            credentials = Session().get_credentials()
         except BotoCoreError:
             credentials = None
         if credentials is not None:

@@ -180,12 +180,12 @@ def official_search(regex: str, path: str) -> bool:
         (r"/(time|lat)[0-9]*$", "/x/lat12"),
     ],
 )
-def test_expressions_match_what_they_match_in_rust(regex: str, path: str):
+def test_expressions_match_what_they_match_in_rust(regex: str, path: str) -> None:
     assert rust_regex.search(regex, path) == official_search(regex, path)
 
 
 @given(st.text(alphabet="ab[]{}()|*+?^$.\\-&~:,12dwpLxi<>=!#PBbA", max_size=10), st.text(alphabet="ab1-", max_size=4))
-def test_any_text_is_an_expression(regex: str, text: str):
+def test_any_text_is_an_expression(regex: str, text: str) -> None:
     assert rust_regex.search(regex, text) in (True, False)
     assert rust_regex.is_valid(regex) or not rust_regex.search(regex, text)
 
@@ -206,13 +206,13 @@ EXPRESSIONS = st.recursive(
 
 @given(EXPRESSIONS, st.text(alphabet="ab", min_size=1, max_size=4))
 @settings(max_examples=60)
-def test_made_up_expressions_match_what_they_match_in_rust(regex: str, text: str):
+def test_made_up_expressions_match_what_they_match_in_rust(regex: str, text: str) -> None:
     assert rust_regex.search(regex, f"/{text}") == official_search(regex, f"/{text}")
 
 
 @given(EXPRESSIONS, st.text(alphabet="abAé\n", max_size=30))
 @settings(max_examples=500)
-def test_the_automaton_finds_what_backtracking_finds(regex: str, text: str):
+def test_the_automaton_finds_what_backtracking_finds(regex: str, text: str) -> None:
     python = re.compile(regex.replace("$", r"\Z"))
     assert rust_regex.search(regex, text) == (python.search(text) is not None)
 
@@ -232,7 +232,9 @@ def test_the_automaton_finds_what_backtracking_finds(regex: str, text: str):
         ("a" * 200_000, "longer"),
     ],
 )
-def test_unsupported_expressions_match_nothing_and_are_named(regex: str, named: str, caplog: pytest.LogCaptureFixture):
+def test_unsupported_expressions_match_nothing_and_are_named(
+    regex: str, named: str, caplog: pytest.LogCaptureFixture
+) -> None:
     rust_regex._compiled.cache_clear()
     assert not rust_regex.search(regex, "a" * 10)
     assert not rust_regex.is_valid(regex)
@@ -251,7 +253,7 @@ def test_unsupported_expressions_match_nothing_and_are_named(regex: str, named: 
     assert pickle.loads(pickle.dumps(axis)) == axis
 
 
-def test_invalid_expressions_are_not_named():
+def test_invalid_expressions_are_not_named() -> None:
     assert rust_regex.problem("(") is None
     assert not ManifestSplitCondition.path_matches("(").matches("/a")
 
@@ -275,12 +277,12 @@ def search_all() -> list[bool]:
     return [rust_regex.search(regex, text) for regex, text in CATASTROPHES]
 
 
-def test_no_expression_takes_long():
+def test_no_expression_takes_long() -> None:
     """Each of these takes a backtracking matcher longer than anybody lives, or quadratic time."""
     assert run_bounded(search_all, seconds=20, megabytes=150) == [False] * len(CATASTROPHES)
 
 
-def test_threads_share_an_expression(monkeypatch: pytest.MonkeyPatch):
+def test_threads_share_an_expression(monkeypatch: pytest.MonkeyPatch) -> None:
     """The automaton is forgotten while others search."""
     program = rust_regex._compiled("[ab]*a[ab]{12}c")
     monkeypatch.setattr(automaton, "_MAX_REMEMBERED", 1000)
@@ -330,7 +332,7 @@ RULES = st.sampled_from(
     st.booleans(),
     st.sampled_from(["/g/a", "/b"]),
 )
-def test_boxes_are_officials(entries: list[Any], grid: tuple[int, ...], named: bool, path: str):
+def test_boxes_are_officials(entries: list[Any], grid: tuple[int, ...], named: bool, path: str) -> None:
     names: list[str | None] | None = ["x1", "y", None][: len(grid)] if named else None
 
     def splitting(lib: Any) -> Any:
@@ -348,7 +350,7 @@ def test_boxes_are_officials(entries: list[Any], grid: tuple[int, ...], named: b
     assert math.prod(-(-n // e) for n, e in zip(grid, edges, strict=True)) == len(boxes)
 
 
-def test_an_array_at_the_root_has_no_name():
+def test_an_array_at_the_root_has_no_name() -> None:
     condition, axis = official.ManifestSplitCondition, official.ManifestSplitDimCondition
     splitting = official.ManifestSplittingConfig.from_dict({condition.name_matches(""): {axis.Any(): 1}})
     assert len(manifests_by_official(splitting, "/", (2,))) == 1
@@ -356,7 +358,7 @@ def test_an_array_at_the_root_has_no_name():
     assert ManifestSplitCondition.path_matches("^/$").matches("/")
 
 
-def test_nothing_configured_for_an_array_is_none():
+def test_nothing_configured_for_an_array_is_none() -> None:
     condition, axis = ours.ManifestSplitCondition, ours.ManifestSplitDimCondition
     splitting = ours.ManifestSplittingConfig.from_dict({condition.path_matches("^/b$"): {axis.Axis(0): 2}})
     assert splitting.edges_for("/a", 2) is None
@@ -373,20 +375,20 @@ def test_nothing_configured_for_an_array_is_none():
     ("bounds", "inside"),
     [((None, None), range(6)), ((2, 4), (2, 3)), ((2, None), (2, 3, 4, 5)), ((None, 2), (0, 1)), ((3, 3), ())],
 )
-def test_num_refs(bounds: tuple[int | None, int | None], inside: Any):
+def test_num_refs(bounds: tuple[int | None, int | None], inside: Any) -> None:
     condition = ManifestPreloadCondition.num_refs(*bounds)
     assert [n for n in range(6) if condition.matches("/a", n)] == list(inside)
     assert eval(repr(condition)) == condition
 
 
-def test_stored_bounds_of_either_kind():
+def test_stored_bounds_of_either_kind() -> None:
     stored = {"num_refs": {"from": {"Excluded": 2}, "to": {"Included": 4}}}
     condition = ManifestPreloadCondition.from_plain(stored)
     assert [n for n in range(6) if condition.matches("/a", n)] == [3, 4]
     assert condition.to_plain() == stored
 
 
-def test_conditions_are_values():
+def test_conditions_are_values() -> None:
     condition = ManifestPreloadCondition
     one = condition.name_matches("a") & (condition.true() | condition.num_refs(1, 2))
     two = condition.and_conditions(

@@ -121,14 +121,14 @@ CONFIGS = st.builds(
 
 
 @given(CONFIGS)
-def test_stored_form_round_trips(config: RepositoryConfig):
+def test_stored_form_round_trips(config: RepositoryConfig) -> None:
     stored = config.to_dict()
     assert RepositoryConfig.from_dict(stored) == config
     assert RepositoryConfig.from_dict(stored).to_dict() == stored
 
 
 @given(CONFIGS)
-def test_copies_and_prints(config: RepositoryConfig):
+def test_copies_and_prints(config: RepositoryConfig) -> None:
     copy = pickle.loads(pickle.dumps(config))
     assert copy == config
     assert copy is not config
@@ -138,12 +138,12 @@ def test_copies_and_prints(config: RepositoryConfig):
 
 
 @given(CONFIGS, CONFIGS)
-def test_merging(first: RepositoryConfig, second: RepositoryConfig):
+def test_merging(first: RepositoryConfig, second: RepositoryConfig) -> None:
     assert first.merge(RepositoryConfig()) == first == RepositoryConfig().merge(first)
     assert first.merge(second).merge(second) == first.merge(second)
 
 
-def test_repr_can_be_evaluated():
+def test_repr_can_be_evaluated() -> None:
     config = RepositoryConfig(
         inline_chunk_threshold_bytes=3,
         caching=CachingConfig(num_chunk_refs=5),
@@ -161,7 +161,7 @@ def test_repr_can_be_evaluated():
 
 
 @pytest.mark.parametrize("stored", [None, {}, {"unknown": 3}, {"manifest": None, "caching": {}, "storage": {"x": 1}}])
-def test_partial_stored_forms(stored: Any):
+def test_partial_stored_forms(stored: Any) -> None:
     assert resolve(RepositoryConfig.from_dict(stored)) == resolve()
 
 
@@ -188,13 +188,13 @@ def test_partial_stored_forms(stored: Any):
         {"manifest": {"splitting": {"split_sizes": [["any_array", [{"condition": {"Axis": -1}, "num_chunks": 1}]]]}}},
     ],
 )
-def test_unreadable_stored_forms(stored: Any):
+def test_unreadable_stored_forms(stored: Any) -> None:
     with pytest.raises(FormatError) as caught:
         RepositoryConfig.from_dict(stored)
     assert caught.value.kind == ErrorKind.CONFIG_DESERIALIZATION
 
 
-def test_a_stored_split_size_of_zero_splits_nothing():
+def test_a_stored_split_size_of_zero_splits_nothing() -> None:
     stored = {"split_sizes": [["any_array", [{"condition": "Any", "num_chunks": 0}]]]}
     assert ManifestSplittingConfig.from_plain(stored).edges_for("/a", 1) == (cfg.NEVER_SPLIT,)
     with pytest.raises(InvalidInputError, match="at least one chunk"):
@@ -213,7 +213,7 @@ def test_a_stored_split_size_of_zero_splits_nothing():
         ),
     ],
 )
-def test_bad_values_are_refused_at_once(make: Any):
+def test_bad_values_are_refused_at_once(make: Any) -> None:
     with pytest.raises(InvalidInputError) as caught:
         make()
     assert caught.value.kind == ErrorKind.INVALID_CONFIG
@@ -237,13 +237,13 @@ def test_bad_values_are_refused_at_once(make: Any):
         lambda: RepositoryConfig(inline_chunk_threshold_bytes="x"),  # type: ignore[arg-type]
     ],
 )
-def test_other_types_are_refused_at_once(make: Any):
+def test_other_types_are_refused_at_once(make: Any) -> None:
     with pytest.raises(TypeError, match=r"must be|must map|needs"):
         make()
 
 
 @pytest.mark.parametrize("number", [-1, 256, 2**80])
-def test_numbers_out_of_range_are_refused_at_once(number: int):
+def test_numbers_out_of_range_are_refused_at_once(number: int) -> None:
     with pytest.raises(InvalidInputError, match="must be an integer from 0 to 255") as caught:
         CompressionConfig(level=number)
     assert caught.value.kind == ErrorKind.INVALID_CONFIG
@@ -285,12 +285,12 @@ WRONG_TYPES = [
 
 @pytest.mark.parametrize("make", WRONG_TYPES)
 @pytest.mark.parametrize("lib", [icechunk_engine, official], ids=["ours", "official"])
-def test_wrong_types_are_what_they_are_with_official(lib: Any, make: Any):
+def test_wrong_types_are_what_they_are_with_official(lib: Any, make: Any) -> None:
     with pytest.raises(TypeError):
         make(lib)
 
 
-def test_headers_that_cannot_be_sent_are_refused_where_storages_are_made():
+def test_headers_that_cannot_be_sent_are_refused_where_storages_are_made() -> None:
     for make in (
         lambda headers: icechunk_engine.http_storage("https://h/x", headers=headers),
         lambda headers: icechunk_engine.s3_storage(bucket="b", prefix="p", anonymous=True, headers=headers),
@@ -303,18 +303,18 @@ def test_headers_that_cannot_be_sent_are_refused_where_storages_are_made():
             assert caught.value.kind == ErrorKind.STORAGE_CONFIG
 
 
-def test_stored_headers_that_cannot_be_sent_keep_nobody_from_opening():
+def test_stored_headers_that_cannot_be_sent_keep_nobody_from_opening() -> None:
     container = VirtualChunkContainer("https://h/", ObjectStoreConfig.Http({}, {"a": "b\n"}))
     stored = RepositoryConfig(virtual_chunk_containers={"https://h/": container}).to_dict()
     assert resolve(RepositoryConfig.from_dict(stored)).virtual_chunk_containers == {}
 
 
-def test_no_attribute_by_mistake():
+def test_no_attribute_by_mistake() -> None:
     with pytest.raises(AttributeError):
         RepositoryConfig().inline_treshold = 3  # type: ignore[attr-defined]
 
 
-def test_resolve():
+def test_resolve() -> None:
     effective = resolve(
         RepositoryConfig(
             compression=CompressionConfig(level=7),
@@ -336,7 +336,7 @@ def test_resolve():
     assert pickle.loads(pickle.dumps(effective)) == effective
 
 
-def test_default_preload_condition():
+def test_default_preload_condition() -> None:
     condition = cfg.default_preload_condition()
     assert all(condition.matches(f"/g/{name}", 1000) for name in ("time", "lat", "nav_lon", "depth", "x", "level_1"))
     assert not condition.matches("/g/time", 1001)
@@ -367,7 +367,7 @@ SECRET = "hunter2"
         cfg.gcs_store({"service_account_key": SECRET}),
     ],
 )
-def test_secrets_are_not_printed(holder: Any):
+def test_secrets_are_not_printed(holder: Any) -> None:
     container = {"k": holder}
     assert SECRET not in f"{holder} {holder!r} {container}"
     if isinstance(holder, ObjectStoreConfig):
@@ -383,7 +383,7 @@ def fresh_s3_credentials() -> creds.S3StaticCredentials:
     return creds.S3StaticCredentials("id", "key", expires_after=datetime(2030, 1, 1, tzinfo=UTC))
 
 
-def test_ways_to_authenticate():
+def test_ways_to_authenticate() -> None:
     assert creds.s3_credentials() == creds.S3Credentials.FromEnv() == creds.s3_credentials(from_env=True)
     assert creds.s3_credentials(anonymous=True) == creds.S3Credentials.Anonymous()
     refreshable = creds.s3_credentials(get_credentials=fresh_s3_credentials, scatter_initial_credentials=True)
@@ -416,13 +416,13 @@ def test_ways_to_authenticate():
         lambda: creds.containers_credentials({"s3://b/": "secret"}),
     ],
 )
-def test_conflicting_credentials(make: Any):
+def test_conflicting_credentials(make: Any) -> None:
     with pytest.raises(InvalidInputError) as caught:
         make()
     assert caught.value.kind == ErrorKind.INVALID_CREDENTIALS
 
 
-def test_containers_credentials():
+def test_containers_credentials() -> None:
     given = {
         "s3://b/": creds.s3_anonymous_credentials(),
         "gs://b/": creds.gcs_anonymous_credentials(),
@@ -444,7 +444,7 @@ def test_containers_credentials():
 # --- small types -----------------------------------------------------------------------------------------------------
 
 
-def test_repo_status():
+def test_repo_status() -> None:
     status = RepoStatus(RepoAvailability.read_only, limited_availability_reason="moving")
     assert status.set_at.tzinfo is not None
     assert pickle.loads(pickle.dumps(status)) == status
@@ -452,7 +452,7 @@ def test_repo_status():
         RepoStatus(RepoAvailability.online, datetime(2020, 1, 1))
 
 
-def test_feature_flags():
+def test_feature_flags() -> None:
     flags = {flag.name: flag for flag in feature_flags([4, 99], [5])}
     assert flags["create_tag"] == FeatureFlag(4, "create_tag", True, True)
     assert not flags["delete_tag"].enabled
@@ -462,7 +462,7 @@ def test_feature_flags():
         feature_flag_id("fly")
 
 
-def test_attribution_is_hashable_and_empty_by_default():
+def test_attribution_is_hashable_and_empty_by_default() -> None:
     assert hash(Attribution()) == hash(Attribution(client=None))
 
 
@@ -500,7 +500,7 @@ PRINTED = [
 
 
 @pytest.mark.parametrize("value", PRINTED)
-def test_reprs_can_be_evaluated(value: Any):
+def test_reprs_can_be_evaluated(value: Any) -> None:
     names: dict[str, Any] = {}
     exec("from icechunk_engine import *", names)
     assert eval(repr(value), names) == value
@@ -517,7 +517,7 @@ def test_reprs_can_be_evaluated(value: Any):
         cfg.http_store({"proxy_url": "http://me:secret@proxy"}, {"authorization": "secret"}),
     ],
 )
-def test_reprs_with_secrets_can_be_evaluated_to_something_alike(value: Any):
+def test_reprs_with_secrets_can_be_evaluated_to_something_alike(value: Any) -> None:
     names: dict[str, Any] = {}
     exec("from icechunk_engine import *", names)
     shown = eval(repr(value), names)

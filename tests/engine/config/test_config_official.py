@@ -59,7 +59,7 @@ def parameters(function: Any) -> list[tuple[str, Any, Any]]:
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_constructors(name: str):
+def test_constructors(name: str) -> None:
     theirs = [(field, kind, default) for field, kind, default in parameters(getattr(OFFICIAL, name))]
     mine = parameters(getattr(ours, name))
     assert mine[: len(theirs)] == theirs
@@ -67,7 +67,7 @@ def test_constructors(name: str):
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_attributes(name: str):
+def test_attributes(name: str) -> None:
     theirs, mine = getattr(OFFICIAL, name)(), getattr(ours, name)()
     public = {attribute for attribute in dir(theirs) if not attribute.startswith("_")}
     assert public <= set(dir(mine))
@@ -77,7 +77,7 @@ def test_attributes(name: str):
             setattr(mine, attribute, getattr(mine, attribute))
 
 
-def test_effective_defaults():
+def test_effective_defaults() -> None:
     """What official prints as default is what we print, but for what we chose to do better."""
     pattern = re.compile(r"(\w+): (\S+)(?: \(default\))?$", re.MULTILINE)
     theirs = set(pattern.findall(str(official.RepositoryConfig())))
@@ -94,7 +94,7 @@ def test_effective_defaults():
     )
 
 
-def test_credential_functions():
+def test_credential_functions() -> None:
     for name in official.credentials.__all__:
         theirs, mine = getattr(official.credentials, name), getattr(our_credentials, name)
         if inspect.isfunction(theirs):
@@ -102,12 +102,12 @@ def test_credential_functions():
 
 
 @pytest.mark.parametrize("name", ["S3Credentials", "GcsCredentials", "AzureCredentials", "Credentials"])
-def test_credential_variants(name: str):
+def test_credential_variants(name: str) -> None:
     variants = {attribute for attribute in vars(getattr(official, name)) if not attribute.startswith("_")}
     assert variants <= set(dir(getattr(our_credentials, name)))
 
 
-def test_small_types():
+def test_small_types() -> None:
     assert [flag.name for flag in our_types.feature_flags([], [])] == sorted(
         (flag.name for flag in official.Repository.create(official.in_memory_storage()).feature_flags()),
         key=["move_node", "create_tag", "delete_tag"].index,
@@ -118,7 +118,7 @@ def test_small_types():
 
 
 @pytest.mark.parametrize("field", ["client", "workload", "principal"])
-def test_attribution_rules(field: str):
+def test_attribution_rules(field: str) -> None:
     def accepts(attribution: Any, text: str) -> bool:
         try:
             attribution(**{field: text})
@@ -256,7 +256,7 @@ def stored_by_official(config: Any, path: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
-def test_reads_what_official_stores(example: Any, tmp_path: Any):
+def test_reads_what_official_stores(example: Any, tmp_path: Any) -> None:
     stored = stored_by_official(example(OFFICIAL), str(tmp_path))
     read = ours.RepositoryConfig.from_dict(stored)
     assert read.to_dict() == stored
@@ -268,7 +268,7 @@ def test_reads_what_official_stores(example: Any, tmp_path: Any):
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
-def test_official_reads_what_we_store(example: Any, tmp_path: Any):
+def test_official_reads_what_we_store(example: Any, tmp_path: Any) -> None:
     storage = official.local_filesystem_storage(str(tmp_path))
     official.Repository.create(storage)
     with open(tmp_path / "repo", "rb") as file:
@@ -285,7 +285,7 @@ def test_official_reads_what_we_store(example: Any, tmp_path: Any):
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
-def test_reads_config_yaml_of_official(example: Any, tmp_path: Any):
+def test_reads_config_yaml_of_official(example: Any, tmp_path: Any) -> None:
     storage = official.local_filesystem_storage(str(tmp_path))
     official.Repository.create(storage, config=example(OFFICIAL), spec_version=1)
     read = ours.RepositoryConfig.from_dict(from_yaml((tmp_path / "config.yaml").read_bytes()))
@@ -294,7 +294,7 @@ def test_reads_config_yaml_of_official(example: Any, tmp_path: Any):
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
-def test_official_reads_our_config_yaml(example: Any, tmp_path: Any):
+def test_official_reads_our_config_yaml(example: Any, tmp_path: Any) -> None:
     storage = official.local_filesystem_storage(str(tmp_path))
     official.Repository.create(storage, spec_version=1)
     (tmp_path / "config.yaml").write_bytes(to_yaml(example(ours).to_dict()))
@@ -376,7 +376,7 @@ def seen(mine: Any, theirs: Any) -> Any:
 
 
 @given(PLAIN, PLAIN)
-def test_merges_as_official_does(first: dict[str, Any], second: dict[str, Any]):
+def test_merges_as_official_does(first: dict[str, Any], second: dict[str, Any]) -> None:
     mine = built(ours, first).merge(built(ours, second))
     theirs = built(OFFICIAL, first).merge(built(OFFICIAL, second))
     assert seen(mine, mine) == seen(mine, theirs)
@@ -441,7 +441,7 @@ def store(lib: Any, kind: str) -> Any:
         ("file:///x/", S3, None),
     ],
 )
-def test_container_rules(prefix: str, kind: str, name: str | None):
+def test_container_rules(prefix: str, kind: str, name: str | None) -> None:
     def accepts(lib: Any) -> bool:
         config = lib.RepositoryConfig()
         try:
@@ -455,7 +455,7 @@ def test_container_rules(prefix: str, kind: str, name: str | None):
 
 
 @pytest.mark.parametrize("lib", [ours, OFFICIAL], ids=["ours", "official"])
-def test_a_name_belongs_to_one_container(lib: Any | ModuleType):
+def test_a_name_belongs_to_one_container(lib: Any | ModuleType) -> None:
     config = lib.RepositoryConfig()
     for prefix, name in (("s3://a/", "n"), ("s3://c/", None), ("s3://b/", "n")):
         config.set_virtual_chunk_container(lib.VirtualChunkContainer(prefix, lib.s3_store(), name))

@@ -23,7 +23,7 @@ def attributes_read() -> Iterator[str]:
                 yield node.attr
 
 
-def test_no_setting_is_resolved_and_never_read():
+def test_no_setting_is_resolved_and_never_read() -> None:
     read = set(attributes_read())
     classes = [
         value for value in vars(resolved).values() if isinstance(value, type) and dataclasses.is_dataclass(value)

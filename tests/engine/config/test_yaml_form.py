@@ -12,7 +12,7 @@ from tests.engine.config.test_config import CONFIGS
 
 
 @given(CONFIGS)
-def test_round_trip(config: RepositoryConfig):
+def test_round_trip(config: RepositoryConfig) -> None:
     plain = config.to_dict()
     assert from_yaml(to_yaml(plain)) == plain
 
@@ -20,7 +20,7 @@ def test_round_trip(config: RepositoryConfig):
 @pytest.mark.parametrize(
     "text", ["null", "~", "", "true", "no", "12", "-1", "1e3", "0o7", "12:30", "<<", "=", "2001-01-01"]
 )
-def test_text_stays_text(text: str):
+def test_text_stays_text(text: str) -> None:
     plain = {
         "previous_file": text,
         "virtual_chunk_containers": {
@@ -34,7 +34,7 @@ def test_text_stays_text(text: str):
     }
 
 
-def test_as_official_writes_it():
+def test_as_official_writes_it() -> None:
     written = b"""
 manifest:
   preload:
@@ -88,13 +88,13 @@ virtual_chunk_containers:
 @pytest.mark.parametrize(
     "data", [b"[1]", b"a: [", b"\xff\xfe\x00", b"a: &x [*x]\nb: !!python/name:os.system", b"text", b"{" * 5000]
 )
-def test_damaged(data: bytes):
+def test_damaged(data: bytes) -> None:
     with pytest.raises(FormatError, match=r"config\.yaml") as caught:
         RepositoryConfig.from_dict(from_yaml(data))
     assert caught.value.kind == ErrorKind.CONFIG_DESERIALIZATION
 
 
-def test_empty_is_default():
+def test_empty_is_default() -> None:
     assert RepositoryConfig.from_dict(from_yaml(b"")) == RepositoryConfig()
 
 

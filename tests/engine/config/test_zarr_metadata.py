@@ -66,7 +66,7 @@ def official_shape(data: bytes) -> ArrayShape:
     )
 
 
-def test_group():
+def test_group() -> None:
     assert parse_node_metadata(b'{"zarr_format":3,"node_type":"group","attributes":{"a":[1]}}') == ("group", None)
 
 
@@ -87,21 +87,21 @@ def test_group():
         {"shape": [2**32 - 1, 1], "chunk_grid": regular(1, 1)},
     ],
 )
-def test_shape_equals_official(changes: dict[str, Any]):
+def test_shape_equals_official(changes: dict[str, Any]) -> None:
     data = encoded(**changes)
     assert parse_node_metadata(data, for_write=True) == ("array", official_shape(data))
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 2**33), st.integers(2, 2**33)), max_size=4))
-def test_regular_grid_equals_official(axes: list[tuple[int, int]]):
+def test_regular_grid_equals_official(axes: list[tuple[int, int]]) -> None:
     data = encoded(shape=[length for length, _ in axes], chunk_grid=regular(*[edge for _, edge in axes]))
     assert parse_node_metadata(data)[1] == official_shape(data)
     assert regular_chunk_lengths(data) == tuple(edge for _, edge in axes)
 
 
 @given(st.lists(st.tuples(st.integers(1, 40), st.integers(1, 5)), min_size=1, max_size=6), st.booleans())
-def test_rectilinear_runs_and_lists_are_one(runs: list[tuple[int, int]], shuffled_in_bare: bool):
+def test_rectilinear_runs_and_lists_are_one(runs: list[tuple[int, int]], shuffled_in_bare: bool) -> None:
     edges = [edge for edge, count in runs for _ in range(count)]
     length = sum(edges)
     listed = shape_of(shape=[length], chunk_grid=rectilinear(edges))
@@ -111,7 +111,7 @@ def test_rectilinear_runs_and_lists_are_one(runs: list[tuple[int, int]], shuffle
     assert not listed.regular
 
 
-def test_bare_rectilinear_edge_repeats_as_in_zarr():
+def test_bare_rectilinear_edge_repeats_as_in_zarr() -> None:
     with zarr.config.set({"array.rectilinear_chunks": True}):
         array = zarr.create_array({}, shape=(10, 6), chunks=[[3, 3, 4], 4], dtype="int8")
         data = json.dumps(array.metadata.to_dict()).encode()
@@ -162,7 +162,7 @@ def test_bare_rectilinear_edge_repeats_as_in_zarr():
         (encoded(dimension_names="xy"), "bad-metadata"),
     ],
 )
-def test_refused(data: bytes, kind: str):
+def test_refused(data: bytes, kind: str) -> None:
     with pytest.raises(InvalidInputError) as caught:
         parse_node_metadata(data, path="/g/a")
     assert caught.value.kind == ErrorKind(kind)
@@ -173,7 +173,7 @@ def test_refused(data: bytes, kind: str):
     "encoding",
     ["v2", {"name": "v2"}, {"name": "default", "configuration": {"separator": "."}}, {"name": "v2", "separator": "/"}],
 )
-def test_unreadable_key_encodings_are_refused_only_for_writing(encoding: Any):
+def test_unreadable_key_encodings_are_refused_only_for_writing(encoding: Any) -> None:
     data = encoded(chunk_key_encoding=encoding)
     assert parse_node_metadata(data)[0] == "array"
     with pytest.raises(InvalidInputError, match='"separator": "/"'):
@@ -183,11 +183,11 @@ def test_unreadable_key_encodings_are_refused_only_for_writing(encoding: Any):
 @pytest.mark.parametrize(
     "encoding", ["default", {"name": "default"}, {"name": "default", "configuration": {"separator": "/"}}]
 )
-def test_default_key_encoding_is_accepted(encoding: Any):
+def test_default_key_encoding_is_accepted(encoding: Any) -> None:
     assert parse_node_metadata(encoded(chunk_key_encoding=encoding), for_write=True)[0] == "array"
 
 
-def test_rectilinear_grid_must_cover_the_array_for_writing():
+def test_rectilinear_grid_must_cover_the_array_for_writing() -> None:
     data = encoded(chunk_grid=rectilinear([3, 3], [6]))
     assert parse_node_metadata(data)[0] == "array"
     with pytest.raises(InvalidInputError, match="cover 6 of 10"):
@@ -197,7 +197,7 @@ def test_rectilinear_grid_must_cover_the_array_for_writing():
 @given(
     st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner), max_leaves=5)
 )
-def test_never_another_error(value: Any):
+def test_never_another_error(value: Any) -> None:
     for changes in ({"shape": value}, {"chunk_grid": regular(value)}, {"chunk_grid": rectilinear(value, value)}):
         try:
             parse_node_metadata(encoded(**changes), for_write=True)

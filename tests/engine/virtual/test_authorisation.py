@@ -82,7 +82,7 @@ FOREIGN = [
 
 
 @pytest.mark.parametrize(("store", "credential"), FOREIGN)
-def test_credentials_go_to_a_stored_endpoint_only_when_the_reader_names_it(store: Any, credential: Any):
+def test_credentials_go_to_a_stored_endpoint_only_when_the_reader_names_it(store: Any, credential: Any) -> None:
     container = stored(store)
     message = refusal(container, credential)
     # The line in the error is enough.
@@ -115,7 +115,7 @@ OWN = [
 
 
 @pytest.mark.parametrize(("store", "credential"), OWN)
-def test_endpoints_of_the_clouds_need_no_name(store: Any, credential: Any):
+def test_endpoints_of_the_clouds_need_no_name(store: Any, credential: Any) -> None:
     container = stored(store)
     assert authorize(container, {container.url_prefix: credential}).places == ()
 
@@ -139,7 +139,7 @@ HIDDEN = [
 
 
 @pytest.mark.parametrize(("store", "credential", "name"), HIDDEN)
-def test_other_options_that_decide_about_requests(store: Any, credential: Any, name: str):
+def test_other_options_that_decide_about_requests(store: Any, credential: Any, name: str) -> None:
     container = stored(store)
     message = refusal(container, credential)
     assert name in message
@@ -169,7 +169,9 @@ def test_other_options_that_decide_about_requests(store: Any, credential: Any, n
         ("https://１２７.0.0.1", False),
     ],
 )
-def test_without_credentials_a_stored_endpoint_is_used_when_it_can_prove_its_name(endpoint: str, allowed: bool):
+def test_without_credentials_a_stored_endpoint_is_used_when_it_can_prove_its_name(
+    endpoint: str, allowed: bool
+) -> None:
     """Nothing secret is sent, but nobody outside is to reach services of the reader's network through the reader."""
     options = {"allow_http": True, "s3_compatible": True}
     for store, credential in (
@@ -186,7 +188,7 @@ def test_without_credentials_a_stored_endpoint_is_used_when_it_can_prove_its_nam
             refusal(container, credential)
 
 
-def test_a_container_of_the_readers_own_configuration_needs_no_name():
+def test_a_container_of_the_readers_own_configuration_needs_no_name() -> None:
     prefix, endpoint = "s3://b/", s3_at("https://stranger.example")
     storage, config = in_memory_storage(), RepositoryConfig()
     config.set_virtual_chunk_container(VirtualChunkContainer(prefix, endpoint))
@@ -221,7 +223,7 @@ def test_a_container_of_the_readers_own_configuration_needs_no_name():
     authorize(container, access)
 
 
-def test_stored_markers_are_no_part_of_a_container():
+def test_stored_markers_are_no_part_of_a_container() -> None:
     container = stored(s3_at("https://stranger.example"))
     own = VirtualChunkContainer(container.url_prefix, container.store)
     assert container == own
@@ -245,7 +247,7 @@ def test_stored_markers_are_no_part_of_a_container():
         " https://s3.amazonaws.com",
     ],
 )
-def test_addresses_that_parsers_read_in_two_ways_are_refused(endpoint: str):
+def test_addresses_that_parsers_read_in_two_ways_are_refused(endpoint: str) -> None:
     for store, credential in (
         (s3_at(endpoint), KEYS),
         (s3_at(endpoint.replace("s3.amazonaws.com", "t3.storage.dev")), s3_anonymous_credentials()),
@@ -257,12 +259,12 @@ def test_addresses_that_parsers_read_in_two_ways_are_refused(endpoint: str):
 
 
 @pytest.mark.parametrize("places", [(), ("minio:9000",), ("s3://b/",), ("https://h x",), ("file://host/x",), ("",)])
-def test_places_that_are_none(places: tuple[str, ...]):
+def test_places_that_are_none(places: tuple[str, ...]) -> None:
     with pytest.raises(InvalidInputError, match="access_at"):
         access_at(KEYS, *places)
 
 
-def test_places_are_kept_in_canonical_form():
+def test_places_are_kept_in_canonical_form() -> None:
     access = access_at(KEYS, "HTTPS://Minio.Example:443/tenant", "http://h:80", "file:///a/../data")
     assert access.places == ("https://minio.example", "http://h", "file:///data/")
     assert access_at(access, "https://h").places == (*access.places, "https://h")
@@ -271,7 +273,7 @@ def test_places_are_kept_in_canonical_form():
         access_at(None, "https://h")
 
 
-def test_regions_and_accounts_cannot_hide_a_host():
+def test_regions_and_accounts_cannot_hide_a_host() -> None:
     """They become a part of the host's name."""
     from icechunk_engine.virtual.remote import bucket_of
 
@@ -287,7 +289,7 @@ def test_regions_and_accounts_cannot_hide_a_host():
             bucket_of(f"{container.url_prefix}x", container, granted.credential)
 
 
-def test_options_do_not_contradict_the_account_in_the_prefix():
+def test_options_do_not_contradict_the_account_in_the_prefix() -> None:
     from icechunk_engine.virtual.remote import bucket_of
 
     prefix = "abfs://data@mine.dfs.core.windows.net/"

@@ -263,7 +263,7 @@ NASTY = [
 
 
 @pytest.mark.parametrize("location", NASTY)
-def test_locations_fare_as_with_official(oracle: Oracle, location: str):
+def test_locations_fare_as_with_official(oracle: Oracle, location: str) -> None:
     for validate in (True, False):
         assert our_outcome(location, validate=validate) == oracle.outcome(location, validate=validate)
     stored = oracle.stored(location) if not location.lower().startswith("vcc:") else None
@@ -285,7 +285,7 @@ def test_locations_fare_as_with_official(oracle: Oracle, location: str):
         ("://a", "absolute URL"),
     ],
 )
-def test_locations_that_only_official_takes(oracle: Oracle, location: str, remedy: str):
+def test_locations_that_only_official_takes(oracle: Oracle, location: str, remedy: str) -> None:
     """Mistakes that official stores, or resolves to what was hardly meant."""
     with pytest.raises(InvalidInputError, match=remedy) as caught:
         normalize_location(location)
@@ -305,7 +305,7 @@ PIECES = st.sampled_from(
 @example("file:/", ["a", "/", "C:", "//", "b"])
 @example("file:", ["C:", "\t", "//"])
 @example("file:///", ["C:", "//"])
-def test_file_urls_become_what_official_makes_of_them(oracle: Oracle, start: str, pieces: list[str]):
+def test_file_urls_become_what_official_makes_of_them(oracle: Oracle, start: str, pieces: list[str]) -> None:
     location = start + "".join(pieces)
     if "://" in location and not location.lower().startswith("file://"):
         with pytest.raises(InvalidInputError, match="'://' in its path"):
@@ -335,7 +335,7 @@ LOCATIONS = st.one_of(
 
 
 @given(st.lists(LOCATIONS, max_size=12), st.sampled_from([1, 3, 4096]))
-def test_columns_and_single_locations_agree(locations: list[str], block_rows: int):
+def test_columns_and_single_locations_agree(locations: list[str], block_rows: int) -> None:
     singles = []
     for location in locations:
         try:
@@ -371,7 +371,7 @@ def longest_prefix(location: str) -> int:
 
 
 @given(st.lists(st.text("ab/.%2eE", max_size=12), max_size=8), st.text("ab/.%2", min_size=1, max_size=11))
-def test_string_blocks(texts: list[str], prefix: str):
+def test_string_blocks(texts: list[str], prefix: str) -> None:
     table = BytesTable.of(["x", *texts])
     block = StringBlock(table.data, table.starts[1:])
     assert block.starts_with(prefix.encode()).tolist() == [text.startswith(prefix) for text in texts]
@@ -382,7 +382,7 @@ def test_string_blocks(texts: list[str], prefix: str):
     assert all(n >= text.count("%2e") + text.count("%2E") for n, text in zip(counted.tolist(), texts, strict=True))
 
 
-def test_canonical_columns_are_not_copied():
+def test_canonical_columns_are_not_copied() -> None:
     table = BytesTable.of(["s3://b/a b?#", "file:///tmp/a%20b", "https://h/x", "vcc://n/../x", "gs://b/é"])
     assert normalize_locations(table) is table
 
@@ -403,7 +403,7 @@ def test_canonical_columns_are_not_copied():
         ("https://h/a%20b", "https://h/a%20b", "https://h/"),
     ],
 )
-def test_resolve(location: str, url: str, prefix: str):
+def test_resolve(location: str, url: str, prefix: str) -> None:
     assert resolve_location(location, OURS) == (url, OURS[prefix])
 
 
@@ -426,14 +426,14 @@ def test_resolve(location: str, url: str, prefix: str):
         "vcc://web/../x",
     ],
 )
-def test_no_way_out_of_a_container(location: str):
+def test_no_way_out_of_a_container(location: str) -> None:
     """Even when a hostile repository holds such locations."""
     with pytest.raises(InvalidInputError):
         location_to_path(resolve_location(location, OURS)[0])
 
 
 @given(st.sampled_from(["file:///tmp/", "vcc://fl/", "file:/tmp/"]), st.lists(PIECES, max_size=8))
-def test_files_never_lie_outside_their_container(start: str, pieces: list[str]):
+def test_files_never_lie_outside_their_container(start: str, pieces: list[str]) -> None:
     try:
         url, _ = resolve_location(start + "".join(pieces), OURS)
         path = location_to_path(url)
@@ -442,7 +442,7 @@ def test_files_never_lie_outside_their_container(start: str, pieces: list[str]):
     assert os.path.normpath(path) == "/tmp" or os.path.normpath(path).startswith("/tmp/")
 
 
-def test_file_names_of_any_kind(tmp_path: Path):
+def test_file_names_of_any_kind(tmp_path: Path) -> None:
     names = ["plain", "a b", "ü#?%41", "x%2Fy".replace("%2F", "%25"), "new\nline", "\\", "'\"<>|*"]
     names.append(os.fsdecode(b"latin-\xe9"))
     for name in names:
@@ -451,7 +451,7 @@ def test_file_names_of_any_kind(tmp_path: Path):
         assert location_to_path(normalize_location(path.as_uri())) == str(path)
 
 
-def test_keys_are_decoded_paths():
+def test_keys_are_decoded_paths() -> None:
     assert location_to_key("s3://b/a%20b/é%C3%A9?q#f") == "a b/éé"
     assert location_to_key("s3://b//a/../%2541") == "/a/../%41"
     with pytest.raises(InvalidInputError, match="UTF-8"):
@@ -461,7 +461,7 @@ def test_keys_are_decoded_paths():
         location_to_path("file:///a%00b")
 
 
-def test_memory_containers():
+def test_memory_containers() -> None:
     """Our addition: named memory storages of this process."""
     containers = {"memory://x/": VirtualChunkContainer("memory://x/", ObjectStoreConfig.InMemory(), "mem")}
     config = RepositoryConfig()
@@ -470,7 +470,7 @@ def test_memory_containers():
     assert authorize(containers["memory://x/"], {"memory://x/": LocalFileSystemAccess}).credential
 
 
-def test_prefixes_are_compared_in_canonical_form():
+def test_prefixes_are_compared_in_canonical_form() -> None:
     local = local_filesystem_store("/")
     containers = {
         prefix: VirtualChunkContainer(prefix, local)
@@ -500,7 +500,7 @@ def refs_to(locations: list[str], codes: list[int]) -> ChunkRefs:
     )
 
 
-def test_refused_references_are_left_out():
+def test_refused_references_are_left_out() -> None:
     refs = refs_to(["s3://bucket/a", "s3://elsewhere/a", "FILE:///tmp/a b", "gs://b//a"], [0, 1, 2, 3, 1, 0])
     kept, refused = checked_refs(refs, OURS)
     assert refused is not None
@@ -509,7 +509,7 @@ def test_refused_references_are_left_out():
     assert [kept.row(i).location for i in range(3)] == ["s3://bucket/a", "file:///tmp/a%20b", "s3://bucket/a"]
 
 
-def test_nothing_is_left_out_without_validation():
+def test_nothing_is_left_out_without_validation() -> None:
     refs = refs_to(["s3://elsewhere/a", "FILE:///x"], [0, 1])
     kept, refused = checked_refs(refs, OURS, validate=False)
     assert refused is None
@@ -518,7 +518,7 @@ def test_nothing_is_left_out_without_validation():
         checked_refs(refs_to(["relative/path"], [0]), OURS, validate=False)
 
 
-def test_locations_that_no_row_uses_refuse_nothing():
+def test_locations_that_no_row_uses_refuse_nothing() -> None:
     refs = refs_to(["s3://bucket/a", "s3://elsewhere/a"], [0, 0])
     kept, refused = checked_refs(refs, OURS)
     assert refused is None
@@ -537,7 +537,7 @@ CREDENTIALS = {
 
 
 @pytest.mark.parametrize("prefix", CREDENTIALS)
-def test_only_what_was_authorised(prefix: str):
+def test_only_what_was_authorised(prefix: str) -> None:
     others = {other: credential for other, credential in CREDENTIALS.items() if other != prefix}
     assert authorize(OURS[prefix], CREDENTIALS).credential == CREDENTIALS[prefix]
     assert authorize(OURS[prefix], {prefix: None}).credential is None
@@ -552,7 +552,7 @@ def test_only_what_was_authorised(prefix: str):
         assert caught.value.kind == ErrorKind.INVALID_CREDENTIALS
 
 
-def test_a_parent_directory_authorises_nothing():
+def test_a_parent_directory_authorises_nothing() -> None:
     inner = VirtualChunkContainer("file:///tmp/inner/", local_filesystem_store("/"))
     with pytest.raises(InvalidInputError):
         authorize(inner, {"file:///tmp/": LocalFileSystemAccess, "file:///tmp/inner/deeper/": LocalFileSystemAccess})
@@ -571,7 +571,7 @@ STORES = {
 
 
 @pytest.mark.parametrize("prefix", STORES)
-def test_the_advice_can_be_run(prefix: str):
+def test_the_advice_can_be_run(prefix: str) -> None:
     """The lines in the errors add the container and authorise it."""
     with pytest.raises(InvalidInputError) as caught:
         require_container(prefix + "object", {})
@@ -612,7 +612,7 @@ def test_missing_names_are_told():
         resolve_location("ftp://h/a", OURS)
 
 
-def test_containers_credentials_fit_their_containers():
+def test_containers_credentials_fit_their_containers() -> None:
     granted = containers_credentials(
         {"s3://bucket": s3_anonymous_credentials(), "file:///tmp/": LocalFileSystemAccess}
     )
@@ -663,14 +663,14 @@ def value_of(lib: Any, folder: Path, location: str) -> object:
 
 
 @pytest.mark.parametrize("location", LOCAL_LOCATIONS)
-def test_locations_in_local_containers_are_read_as_with_official(tmp_path: Path, location: str):
+def test_locations_in_local_containers_are_read_as_with_official(tmp_path: Path, location: str) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "b").write_bytes(b"\7")
     (tmp_path / "b").write_bytes(b"\10")
     assert value_of(icechunk_engine, tmp_path, location) == value_of(official, tmp_path, location)
 
 
-def test_names_of_containers_become_urls():
+def test_names_of_containers_become_urls() -> None:
     containers = {prefix: OURS[prefix] for prefix in ("s3://bucket/", "file:///tmp/")}
     locations = ["vcc://nm/a b?q", "s3://bucket/a", "vcc://unknown/x", "vcc://fl/a/../b", "vcc://nm//x"]
     assert expand_names(BytesTable.of(locations), containers) == [

@@ -103,7 +103,7 @@ def failure(*given: Any, **options: Any) -> IcechunkError:
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_redirects_to_others_are_not_followed(server: Server, stranger: Server, status: int):
+def test_redirects_to_others_are_not_followed(server: Server, stranger: Server, status: int) -> None:
     server.redirects_to(f"{stranger.url}/internal", status)
     error = failure(f"{server.url}/")
     assert stranger.asked == []
@@ -111,7 +111,9 @@ def test_redirects_to_others_are_not_followed(server: Server, stranger: Server, 
     assert f"credentials.access_at(credentials.HttpAccess, {stranger.url!r})" in str(error)
 
 
-def test_redirects_to_named_places_are_followed_without_the_containers_headers(server: Server, stranger: Server):
+def test_redirects_to_named_places_are_followed_without_the_containers_headers(
+    server: Server, stranger: Server
+) -> None:
     server.redirects_to(f"{stranger.url}/elsewhere?signature=x")
     store = http_store(headers={"X-Api-Key": "secret", "Authorization": "secret", "Cookie": "secret"})
     assert fetch(f"{server.url}/", stranger.url, store=store) == DATA[10:20]
@@ -121,7 +123,7 @@ def test_redirects_to_named_places_are_followed_without_the_containers_headers(s
     assert server.asked[0][1]["x-api-key"] == "secret"
 
 
-def test_redirects_within_a_server_are_followed(server: Server):
+def test_redirects_within_a_server_are_followed(server: Server) -> None:
     server.redirects_to("/b?x=1")
     server.redirects_to("c", 308)
     assert fetch(f"{server.url}/") == DATA[10:20]
@@ -137,7 +139,7 @@ def test_redirects_within_a_server_are_followed(server: Server):
     ["file:///etc/passwd", "", "//169.254.169.254/latest", "http://localhost/", "gopher://x/", "http://[::1]/"]
     + ["http://127.0.0.1", "http://127.0.0.1:1/", "http://²27.0.0.1/", "http://u@127.0.0.2/", "https://127.0.0.1/"],
 )
-def test_redirects_to_hardly_anything(server: Server, location: str):
+def test_redirects_to_hardly_anything(server: Server, location: str) -> None:
     server.redirects_to(location)
     assert failure(f"{server.url}/").kind in (
         ErrorKind.UNAUTHORIZED_VIRTUAL_CHUNK_CONTAINER,
@@ -147,7 +149,7 @@ def test_redirects_to_hardly_anything(server: Server, location: str):
 
 
 @pytest.mark.parametrize("status", [500, 502, 503, 504, 429, 408])
-def test_failed_requests_are_made_again(server: Server, status: int):
+def test_failed_requests_are_made_again(server: Server, status: int) -> None:
     server.answers += [(status, {}, b"try again"), (206, {"content-range": "bytes 10-19/100"}, b"cut")]
     assert fetch(f"{server.url}/") == DATA[10:20]
     assert len(server.asked) == 3
@@ -167,7 +169,7 @@ def test_failed_requests_are_made_again(server: Server, status: int):
         ((416, {}, b""), ErrorKind.INVALID_OBJECT_SIZE),
     ],
 )
-def test_answers_that_are_final(server: Server, answer: Any, kind: ErrorKind):
+def test_answers_that_are_final(server: Server, answer: Any, kind: ErrorKind) -> None:
     server.answers.append(answer)
     assert failure(f"{server.url}/").kind is kind
     assert len(server.asked) == 1
@@ -182,7 +184,7 @@ def test_patience_ends(server: Server, status: int, kind: ErrorKind, monkeypatch
     assert failure("http://127.0.0.1:1/").kind is ErrorKind.VIRTUAL_CHUNK_FETCH
 
 
-def test_what_is_asked_for(server: Server):
+def test_what_is_asked_for(server: Server) -> None:
     prefix = f"http://us%40er:p%3Aw@127.0.0.1:{server.server_port}/"
     store = http_store({"user_agent": "me", "timeout": "1min 30s"}, {"X-Mine": "1"})
     assert fetch(prefix, store=store, path="a%20b/é+%25%3F[x]", start=0, stop=100) == DATA
@@ -198,7 +200,7 @@ def test_what_is_asked_for(server: Server):
     }
 
 
-def test_proxies(server: Server, stranger: Server, monkeypatch: pytest.MonkeyPatch):
+def test_proxies(server: Server, stranger: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     proxy = f"http://me:pw@127.0.0.1:{stranger.server_port}"
     assert fetch(f"{server.url}/", store=http_store({"proxy_url": proxy})) == DATA[10:20]
     ((path, headers),) = stranger.asked
@@ -223,7 +225,7 @@ def test_proxies(server: Server, stranger: Server, monkeypatch: pytest.MonkeyPat
         (http_store({"root_certificate": "not PEM"}), "root_certificate"),
     ],
 )
-def test_options_that_mean_nothing(server: Server, store: Any, named: str):
+def test_options_that_mean_nothing(server: Server, store: Any, named: str) -> None:
     with pytest.raises(InvalidInputError, match=named):
         fetch(f"{server.url}/", store=store)
     assert server.asked == []
@@ -233,11 +235,11 @@ def test_options_that_mean_nothing(server: Server, store: Any, named: str):
     ("text", "seconds"),
     [("30s", 30), ("1min 30s", 90), ("500ms", 0.5), ("2h", 7200), ("1 day", 86400), ("1h5m", 3900)],
 )
-def test_durations(text: str, seconds: float):
+def test_durations(text: str, seconds: float) -> None:
     assert http_servers.duration_s(text, None) == pytest.approx(seconds)
 
 
-def test_large_ranges_are_read_in_parts_of_one_version(server: Server, monkeypatch: pytest.MonkeyPatch):
+def test_large_ranges_are_read_in_parts_of_one_version(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     from icechunk_engine.storage.object_store import storage as object_store
     from icechunk_engine.storage.ranges import PartSizes
 
@@ -247,7 +249,7 @@ def test_large_ranges_are_read_in_parts_of_one_version(server: Server, monkeypat
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
-def test_a_forked_child_has_connections_of_its_own(server: Server):
+def test_a_forked_child_has_connections_of_its_own(server: Server) -> None:
     assert fetch(f"{server.url}/") == DATA[10:20]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside threads
@@ -262,7 +264,7 @@ def test_a_forked_child_has_connections_of_its_own(server: Server):
     assert fetch(f"{server.url}/") == DATA[10:20]
 
 
-def test_a_token_does_not_reach_the_address_that_a_repository_stores(stranger: Server):
+def test_a_token_does_not_reach_the_address_that_a_repository_stores(stranger: Server) -> None:
     prefix, storage = "gs://public-data/", icechunk.in_memory_storage()
     config = icechunk.RepositoryConfig()
     store = icechunk.gcs_store({"google_base_url": stranger.url})
@@ -336,7 +338,9 @@ def encrypted(server: Server, tmp_path: Path) -> Callable[[], str]:
     return encrypt
 
 
-def test_certificates_are_checked(server: Server, encrypted: Callable[[], str], monkeypatch: pytest.MonkeyPatch):
+def test_certificates_are_checked(
+    server: Server, encrypted: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     certificate = encrypted()
     assert fetch(f"{server.url}/", store=http_store({"root_certificate": certificate})) == DATA[10:20]
     with pytest.warns(Warning, match="certificate verification"):
@@ -346,7 +350,7 @@ def test_certificates_are_checked(server: Server, encrypted: Callable[[], str], 
     assert len(server.asked) == 2
 
 
-def test_encryption_is_not_given_up(server: Server, stranger: Server, encrypted: Callable[[], str]):
+def test_encryption_is_not_given_up(server: Server, stranger: Server, encrypted: Callable[[], str]) -> None:
     store = http_store({"root_certificate": encrypted()})
     server.redirects_to(server.url.replace("https", "http"))
     assert failure(f"{server.url}/", store=store).kind is ErrorKind.UNAUTHORIZED_VIRTUAL_CHUNK_CONTAINER
@@ -354,7 +358,7 @@ def test_encryption_is_not_given_up(server: Server, stranger: Server, encrypted:
 
 def test_encrypted_endpoints_of_object_stores_lead_nowhere_unencrypted(
     server: Server, stranger: Server, encrypted: Callable[[], str]
-):
+) -> None:
     """Their client follows redirects, but only to servers that prove their names, as no service inside can."""
     prefix, certificate = "gs://b/", encrypted()
     options = {"base_url": server.url, "root_certificate": certificate, "allow_http": "true"}

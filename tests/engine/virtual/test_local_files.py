@@ -64,7 +64,7 @@ for name in sys.argv[2:]:
 """
 
 
-def test_only_files_are_read(tmp_path: Path):
+def test_only_files_are_read(tmp_path: Path) -> None:
     """In a child that is given up when it waits: nobody will ever write to the pipe."""
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
@@ -82,7 +82,7 @@ def test_only_files_are_read(tmp_path: Path):
 @pytest.mark.parametrize(
     ("start", "stop"), [(0, 7), (0, 10**18), (2, 2**63 - 1), (10**18, 10**18 + 5), (6, 2**64 - 1)]
 )
-def test_ranges_beyond_the_end(folder: Path, start: int, stop: int):
+def test_ranges_beyond_the_end(folder: Path, start: int, stop: int) -> None:
     """However far beyond: no memory is set aside for what cannot be there."""
     ref = ChunkRef(kind=VIRTUAL, location=(folder / "sub" / "file").as_uri(), offset=start, length=stop - start)
     with pytest.raises(StorageError, match="ends before byte") as caught:
@@ -90,7 +90,7 @@ def test_ranges_beyond_the_end(folder: Path, start: int, stop: int):
     assert caught.value.kind is (ErrorKind.INVALID_OBJECT_SIZE if start < 6 else ErrorKind.VIRTUAL_CHUNK_FETCH)
 
 
-def test_devices_are_refused():
+def test_devices_are_refused() -> None:
     prefix = "file:///dev/"
     reader = VirtualResolver(
         {prefix: VirtualChunkContainer(prefix, local_filesystem_store("/dev"))}, {prefix: LocalFileSystemAccess}
@@ -100,7 +100,7 @@ def test_devices_are_refused():
 
 
 @pytest.mark.parametrize("system", ["linux", "other"])
-def test_links_do_not_lead_out_of_the_folder(folder: Path, system: str, monkeypatch: pytest.MonkeyPatch):
+def test_links_do_not_lead_out_of_the_folder(folder: Path, system: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On systems that do not tell the path of an open file, it is found and compared."""
     monkeypatch.setattr(local_files, "_SYSTEM", system)
     uri = folder.as_uri()
@@ -118,7 +118,7 @@ def test_links_do_not_lead_out_of_the_folder(folder: Path, system: str, monkeypa
         assert refusal(resolver(folder, uri + "/sub"), f"{uri}/{name}").kind is error.kind
 
 
-def test_a_folder_may_itself_be_a_link(folder: Path):
+def test_a_folder_may_itself_be_a_link(folder: Path) -> None:
     (folder.parent / "alias").symlink_to(folder)
     alias = folder.parent / "alias"
     assert read(resolver(alias), f"{alias.as_uri()}/sub/file") == b"inside"
@@ -126,7 +126,7 @@ def test_a_folder_may_itself_be_a_link(folder: Path):
     assert refusal(resolver(alias), f"{alias.as_uri()}/link").kind is ErrorKind.UNAUTHORIZED_VIRTUAL_CHUNK_CONTAINER
 
 
-def test_a_folder_beside_with_a_longer_name_is_outside(folder: Path):
+def test_a_folder_beside_with_a_longer_name_is_outside(folder: Path) -> None:
     beside = folder.parent / "data-private"
     beside.mkdir()
     (beside / "file").write_bytes(b"secret")
@@ -135,7 +135,7 @@ def test_a_folder_beside_with_a_longer_name_is_outside(folder: Path):
     assert error.kind is ErrorKind.UNAUTHORIZED_VIRTUAL_CHUNK_CONTAINER
 
 
-def test_a_link_that_changes_while_a_file_is_opened(folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_link_that_changes_while_a_file_is_opened(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The open file is judged, not the path, which may mean another file by now."""
     (folder / "file").symlink_to("../other/file")
     opened = os.open
@@ -151,7 +151,7 @@ def test_a_link_that_changes_while_a_file_is_opened(folder: Path, monkeypatch: p
     assert error.kind is ErrorKind.UNAUTHORIZED_VIRTUAL_CHUNK_CONTAINER
 
 
-def test_escaped_slashes_are_read_as_official_does(folder: Path):
+def test_escaped_slashes_are_read_as_official_does(folder: Path) -> None:
     assert read(resolver(folder), f"{folder.as_uri()}/sub%2Ffile") == b"inside"
     for escape in ("..%2Fother%2Ffile", "sub%2F..%2F..%2Fother%2Ffile", "sub%2f.%2Ffile"):
         assert refusal(resolver(folder), f"{folder.as_uri()}/{escape}").kind is ErrorKind.INVALID_VIRTUAL_REF
@@ -166,7 +166,7 @@ def test_escaped_slashes_are_read_as_official_does(folder: Path):
         ("file:///C:/console/lpt", "C:/console/lpt"),
     ],
 )
-def test_paths_of_windows(url: str, path: str):
+def test_paths_of_windows(url: str, path: str) -> None:
     assert location_to_path(url, windows=True) == path
 
 
@@ -182,6 +182,6 @@ def test_paths_of_windows(url: str, path: str):
         )
     ],
 )  # fmt: skip
-def test_names_that_mean_something_to_windows(rest: str):
+def test_names_that_mean_something_to_windows(rest: str) -> None:
     with pytest.raises(InvalidInputError):
         location_to_path(f"file:///{rest}", windows=True)

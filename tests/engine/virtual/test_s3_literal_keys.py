@@ -16,7 +16,7 @@ from icechunk_engine.virtual.s3_literal_keys import Keys, signed
 @pytest.mark.parametrize(
     ("path", "encoded"), [("/b/a//c", "/b/a//c"), ("/b/é +%~/../x", "/b/%C3%A9%20%2B%25~/../x"), ("/b//", "/b//")]
 )
-def test_signatures(path: str, encoded: str, token: str | None, monkeypatch: pytest.MonkeyPatch):
+def test_signatures(path: str, encoded: str, token: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     time = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
     monkeypatch.setattr("botocore.auth.get_current_datetime", lambda remove_tzinfo=True: time.replace(tzinfo=None))
     request = AWSRequest("GET", f"https://host:9000{encoded}", headers={"x-amz-request-payer": "requester"})

@@ -162,7 +162,7 @@ def _read_url(url: str, storage_options: Mapping[str, object] | None) -> bytes:
         if "://" not in url and "::" not in url:
             with open(url, "rb") as file:
                 return file.read()
-        with fsspec.open(url, "rb", **(storage_options or {})) as file:  # type: ignore[no-untyped-call]
+        with fsspec.open(url, "rb", **(storage_options or {})) as file:
             content: bytes = file.read()
             return content
     except FileNotFoundError:

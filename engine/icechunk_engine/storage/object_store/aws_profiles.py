@@ -86,7 +86,7 @@ def profile_credentials(name: str) -> S3StaticCredentials | None:
             ErrorKind.INVALID_CREDENTIALS,
         ) from None
     try:
-        credentials = Session(profile=name).get_credentials()  # type: ignore[no-untyped-call]
+        credentials = Session(profile=name).get_credentials()
         if credentials is None:
             return None
         keys = credentials.get_frozen_credentials()

@@ -1,11 +1,11 @@
-"""A codec pipeline for arrays behind a network. It keeps many requests in flight while few chunks are coded.
+"""Which codec pipeline an array gets, and a pipeline that keeps many requests in flight while few chunks are coded.
 
 zarr reads and writes ten chunks at a time (``async.concurrency``). This is enough for decoding, but too few to hide
-the time that each request spends on the network. So this pipeline starts the requests of a read before zarr asks for
-them, and lets writes finish after zarr has handed them over. Partial reads and writes of chunks (shards) are left to
-zarr.
+the time that each request spends on a network. So :class:`RemoteCodecPipeline` starts the requests of a read before
+zarr asks for them, and lets writes finish after zarr has handed them over. Partial reads and writes of chunks (shards)
+are left to zarr.
 
-Three things are always true:
+Three things are always true of it:
 
 - At most ``REQUESTS`` requests of one call are in flight.
 - After the first error no new request starts, and zarr gets that error.
@@ -20,18 +20,60 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+import zarr
+from zarr.abc.buffer import Buffer, BufferPrototype, NDBuffer
 from zarr.abc.store import ByteGetter, ByteRequest, ByteSetter
-from zarr.core.buffer import Buffer, BufferPrototype, NDBuffer
-from zarr.core.codec_pipeline import FusedCodecPipeline
 
-__all__ = ["RemoteCodecPipeline"]
+from icechunk_engine.session import workspace_of
+from icechunk_engine.store import IcechunkStore
+
+from ._xarray_compat import (
+    HAS_FUSED_PIPELINE,
+    BatchedCodecPipeline,
+    FusedCodecPipeline,
+    pipeline_fields,
+    set_pipeline,
+)
+
+__all__ = ["RemoteCodecPipeline", "fuse_codec_pipeline"]
+
+_DEFAULT_PIPELINE = "zarr.core.codec_pipeline.BatchedCodecPipeline"
+_DEFAULT_CONCURRENCY = 10
 
 REQUESTS = 128
 """Requests in flight for one array. At 50 ms each that is 2 500 a second, about as many as Python can handle."""
 
 
+def fuse_codec_pipeline(array: zarr.Array[Any]) -> None:
+    """Pin zarr's fused codec pipeline to this array. Later changes of zarr's configuration do not affect it.
+
+    The default pipeline starts six tasks on the event loop for each chunk. For small chunks the fused one costs a
+    fifth of that. If chunks may lie behind a network, the array gets a :class:`RemoteCodecPipeline` instead, unless
+    the user has set ``async.concurrency``: then the user decides how many requests run at a time.
+
+    Does nothing if the user has chosen a pipeline. zarr before 3.3 has no fused pipeline; there the default one takes
+    its place.
+
+    zarr chooses the pipeline from its global configuration when it creates an array object. We do not change the
+    configuration, not even for a moment: all threads share it, and two that open arrays at once could leave it
+    changed.
+    """
+    if zarr.config.get("codec_pipeline.path") != _DEFAULT_PIPELINE:
+        return
+    batched = array.async_array.codec_pipeline
+    if type(batched) is not BatchedCodecPipeline:
+        return
+    waits = isinstance(array.store, IcechunkStore) and workspace_of(array.store.session).chunks_may_be_remote
+    is_remote = waits and zarr.config.get("async.concurrency") == _DEFAULT_CONCURRENCY
+    if not (is_remote or HAS_FUSED_PIPELINE):
+        return
+    arguments = pipeline_fields(batched)
+    if arguments is not None:
+        set_pipeline(array, (RemoteCodecPipeline if is_remote else FusedCodecPipeline)(**arguments))
+
+
 class RemoteCodecPipeline(FusedCodecPipeline):
-    """zarr's fused pipeline with more requests in flight."""
+    """zarr's pipeline with more requests in flight."""
 
     async def read(
         self, batch_info: Iterable[tuple[ByteGetter, Any, Any, Any, bool]], out: NDBuffer, drop_axes: Any = ()

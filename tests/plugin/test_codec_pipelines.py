@@ -16,7 +16,7 @@ import icechunk_engine as ic
 from icechunk_engine.storage.wrappers import StorageCall, WrapperStorage
 from icechunk_engine.testing.faults import FaultStorage
 from xarray_icechunk import to_icechunk
-from xarray_icechunk.remote_pipeline import REQUESTS
+from xarray_icechunk.codec_pipelines import REQUESTS
 
 CHUNKS = 300
 ONE_CHUNK = {"a": {"chunks": (100,), "compressors": None}}
