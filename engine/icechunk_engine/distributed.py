@@ -9,8 +9,7 @@ import zarr
 
 from icechunk_engine.errors import ErrorKind, InvalidInputError
 from icechunk_engine.errors.foreign import describe
-from icechunk_engine.session import ForkSession, Session
-from icechunk_engine.store import IcechunkStore
+from icechunk_engine.session import ForkSession, IcechunkStore, Session
 
 __all__ = ["extract_session", "merge_sessions"]
 

@@ -34,12 +34,10 @@ from icechunk_engine.errors.foreign import describe
 from icechunk_engine.format import layout
 from icechunk_engine.format.repo_info import Availability, SnapshotRecord
 from icechunk_engine.ids import ManifestId, SnapshotId
-from icechunk_engine.session import Session, SessionMode
+from icechunk_engine.session import IcechunkStore, Session, SessionMode
 from icechunk_engine.session.preloading import start_preload
-from icechunk_engine.session.view import RepositoryContext
 from icechunk_engine.storage.base import Storage
 from icechunk_engine.storage.from_url import as_storage
-from icechunk_engine.store import IcechunkStore, open_store
 from icechunk_engine.transaction.commit_logs import merged_log
 from icechunk_engine.transaction.conflicts import ConflictSolver
 from icechunk_engine.transaction.diff import Diff, diff_of_logs
@@ -53,6 +51,7 @@ from icechunk_engine.types import (
 )
 from icechunk_engine.virtual.authorisation import warn_of_missing_credentials
 from icechunk_engine.virtual.resolver import VirtualResolver
+from icechunk_engine.workspace.context import RepositoryContext
 
 Authorizations = Mapping[str, AnyCredential | None]
 Place = Storage | str | os.PathLike[str]
@@ -703,7 +702,6 @@ class Repository:
             config=self._config,
             resolver=self._resolver,
             default_commit_metadata=dict(self._default_commit_metadata),
-            make_store=open_store,
         )
 
     def _resolve(self, refs: Catalog, branch: str | None, tag: str | None, snapshot_id: str | None) -> SnapshotId:

@@ -1,16 +1,13 @@
-"""A session: what a snapshot holds, the edits on top of it, and how they are committed."""
+"""Sessions and their stores: what users read, edit and commit with."""
 
-from icechunk_engine.session.session import (
-    ForkPoint,
-    ForkSession,
-    Session,
-    SessionMode,
-    workspace_of,
-)
+from icechunk_engine.session.forking import ForkPoint
+from icechunk_engine.session.session import ForkSession, IcechunkStore, Session, workspace_of
+from icechunk_engine.workspace.permissions import SessionMode
 
 __all__ = [
     "ForkPoint",
     "ForkSession",
+    "IcechunkStore",
     "Session",
     "SessionMode",
     "workspace_of",

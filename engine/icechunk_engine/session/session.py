@@ -1,91 +1,48 @@
-"""Sessions: an isolated view of one snapshot, with uncommitted edits when writable.
+"""The classes that users work with: :class:`Session`, :class:`ForkSession` and :class:`IcechunkStore`.
 
-A read-only session is a snapshot and nothing else. A writable session belongs to a branch and ends with a commit,
-after which it is read-only at the new snapshot; a rearrange session does the same with moves in place of edits. A fork
-is a picklable child for a worker: it cannot commit, its edits go home through :meth:`Session.merge`. Unpickling does
-no I/O; the snapshot is fetched when first needed, once a process.
+A session *has* a workspace, which holds the snapshot and the edits. The store, the importers and the plugin read and
+edit the workspace; :func:`workspace_of` gives it to them. Here is only what users call: documentation, checks of
+arguments, and telemetry. Forks are made and merged in :mod:`.forking`; sessions end in :mod:`.committing`.
+
+The session and its store stand in one module because each returns the other: ``session.store`` and ``store.session``.
 """
 
 from __future__ import annotations
 
 import html
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 
-from icechunk_engine._runtime.locks import memory_lock
+from icechunk_engine import paths
 from icechunk_engine._runtime.observing import operation
 from icechunk_engine._runtime.pools import async_twin
-from icechunk_engine.catalog.base import Catalog
-from icechunk_engine.catalog.changes import (
-    AddCommit,
-    AddDetachedSnapshot,
-    AmendCommit,
-    CatalogChange,
-)
-from icechunk_engine.catalog.opening import open_catalog
-from icechunk_engine.catalog.preconditions import require_amendable
-from icechunk_engine.catalog.swapping import wait_after_lost_commit
-from icechunk_engine.errors import (
-    ConflictError,
-    ErrorKind,
-    IcechunkError,
-    InvalidInputError,
-    ReadOnlyError,
-    SessionStateError,
-    StorageError,
-)
+from icechunk_engine.columns.chunk_refs import ChunkType
+from icechunk_engine.config import RepositoryConfig
+from icechunk_engine.errors import ErrorKind, NodeNotFoundError, ReadOnlyError
 from icechunk_engine.errors.foreign import describe
-from icechunk_engine.ids import NodeId, SnapshotId
-from icechunk_engine.session.view import RepositoryContext, ViewState
-from icechunk_engine.session.workspace import Workspace
+from icechunk_engine.ids import SnapshotId
+from icechunk_engine.session.committing import Committer
+from icechunk_engine.session.forking import Arrival, CarriedSession, ForkPoint, merge_forks, pack, start_fork
 from icechunk_engine.transaction.change_set import ChangeSet
-from icechunk_engine.transaction.commit import ManifestMemo, NewSnapshot, write_snapshot
 from icechunk_engine.transaction.conflicts import ConflictSolver
-from icechunk_engine.transaction.diff import Diff, diff_of_changes
-from icechunk_engine.transaction.durable_chunks import make_durable
-from icechunk_engine.transaction.merge import merge_fork
-from icechunk_engine.transaction.rebase import describe_conflicts, rebase_changes
-from icechunk_engine.types import NumberedEnum
-
-if TYPE_CHECKING:
-    from icechunk_engine.store import IcechunkStore
-
-
-_REBASE_TRIES = 100
-"""Rebases that begin anew because another thread edited the session meanwhile."""
+from icechunk_engine.transaction.diff import Diff
+from icechunk_engine.transaction.reindex import IndexMap
+from icechunk_engine.types import Json
+from icechunk_engine.workspace.context import RepositoryContext
+from icechunk_engine.workspace.permissions import Permissions, SessionMode
+from icechunk_engine.workspace.state import WorkspaceState
+from icechunk_engine.workspace.workspace import Workspace
+from icechunk_engine.zarr_store.workspace_store import WorkspaceStore
 
 
-class SessionMode(NumberedEnum):
-    """What a session may do."""
+class Session:
+    """A view of the hierarchy at one snapshot, plus uncommitted edits if it is writable.
 
-    readonly = 0
-    writable = 1
-    rearrange = 2
+    Do not make sessions yourself: call :meth:`Repository.readonly_session`, :meth:`Repository.writable_session` or
+    :meth:`Repository.rearrange_session`. You can use a session from several threads.
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ForkPoint:
-    """Where a fork left its parent, so that its edits can be merged back.
-
-    Attributes
-    ----------
-    origin_id
-        The committed snapshot that the whole family of forks is based on.
-    revisions
-        Revision of the parent's chunk edits at that moment, by array.
-    """
-
-    origin_id: SnapshotId
-    revisions: Mapping[NodeId, int]
-
-
-class Session(Workspace):
-    """A view of the hierarchy at one snapshot, plus uncommitted edits when writable.
-
-    Made by :meth:`Repository.readonly_session`, :meth:`Repository.writable_session` and friends, never directly.
-    Safe to use from several threads.
+    A read-only session pickles. A writable session does not: send ``session.fork()`` to the workers instead.
+    Unpickling does no I/O; each process fetches the snapshot when it first needs it.
     """
 
     def __init__(
@@ -95,71 +52,78 @@ class Session(Workspace):
         *,
         branch: str | None = None,
         mode: SessionMode = SessionMode.readonly,
+        fork_point: ForkPoint | None = None,
     ) -> None:
-        super().__init__(context, snapshot_id)
-        self._branch = branch
-        self._mode = mode
-        self._fork_point: ForkPoint | None = None
-        self._is_ending = False
-        # Snapshots that may have been published, for all that is known, each with the edits that it holds.
-        self._unsettled: list[tuple[NewSnapshot, tuple[str, int]]] = []
+        permissions = Permissions(mode, branch=branch, is_fork=fork_point is not None)
+        self._set_up(Workspace(context, WorkspaceState(snapshot_id, ChangeSet()), permissions), fork_point)
 
-    # --- identity and state ------------------------------------------------------------------------------------
+    def _set_up(self, workspace: Workspace, fork_point: ForkPoint | None) -> None:
+        self._workspace = workspace
+        self._fork_point = fork_point
+        self._committer = Committer(workspace)
+
+    def __getstate__(self) -> CarriedSession:
+        return pack(self._workspace, self._fork_point)
+
+    def __setstate__(self, carried: CarriedSession) -> None:
+        self._set_up(carried.unpack(), carried.fork_point)
+
+    # --- properties --------------------------------------------------------------------------------------------
 
     @property
     def read_only(self) -> bool:
-        """True when nothing can be written."""
-        return self._mode is SessionMode.readonly
+        """True if nothing can be written."""
+        return self._workspace.read_only
 
     @property
     def mode(self) -> SessionMode:
         """READONLY, WRITABLE or REARRANGE."""
-        return self._mode
-
-    @property
-    def is_fork(self) -> bool:
-        """True for a child made by :meth:`fork`."""
-        return self._fork_point is not None
+        return self._workspace.permissions.mode
 
     @property
     def branch(self) -> str | None:
         """Branch that a commit goes to; None for read-only sessions and forks."""
-        return self._branch
+        return self._workspace.permissions.branch
+
+    @property
+    def snapshot_id(self) -> str:
+        """Id of the snapshot that the session is based on."""
+        return self._workspace.snapshot_id
+
+    @property
+    def config(self) -> RepositoryConfig:
+        """Configuration of the repository. To change it, call :meth:`Repository.reopen`."""
+        return self._workspace.config
 
     @property
     def has_uncommitted_changes(self) -> bool:
-        """True when a commit would change something."""
-        return not self._state.changes.is_empty
+        """True if a commit would change something."""
+        return self._workspace.has_changes
 
     @property
     def store(self) -> IcechunkStore:
         """The Zarr store that reads and writes through this session."""
-        return self._context.make_store(self)
-
-    def status(self) -> Diff:
-        """The uncommitted edits."""
-        state = self._loaded()
-        with self._lock:
-            return diff_of_changes(state.changes, state.nodes)
-
-    def discard_changes(self) -> None:
-        """Forget all uncommitted edits. Chunks written meanwhile stay as garbage until collected."""
-        with self._lock:
-            self._require_not_read_only()
-            self._require_not_ending()
-            self._set_again.clear()
-            self._replace_state(ViewState(self._state.snapshot_id, ChangeSet(), self._state.base))
+        store = IcechunkStore(self)
+        store._is_open = True  # one that the class makes is opened by zarr
+        return store
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Session):
             return NotImplemented
+        mine, theirs = self._workspace, other._workspace
         if self.read_only and other.read_only:
-            same_place = self._context.assets.storage == other._context.assets.storage
-            return same_place and self._state.snapshot_id == other._state.snapshot_id
-        return self._edits_token() == other._edits_token()
+            same_place = mine.context.assets.storage == theirs.context.assets.storage
+            return same_place and mine.state.snapshot_id == theirs.state.snapshot_id
+        return mine.edits_token == theirs.edits_token
 
     def __hash__(self) -> int:
-        return hash(self._state.snapshot_id)
+        return hash(self._workspace.state.snapshot_id)
+
+    def __dask_tokenize__(self) -> tuple[object, ...]:
+        place = self._workspace.storage_identity
+        if self.read_only:
+            return "icechunk-session", place, self.snapshot_id
+        return "icechunk-session", place, self.snapshot_id, *self._workspace.edits_token
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {', '.join(f'{name}={value}' for name, value in self._summary())}>"
@@ -171,176 +135,227 @@ class Session(Workspace):
         )
         return f"<div><b>icechunk {type(self).__name__}</b><table>{rows}</table></div>"
 
-    @property
-    def _place(self) -> str:
-        """What an operation is about, for logs and errors."""
-        what = "a session without a branch" if self.branch is None else f"a session on branch {self.branch!r}"
-        return f"{what} of {self.storage_identity}"
-
     def _summary(self) -> Iterator[tuple[str, str]]:
-        yield "mode", self._mode.name
-        if self._branch is not None:
-            yield "branch", repr(self._branch)
+        yield "mode", self.mode.name
+        branch = self.branch
+        if branch is not None:
+            yield "branch", repr(branch)
         yield "snapshot", self.snapshot_id
         if not self.read_only:
             yield "uncommitted", "yes" if self.has_uncommitted_changes else "no"
-        yield "storage", self._context.assets.storage.identity
+        yield "storage", self._workspace.storage_identity
 
-    def __dask_tokenize__(self) -> tuple[Any, ...]:
-        place = self._context.assets.storage.identity
-        if self.read_only:
-            return "icechunk-session", place, self.snapshot_id
-        return "icechunk-session", place, self.snapshot_id, *self._edits_token()
+    @property
+    def _description(self) -> str:
+        """What an operation works on, for logs and errors."""
+        branch = self.branch
+        what = "a session without a branch" if branch is None else f"a session on branch {branch!r}"
+        return f"{what} of {self._workspace.storage_identity}"
 
-    # --- pickling ----------------------------------------------------------------------------------------------
+    # --- reading -----------------------------------------------------------------------------------------------
 
-    def __getstate__(self) -> dict[str, Any]:
-        if not self.read_only and not self.is_fork:
-            raise InvalidInputError(  # official's is a ValueError, too
-                "You must opt-in to pickle writable sessions in a distributed context using Session.fork(), since "
-                "the edits of a copy would be lost. Send fork = session.fork() to the workers and bring their "
-                "changes back with session.merge(*forks); xarray users call xarray_icechunk.to_icechunk(ds, "
-                "session), which does all of that. For reading in workers use repo.readonly_session(...)",
-                ErrorKind.PICKLE,
-            )
-        with self._lock:
-            state = self.__dict__.copy()
-            state["_state"] = self._state.copy()  # pickled after the lock is released
-        if self.has_uncommitted_changes:
-            # What a fork wrote in a worker must be durable before the coordinator may commit it.
-            storage, edited = self._context.assets.storage, state["_state"]
-            make_durable(storage, edited.changes, lambda: self._context.assets.snapshot(edited.snapshot_id).nodes)
-        for name in ("_lock", "_is_copy"):
-            del state[name]
-        return state
+    def status(self) -> Diff:
+        """Return the uncommitted edits."""
+        return self._workspace.diff()
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._lock = memory_lock()
-        self._is_copy = True
+    def get_node_id(self, path: str) -> str:
+        """Return the id of a group or array. It never changes, even if the node moves.
+
+        Raises
+        ------
+        NodeNotFoundError
+            No node at this path.
+        """
+        node = self._workspace.get_node(paths.normalize(path))
+        if node is None:
+            raise NodeNotFoundError(f"no group or array at {path!r}")
+        return str(node.node_id)
+
+    get_node_id_async = async_twin(get_node_id)
+
+    async def chunk_coordinates(self, array_path: str, batch_size: int = 1000) -> AsyncIterator[tuple[int, ...]]:
+        """Iterate over the indices of all stored chunks of an array, in order.
+
+        Parameters
+        ----------
+        batch_size
+            Number of indices that are turned into tuples at a time.
+        """
+        indices = (await async_twin(self._workspace.chunk_refs)(array_path)).indices
+        for start in range(0, len(indices), batch_size):
+            batch = indices[start : start + batch_size]
+            # zip makes the tuples quickest, but makes none if there are no columns.
+            for index in zip(*batch.T.tolist(), strict=True) if batch.shape[1] else [()] * len(batch):
+                yield index
+
+    def chunk_type(self, array_path: str, chunk_coordinates: Sequence[int]) -> ChunkType:
+        """Return where the bytes of a chunk are: inline, native, virtual, or uninitialized if it is not stored.
+
+        Raises
+        ------
+        NodeNotFoundError
+            The array does not exist.
+        """
+        reader = self._workspace.require_array_reader(paths.normalize(array_path))
+        ref = reader.locate(tuple(chunk_coordinates))
+        return ChunkType.uninitialized if ref is None else ChunkType(ref.kind)
+
+    chunk_type_async = async_twin(chunk_type)
+
+    def all_virtual_chunk_locations(self) -> list[str]:
+        """Return the distinct URLs of all virtual chunks, ordered by array path and first chunk."""
+        return self._workspace.virtual_locations()
+
+    all_virtual_chunk_locations_async = async_twin(all_virtual_chunk_locations)
+
+    # --- editing -----------------------------------------------------------------------------------------------
+
+    def discard_changes(self) -> None:
+        """Drop all uncommitted edits. Chunks that were already stored remain until garbage collection."""
+        self._workspace.discard_edits()
+
+    def all_or_nothing(self) -> AbstractContextManager[None]:
+        """Undo all edits made in a ``with`` block if the block raises. This includes the edits of other threads.
+
+        Examples
+        --------
+        >>> with session.all_or_nothing():  # doctest: +SKIP
+        ...     write_first(session.store)
+        ...     write_second(session.store)  # if this raises, the first is undone too
+        """
+        return self._workspace.all_or_nothing()
+
+    @operation(lambda self, from_path, to_path: f"moving {from_path} to {to_path}")
+    def move(self, from_path: str, to_path: str) -> None:
+        """Move a group or array, with everything below it, to another path. Copies no data; nodes keep their ids.
+
+        Needs a session made by :meth:`Repository.rearrange_session`.
+
+        Parameters
+        ----------
+        from_path, to_path
+            Absolute paths; a trailing slash is ignored. The parent of the new path must be a group, and the new path
+            must be free.
+
+        Raises
+        ------
+        SessionStateError
+            ``non-rearrange-session``; ``move-into-self-or-descendant``, also for the root;
+            ``move-destination-parent-missing``, ``move-destination-parent-not-group``.
+        NodeNotFoundError
+            No node at ``from_path``.
+        AlreadyExistsError
+            ``move-wont-overwrite``.
+        """
+        self._workspace.move(from_path, to_path)
+
+    move_async = async_twin(move)
+
+    def shift_array(self, array_path: str, chunk_offset: Iterable[int]) -> None:
+        """Move all chunks of an array by a number of chunks along each axis. Copies no data.
+
+        Chunks that would leave the grid are dropped. Positions left empty read as the fill value.
+
+        Raises
+        ------
+        InvalidInputError
+            ``invalid-array-metadata``: the chunk grid is not regular. ``invalid-chunk-index``: the offset has the
+            wrong rank.
+        """
+        self._workspace.shift_array(array_path, chunk_offset)
+
+    def reindex_array(self, array_path: str, forward: IndexMap, backward: IndexMap | None = None) -> None:
+        """Move chunks of an array to the indices that a function returns. Copies no data.
+
+        Parameters
+        ----------
+        forward
+            Called with the index of each stored chunk as a list. Returns the new index, within the grid, or None to
+            leave the chunk where it is.
+        backward
+            Inverse of ``forward``. With it, a position whose source is None or empty is cleared. Without it, a
+            position that a chunk moved away from keeps the old chunk, unless another chunk arrives.
+
+        Raises
+        ------
+        InvalidInputError
+            ``invalid-array-metadata``: the chunk grid is not regular. ``invalid-chunk-index``: an index outside the
+            grid.
+        """
+        self._workspace.reindex_array(array_path, forward, backward)
 
     # --- forks -------------------------------------------------------------------------------------------------
 
     def fork(self) -> ForkSession:
-        """A picklable child for another process or thread.
+        """Return a child session that you can pickle and edit in another process or thread.
 
-        A clean session forks without I/O. A session with edits first stores them as an unpublished snapshot that the
-        fork starts from, so that the fork stays small; the session keeps its edits.
+        A session without edits forks without I/O. A session with edits first stores them as a snapshot that no branch
+        points to. The session keeps its edits. Merge those of the fork back with ``session.merge(fork)``.
 
         Raises
         ------
         SessionStateError
             ``cannot-fork-read-only-session``.
         """
-        with self._lock:
-            if self._mode is SessionMode.readonly:
-                raise SessionStateError(
-                    "cannot fork a read-only session. Pickle it as it is, or fork one of "
-                    "repo.writable_session(branch)",
-                    ErrorKind.CANNOT_FORK_READ_ONLY_SESSION,
-                )
-            self._require_writable()
-            state = self._state.copy()
-            origin = self._origin
-        base_id = state.snapshot_id
-        if not state.changes.is_empty:
-            base = self._context.assets.snapshot(base_id)
-            new = write_snapshot(
-                self._context.assets, base, state.changes, message="fork point", metadata={}, is_final=False
-            )
-            base_id = new.info.id
-        child = ForkSession(self._context, base_id, mode=SessionMode.writable)
-        child._fork_point = ForkPoint(
-            origin_id=origin,
-            revisions={node_id: edits.revision for node_id, edits in state.changes.chunks.items()},
-        )
-        return child
+        base_id, fork_point = start_fork(self._workspace, self._fork_point)
+        return ForkSession(self._workspace.context, base_id, mode=SessionMode.writable, fork_point=fork_point)
 
-    @property
-    def _origin(self) -> SnapshotId:
-        """The committed snapshot that this session and its forks are based on."""
-        return self._state.snapshot_id if self._fork_point is None else self._fork_point.origin_id
-
-    @operation(lambda self, *_, **__: f"merging forks into a session of {self.storage_identity}")
+    @operation(lambda self, *_, **__: f"merging forks into a session of {self._workspace.storage_identity}")
     def merge(self, *others: ForkSession) -> None:
-        """Bring the edits of forks of this session home; all of them or none.
+        """Merge the edits of forks of this session, all or none.
 
-        Where two forks wrote the same chunk, the later one in the argument list wins. A fork may be merged again after
-        it made more edits; merging a session into itself changes nothing.
+        If two forks wrote the same chunk, the later one in the argument list wins. You can merge a fork again after it
+        made more edits. Merging a session into itself does nothing.
 
         Raises
         ------
         TypeError
-            Something that is no session.
+            An argument is not a session.
         SessionStateError
-            ``merge-not-allowed``: not a fork of this session's snapshot. ``merge-failed``: two of them disagree about
-            a node's metadata or existence. The session is unchanged.
+            ``merge-not-allowed``: an argument is not a fork of this session's snapshot. ``merge-failed``: two forks
+            disagree about the metadata or existence of a node. The session is unchanged.
         """
         for other in others:
             if not isinstance(other, Session):
                 raise TypeError(
-                    f"merge takes forks, session.merge(*forks), not {describe(other)}; that of a store is "
-                    f"store.session"
+                    f"merge takes forks, as in session.merge(*forks), not {describe(other)}. The session of a store "
+                    f"is store.session"
                 )
-        self._require_writable()
-        arriving = [(other, other._copied_state()) for other in others if other is not self]  # its edits are here
-        if others and not arriving:
-            return
-
-        def bring_home(state: ViewState) -> None:
-            origin = self._origin
-            merged = state.copy()
-            for other, theirs in arriving:
-                point = other._fork_point
-                if point is None or point.origin_id != origin:
-                    raise SessionStateError(
-                        f"can only merge forks of this session: {other!r} is not a fork based on snapshot {origin}. "
-                        f"Make forks with session.fork() and merge them before the session commits",
-                        ErrorKind.MERGE_NOT_ALLOWED,
-                    )
-                if not theirs.changes.is_empty:
-                    merge_fork(state.nodes, merged.changes, theirs.nodes, theirs.changes, point.revisions)
-            self._replace_state(merged)
-
-        self._edit(bring_home)
-
-    def _copied_state(self) -> ViewState:
-        """The present state, loaded if there are edits; what is edited later is not in it."""
-        with self._lock:
-            state = self._state.copy()
-        if not state.changes.is_empty and state.base is None:
-            state.base = self._context.assets.snapshot(state.snapshot_id)
-        return state
+        self._workspace.permissions.require_writable()
+        arrivals = [Arrival(other._workspace, other._fork_point, other) for other in others if other is not self]
+        if arrivals:
+            merge_forks(self._workspace, self._fork_point, arrivals)
 
     merge_async = async_twin(merge)
 
     # --- ending ------------------------------------------------------------------------------------------------
 
-    @operation(lambda self, *_, **__: f"committing {self._place}")
+    @operation(lambda self, *_, **__: f"committing {self._description}")
     def commit(
         self,
         message: str,
-        metadata: dict[str, Any] | None = None,
+        metadata: Mapping[str, Json] | None = None,
         *,
         rebase_with: ConflictSolver | None = None,
         rebase_tries: int = 1_000,
         allow_empty: bool = False,
     ) -> str:
-        """Publish the edits as a new snapshot at the tip of the branch; afterwards the session is read-only there.
+        """Commit the edits: publish them as a new snapshot at the tip of the branch.
 
-        All or nothing: on an error the repository and the session are as before. When the storage failed in such a way
-        that nobody can tell (``object-store``), call it again: a commit that did take place is not made twice.
+        Afterwards the session is read-only at the new snapshot. After an error the repository and the session are as
+        before. If the storage failed so that the outcome is unknown (``object-store``), call ``commit`` again: it
+        finds a commit that did succeed and does not make it twice.
 
         Parameters
         ----------
         message
             Commit message.
         metadata
-            JSON-like values kept with the snapshot, on top of the repository's default commit metadata.
+            JSON values stored with the snapshot. They are added to the repository's default commit metadata.
         rebase_with
-            When another commit came first, rebase with this solver and try again.
+            Solver to rebase with if another commit came first.
         rebase_tries
-            How often at most.
+            Maximum number of rebases.
         allow_empty
             Commit even if nothing changed.
 
@@ -355,121 +370,29 @@ class Session(Workspace):
         SessionStateError
             ``no-changes-to-commit``, ``commit-not-allowed``.
         StorageError
-            ``not-durable``: the disk refused files that the edits refer to. Write the named chunks again.
+            ``not-durable``: the disk refused files of this commit. Write the chunks named in the error again.
         FormatError
-            ``snapshot-timestamp``: this machine's clock is more than ten minutes from the storage's.
+            ``snapshot-timestamp``: this machine's clock differs from the storage's by more than ten minutes.
         """
         _require_arguments(message, rebase_with)
-
-        def commit(branch: str, state: ViewState) -> NewSnapshot:
-            with self._context.assets.storage.commit_queue():
-                return self._commit_with_retries(state, branch, message, metadata, rebase_with, rebase_tries)
-
-        return self._end("commit", commit, allow_empty=allow_empty)
-
-    def _commit_with_retries(
-        self,
-        state: ViewState,
-        branch: str,
-        message: str,
-        metadata: dict[str, Any] | None,
-        solver: ConflictSolver | None,
-        tries: int,
-    ) -> NewSnapshot:
-        """Commit; on a lost race rebase a copy of the edits and try again, keeping what need not be written anew.
-
-        The branch is looked at first: what has lost already is not written.
-        """
-        assets = self._context.assets
-        memo: ManifestMemo = {}
-        base_id, changes, attempts = state.snapshot_id, state.changes, 0
-        refs = open_catalog(assets)
-        while True:
-            refs.require_online()
-            started = time.monotonic()
-            try:
-                _require_tip(refs, branch, base_id)
-                new = write_snapshot(
-                    assets,
-                    assets.snapshot(base_id),
-                    changes,
-                    message=message,
-                    metadata=self._full_metadata(metadata, attempts if solver is not None else None),
-                    memo=memo,
-                )
-                self._publish(new, AddCommit(branch, new.info, bool(changes.moved_nodes)), refs)
-            except ConflictError as error:
-                if error.kind is not ErrorKind.COMMIT_CONFLICT:
-                    raise
-                if (landed := self._landed(branch)) is not None:
-                    return landed
-                if solver is None or attempts >= tries:
-                    raise self._told_apart(error, branch, base_id, changes) from None
-            else:
-                return new
-            attempts += 1
-            if base_id == refs.branch_tip(branch):  # it was lost after the branch was looked at
-                if assets.storage.is_remote:
-                    wait_after_lost_commit(attempts, time.monotonic() - started)
-                refs = open_catalog(assets)
-            base_id, changes = rebase_changes(assets, refs, branch, base_id, changes, solver)
-
-    def _publish(self, new: NewSnapshot, change: CatalogChange, refs: Catalog) -> None:
-        """Publish, and remember it until it is known not to have taken place, or the session has ended."""
-        self._unsettled.append((new, self._edits_token()))  # before: an interrupt may come as soon as it took place
-        try:
-            refs.publish(change)
-        except IcechunkError as error:
-            if not isinstance(error, StorageError):
-                self._unsettled.pop()
-            raise
-
-    def _landed(self, branch: str) -> NewSnapshot | None:
-        """The snapshot of an earlier try whose answer was lost, if the branch has it.
-
-        Raises
-        ------
-        ConflictError
-            It has, and the session was edited since.
-        """
-        if not self._unsettled:
-            return None
-        refs = open_catalog(self._context.assets)
-        line = {info.id for info in refs.ancestry(refs.branch_tip(branch))}
-        for new, token in self._unsettled:
-            if new.info.id in line:
-                refs.require_published(branch)
-                if token == self._edits_token():
-                    return new
-                raise ConflictError(
-                    message=f"an earlier commit of this session, whose answer was lost, did take place: snapshot "
-                    f"{new.info.id}. What was edited after it is not in there; make these edits in a new session"
-                )
-        return None
-
-    def _told_apart(self, error: ConflictError, branch: str, base_id: SnapshotId, changes: ChangeSet) -> ConflictError:
-        """The error of a lost race, with what conflicts and with which commit, as far as that can be found out."""
-        assets = self._context.assets
-        try:
-            found = describe_conflicts(assets, open_catalog(assets), branch, base_id, changes)
-        except IcechunkError as unknown:
-            found = f"what conflicts could not be found out: {unknown}"
-        return ConflictError(error.expected_parent, error.actual_parent, f"{error.message}. {found}", error.kind)
+        return self._committer.commit(
+            message, metadata, solver=rebase_with, max_rebases=rebase_tries, allow_empty=allow_empty
+        )
 
     commit_async = async_twin(commit)
 
-    @operation(lambda self, *_, **__: f"amending {self._place}")
-    def amend(self, message: str, *, metadata: dict[str, Any] | None = None, allow_empty: bool = False) -> str:
-        """Put the branch's last snapshot and the edits together into one that takes its place.
+    @operation(lambda self, *_, **__: f"amending {self._description}")
+    def amend(self, message: str, *, metadata: Mapping[str, Json] | None = None, allow_empty: bool = False) -> str:
+        """Replace the branch's last snapshot by one that holds its changes and your edits.
 
-        The snapshot that is replaced can still be read by its id. Afterwards the session is read-only at the new one.
+        Afterwards the session is read-only at the new snapshot. You can still read the replaced snapshot by its id.
 
         Parameters
         ----------
         message, metadata
-            Those of the new snapshot; nothing is taken over from the one that is replaced.
+            Those of the new snapshot; it takes nothing over from the replaced one.
         allow_empty
-            Amend even if nothing changed, to replace message and metadata only.
+            Amend even if nothing changed, for example to replace only the message.
 
         Returns
         -------
@@ -482,80 +405,31 @@ class Session(Workspace):
         SessionStateError
             ``no-changes-to-commit``, ``commit-not-allowed``, ``no-amend-for-initial-commit``.
         StorageError
-            ``not-durable``: the disk refused files that the edits refer to. Write the named chunks again.
+            ``not-durable``: the disk refused files of this commit. Write the chunks named in the error again.
         FormatError
-            ``snapshot-timestamp``: this machine's clock is more than ten minutes from the storage's.
+            ``snapshot-timestamp``: this machine's clock differs from the storage's by more than ten minutes.
         """
         _require_arguments(message)
-
-        def amend(branch: str, state: ViewState) -> NewSnapshot:
-            with self._context.assets.storage.commit_queue():
-                return self._amend(state, branch, message, metadata)
-
-        return self._end("amend", amend, allow_empty=allow_empty)
-
-    def _amend(self, state: ViewState, branch: str, message: str, metadata: dict[str, Any] | None) -> NewSnapshot:
-        assets, base_id, changes = self._context.assets, state.snapshot_id, state.changes
-        refs = open_catalog(assets)
-        refs.require_amend_supported()
-        refs.require_online()
-        try:
-            _require_tip(refs, branch, base_id)
-            require_amendable(refs.snapshot(base_id))
-            amended = assets.transaction_log(base_id)
-            if amended is None:
-                raise SessionStateError(
-                    f"snapshot {base_id} cannot be amended: its transaction log is gone. Commit instead",
-                    ErrorKind.REBASE_TX_LOG_PRUNED,
-                )
-            new = write_snapshot(
-                assets,
-                assets.snapshot(base_id),
-                changes,
-                message=message,
-                metadata=self._full_metadata(metadata, None),
-                amended=amended,
-            )
-            self._publish(new, AmendCommit(branch, base_id, new.info, bool(changes.moved_nodes)), refs)
-        except ConflictError as error:
-            if error.kind is not ErrorKind.COMMIT_CONFLICT:
-                raise
-            if (landed := self._landed(branch)) is not None:
-                return landed
-            raise self._told_apart(error, branch, base_id, changes) from None
-        return new
+        return self._committer.amend(message, metadata, allow_empty=allow_empty)
 
     amend_async = async_twin(amend)
 
-    @operation(lambda self, *_, **__: f"storing a snapshot in {self.storage_identity}")
-    def flush(self, message: str, metadata: dict[str, Any] | None = None) -> str:
-        """Store the edits as a detached snapshot that no branch points to; afterwards the session is read-only there.
+    @operation(lambda self, *_, **__: f"storing a snapshot in {self._workspace.storage_identity}")
+    def flush(self, message: str, metadata: Mapping[str, Json] | None = None) -> str:
+        """Store the edits as a snapshot that no branch points to. Afterwards the session is read-only there.
 
         Returns
         -------
-        Id of the snapshot, to read, tag or reset a branch to it.
+        Id of the snapshot. You can read it, tag it, or reset a branch to it.
         """
         _require_arguments(message)
-
-        def flush(_: str, state: ViewState) -> NewSnapshot:
-            new = write_snapshot(
-                self._context.assets,
-                self._context.assets.snapshot(state.snapshot_id),
-                state.changes,
-                message=message,
-                metadata=self._full_metadata(metadata, None),
-            )
-            catalog = open_catalog(self._context.assets)
-            catalog.publish(AddDetachedSnapshot(new.info, bool(state.changes.moved_nodes)))
-            return new
-
-        return self._end("flush", flush)
+        return self._committer.flush(message, metadata)
 
     flush_async = async_twin(flush)
 
-    @operation(lambda self, *_, **__: f"rebasing {self._place}")
+    @operation(lambda self, *_, **__: f"rebasing {self._description}")
     def rebase(self, solver: ConflictSolver) -> None:
-        """Put the edits on top of the branch's present tip.
+        """Move the edits on top of the branch's current tip.
 
         Raises
         ------
@@ -563,144 +437,9 @@ class Session(Workspace):
             The solver could not settle every conflict; the session is unchanged.
         """
         _require_arguments("", solver)
-        landed = self._landed(self._require_quiet())
-        branch = self._require_quiet()  # once more: what landed may be a commit that another thread is about to end
-        if landed is not None:
-            raise ConflictError(
-                message=f"these edits are committed: an earlier commit, whose answer was lost, did take place as "
-                f"snapshot {landed.info.id}. Call commit again, which says so and ends the session"
-            )
-        assets = self._context.assets
-        for _ in range(_REBASE_TRIES):
-            with self._lock:
-                self._require_quiet()
-                token, state = self._edits_token(), self._state.copy()
-            tip, changes = rebase_changes(
-                assets, open_catalog(assets), branch, state.snapshot_id, state.changes, solver
-            )
-            rebased = ViewState(tip, changes, assets.snapshot(tip))
-            with self._lock:
-                self._require_quiet()
-                if token == self._edits_token():
-                    self._replace_state(rebased)
-                    return
-        raise SessionStateError(
-            "other threads edited this session all the time while it was to be rebased; it is unchanged. Let them end "
-            "first",
-            ErrorKind.CONCURRENCY,
-        )
+        self._committer.rebase(solver)
 
     rebase_async = async_twin(rebase)
-
-    def _full_metadata(self, metadata: dict[str, Any] | None, rebase_attempts: int | None) -> dict[str, Any]:
-        full = {**self._context.default_commit_metadata, **(metadata or {})}
-        if rebase_attempts is not None:
-            own = full.get("__icechunk")
-            full["__icechunk"] = {**(own if isinstance(own, dict) else {}), "rebase_attempts": rebase_attempts}
-        return full
-
-    def _end(self, action: str, store: Callable[[str, ViewState], NewSnapshot], *, allow_empty: bool = False) -> str:
-        """Become read-only at the snapshot that ``store`` makes of branch and edits, and returns; gives its id.
-
-        Nobody changes the edits meanwhile. When ``store`` raises, they are as before.
-        """
-        is_mine = False
-        try:
-            with self._lock:
-                branch = self._require_quiet()
-                self._require_changes(action, allow_empty=allow_empty)
-                self._is_ending = is_mine = True
-                state = self._state.copy()
-            new = store(branch, state)
-            with self._lock:
-                # In this order, so that an interrupt leaves a session that can go on or has ended, and nothing else.
-                self._replace_state(ViewState(new.info.id, ChangeSet(), new.snapshot))
-                self._unsettled = []
-                self._mode = SessionMode.readonly
-                self._branch = None
-            return str(new.info.id)
-        finally:
-            if is_mine:
-                self._is_ending = False
-
-    # --- preconditions -----------------------------------------------------------------------------------------
-
-    def _require_not_read_only(self) -> None:
-        if self._mode is SessionMode.readonly:
-            raise ReadOnlyError(
-                "Read only sessions cannot modify the repository. Write through repo.writable_session(branch); after "
-                "a commit, start a new session to go on",
-                ErrorKind.READ_ONLY_SESSION,
-            )
-
-    def _require_not_ending(self) -> None:
-        # An edit that came now would be in no commit, and gone when this one succeeds.
-        if self._is_ending:
-            raise SessionStateError(
-                "another thread is committing this session, so it takes no edits. Wait until commit returns; then go "
-                "on in a new session, or in this one if the commit failed",
-                ErrorKind.CONCURRENCY,
-            )
-
-    def _require_writable(self) -> None:
-        self._require_not_read_only()
-        self._require_data_session()
-        self._require_not_ending()
-
-    def _require_data_session(self) -> None:
-        if self._mode is SessionMode.rearrange:
-            raise SessionStateError(
-                "This session was created to rearrange the hierarchy, other write operations cannot be executed. "
-                "Write data through repo.writable_session(branch)",
-                ErrorKind.REARRANGE_SESSION_ONLY,
-            )
-
-    def _require_rearranging(self) -> None:
-        self._require_not_read_only()
-        self._require_not_ending()
-        if self._mode is not SessionMode.rearrange:
-            raise SessionStateError(
-                "To move nodes in the hierarchy you need to create a rearrange session: "
-                "session = repo.rearrange_session(branch)",
-                ErrorKind.NON_REARRANGE_SESSION,
-            )
-
-    def _require_committable(self) -> str:
-        if self.is_fork:
-            raise SessionStateError(
-                "commits are not allowed on read-only or forked sessions, and this is a fork. Bring it home with "
-                "session.merge(fork) and commit that session",
-                ErrorKind.COMMIT_NOT_ALLOWED,
-            )
-        if self._mode is SessionMode.readonly:
-            raise SessionStateError(
-                "commits are not allowed on read-only or forked sessions, and this one is read-only. Write through "
-                "repo.writable_session(branch); after a commit, start a new session to go on",
-                ErrorKind.COMMIT_NOT_ALLOWED,
-            )
-        assert self._branch is not None
-        return self._branch
-
-    def _require_quiet(self) -> str:
-        """The branch of a session that may be committed or rebased, and that no other thread is committing."""
-        branch = self._require_committable()
-        self._require_not_ending()
-        return branch
-
-    def _require_changes(self, action: str, *, allow_empty: bool = False) -> None:
-        if self._state.changes.is_empty and not allow_empty:
-            again = list(self._set_again)
-            raise SessionStateError(
-                f"nothing to {action}, no changes made to the session: no group, array or chunk was changed"
-                + (f" (the metadata of {_listed(again)} was written again as it was)" if again else "")
-                + ("" if action == "flush" else f". Pass allow_empty=True to {action} all the same"),
-                ErrorKind.NO_CHANGES_TO_COMMIT,
-            )
-
-
-def _listed(paths: Sequence[str], at_most: int = 5) -> str:
-    more = len(paths) - at_most
-    return ", ".join(paths[:at_most]) + (f" and {more} more" if more > 0 else "")
 
 
 def _require_arguments(message: object, solver: object = None) -> None:
@@ -710,25 +449,82 @@ def _require_arguments(message: object, solver: object = None) -> None:
         raise TypeError(f"the solver must be a ConflictSolver, not {describe(solver)}")
 
 
-def _require_tip(refs: Catalog, branch: str, expected: SnapshotId) -> None:
-    """Raise ConflictError unless a branch is where the session began: what has lost already need not be written."""
-    tip = refs.branch_tip(branch)
-    if tip != expected:
-        raise ConflictError(str(expected), str(tip))
-
-
 class ForkSession(Session):
-    """A child session for a worker: reads, writes and pickles; its edits go home through :meth:`Session.merge`."""
+    """A child session for a worker, made by :meth:`Session.fork`.
 
-    @property
-    def mode(self) -> SessionMode:
-        """WRITABLE: forks take edits, though they cannot commit them."""
-        return self._mode
+    It reads, writes and pickles, but cannot commit. Merge its edits back with ``session.merge(fork)``.
+    """
 
 
 def workspace_of(session: Session) -> Workspace:
-    """What the rest of the engine reads and edits a session through; no part of a session's public face."""
-    return session
+    """Return the workspace of a session, for the rest of the package. Not part of the public API."""
+    return session._workspace
 
 
-__all__ = ["ForkPoint", "ForkSession", "RepositoryContext", "Session", "SessionMode", "workspace_of"]
+class IcechunkStore(WorkspaceStore):
+    """The Zarr store of a session. You get it from ``session.store``.
+
+    Parameters
+    ----------
+    session
+        The session to read and write.
+    read_only
+        True refuses writes even if the session takes them. By default the session decides.
+
+    Notes
+    -----
+    Closing a store does not change its session. A store pickles if its session does: read-only sessions and forks.
+    """
+
+    def __init__(self, session: Session, read_only: bool | None = None) -> None:
+        if not isinstance(session, Session):
+            raise TypeError(f"an IcechunkStore is made from a Session, not from {describe(session)}")
+        if read_only is False and session.read_only:
+            raise ReadOnlyError(
+                "a read-only session has no writable store; use repo.writable_session(branch).store",
+                ErrorKind.READ_ONLY_SESSION,
+            )
+        super().__init__(session._workspace, read_only=bool(read_only))
+        self._session = session
+
+    @property
+    def session(self) -> Session:
+        """The session behind this store."""
+        return self._session
+
+    def with_read_only(self, read_only: bool = False) -> IcechunkStore:
+        """Return another store of the same session that refuses or takes writes. It is not open yet, as zarr expects.
+
+        Raises
+        ------
+        ReadOnlyError
+            You asked for a writable store of a read-only session.
+        """
+        return type(self)(self._session, read_only)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, IcechunkStore):
+            return NotImplemented
+        return self._session == other._session and self.read_only == other.read_only
+
+    def __hash__(self) -> int:
+        return hash(self._session)
+
+    def __repr__(self) -> str:
+        return f"<IcechunkStore read_only={self.read_only} session={self._session!r}>"
+
+    def _repr_html_(self) -> str:
+        return f"<div><b>{html.escape(type(self).__name__)}</b></div>{self._session._repr_html_()}"
+
+    def __dask_tokenize__(self) -> tuple[object, ...]:
+        return "icechunk-store", self._session.__dask_tokenize__()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self._session, self._read_only or None), {"_is_open": self._is_open}
+
+    def __copy__(self) -> IcechunkStore:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, object]) -> IcechunkStore:
+        # Copies of an array read and write the same session: its edits must not split in two.
+        return self

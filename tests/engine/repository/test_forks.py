@@ -302,6 +302,6 @@ def test_merge_takes_sessions(session: ic.Session, wrong: object) -> None:
     fork = session.fork()
     write(fork, 0, 2, 1)
     for others in ((wrong,), (fork, wrong), (fork.store,)):
-        with pytest.raises(TypeError, match=r"merge takes forks, session\.merge"):
+        with pytest.raises(TypeError, match=r"merge takes forks, as in session\.merge"):
             session.merge(*others)  # type: ignore[arg-type]
     assert not session.has_uncommitted_changes

@@ -24,7 +24,20 @@ from icechunk_engine._runtime.shared_loads import SharedLoads
 from icechunk_engine.session import workspace_of
 
 GROUP = b'{"zarr_format": 3, "node_type": "group"}'
-MODULES = ("locks.py", "shared_loads.py", "session.py", "workspace.py", "view.py", "change_set.py", "contextlib.py")
+MODULES = (
+    "_runtime/locks.py",
+    "_runtime/shared_loads.py",
+    "session/committing.py",
+    "session/forking.py",
+    "session/lost_answers.py",
+    "session/session.py",
+    "transaction/change_set.py",
+    "workspace/permissions.py",
+    "workspace/state.py",
+    "workspace/view.py",
+    "workspace/workspace.py",
+    "contextlib.py",
+)
 
 
 @functools.cache

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from icechunk_engine.columns.chunk_refs import VIRTUAL, ChunkRef
 from icechunk_engine.errors import ErrorKind, IcechunkError, StorageError
-from icechunk_engine.store.joint_reads import MAX_GAP_BYTES, MAX_JOINT_BYTES, JointReads
+from icechunk_engine.zarr_store.joint_reads import MAX_GAP_BYTES, MAX_JOINT_BYTES, JointReads
 
 SIZE = 10_000_000
 OBJECT = np.arange(SIZE, dtype=np.uint8).tobytes()

@@ -14,9 +14,11 @@ from zarr.core.sync import sync
 
 from icechunk_engine.errors import StorageError
 from icechunk_engine.repository import Repository
-from icechunk_engine.session import Session, view, workspace_of
+from icechunk_engine.session import Session, workspace_of
 from icechunk_engine.storage import LocalStorage, MemoryStorage
-from icechunk_engine.store import IcechunkStore, key_listing
+from icechunk_engine.store import IcechunkStore
+from icechunk_engine.workspace import view
+from icechunk_engine.zarr_store import key_listing
 from tests.engine.store.support import GROUP, array_document, put, read
 
 

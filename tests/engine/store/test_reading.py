@@ -21,7 +21,7 @@ from icechunk_engine.repository import Repository
 from icechunk_engine.session import Session, workspace_of
 from icechunk_engine.storage import MemoryStorage
 from icechunk_engine.store import IcechunkStore
-from icechunk_engine.store.byte_ranges import Piece, coalesce
+from icechunk_engine.zarr_store.byte_ranges import Piece, coalesce
 from tests.engine.store.support import GROUP, array_document, put
 
 PROTOTYPE = default_buffer_prototype()

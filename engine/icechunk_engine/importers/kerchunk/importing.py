@@ -24,8 +24,8 @@ from icechunk_engine.importers.kerchunk.reference_set import Source, read_refere
 from icechunk_engine.importers.limits import ReferenceLimits
 from icechunk_engine.importers.zarr_v2.metadata import group_document
 from icechunk_engine.session import Session, workspace_of
-from icechunk_engine.session.workspace import Workspace
 from icechunk_engine.types import JsonObject
+from icechunk_engine.workspace.workspace import Workspace
 
 Progress = Callable[[str, int, int], None]
 """Called with the path of an array that was written, the number of arrays written so far, and the total."""

@@ -1,4 +1,4 @@
-"""Zarr's byte requests as positions in a value, and which of them one read can serve. Pure."""
+"""Zarr's byte requests: their positions in a value, and which of them share a read. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from icechunk_engine.errors import ErrorKind, InvalidInputError
 
 
 class Piece(NamedTuple):
-    """A requested range of a value, as positions in it, and its place among the requests."""
+    """A requested range of a value, and its position among the requests."""
 
     start: int
     stop: int
@@ -19,7 +19,7 @@ class Piece(NamedTuple):
 
 
 def resolve(byte_range: ByteRequest | None, length: int) -> tuple[int, int]:
-    """Start and stop of a request within a value of ``length`` bytes, cut at its end."""
+    """Return start and stop of a request in a value of ``length`` bytes, cut at the end of the value."""
     match byte_range:
         case None:
             return 0, length
@@ -31,13 +31,14 @@ def resolve(byte_range: ByteRequest | None, length: int) -> tuple[int, int]:
         case SuffixByteRequest(suffix) if suffix >= 0:
             return max(0, length - suffix), length
     raise InvalidInputError(
-        f"Unexpected byte_range, got {byte_range}. Use RangeByteRequest, OffsetByteRequest or SuffixByteRequest of "
-        f"zarr.abc.store with numbers that are not negative",
+        f"Unexpected byte_range, got {byte_range}. Use a RangeByteRequest, OffsetByteRequest or SuffixByteRequest of "
+        f"zarr.abc.store, without negative numbers",
         ErrorKind.INVALID_BYTE_RANGE,
     )
 
 
 def cut(data: bytes, byte_range: ByteRequest | None) -> bytes:
+    """Return the requested part of a value."""
     if byte_range is None:
         return data
     start, stop = resolve(byte_range, len(data))
@@ -45,7 +46,7 @@ def cut(data: bytes, byte_range: ByteRequest | None) -> bytes:
 
 
 def coalesce(pieces: list[Piece], max_gap_bytes: int, max_coalesced_bytes: int) -> list[list[Piece]]:
-    """Groups of pieces that one read each serves, ordered by start. A piece of its own may exceed the limit."""
+    """Return groups of pieces that share a read, ordered by start. A single piece may exceed the limit."""
     groups: list[list[Piece]] = []
     group_start = group_stop = 0
     for piece in sorted(pieces):
@@ -60,7 +61,7 @@ def coalesce(pieces: list[Piece], max_gap_bytes: int, max_coalesced_bytes: int) 
 
 
 def deal(data: bytes, group: list[Piece], prototype: BufferPrototype) -> list[tuple[int, Buffer | None]]:
-    """Give each piece of a group its part of what was read for the group."""
+    """Return the part of each piece, from what was read for its group."""
     first = group[0].start
     view = memoryview(data)
     make = prototype.buffer.from_bytes

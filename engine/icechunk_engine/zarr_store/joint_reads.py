@@ -1,8 +1,10 @@
-"""Virtual chunks that are asked for at the same time: neighbours in one object are read by one request.
+"""Reading neighbouring virtual chunks with one request.
 
-Archives keep many small chunks side by side in one file, and zarr asks for some of them at a time. What is asked for
-in one turn of the event loop is looked at together. A read that fails for several is made again for each, so that a
-chunk fails for no fault but its own.
+Archives keep many small chunks side by side in one file, and zarr asks for several at a time. The chunks that are
+requested in one turn of the event loop are read together if they are close enough.
+
+If a joint read fails, each of its chunks is read again on its own. So one bad reference never makes its neighbours
+fail.
 """
 
 from __future__ import annotations
@@ -14,20 +16,20 @@ from dataclasses import dataclass, replace
 from icechunk_engine._runtime.pools import request
 from icechunk_engine.columns.chunk_refs import ChunkRef
 from icechunk_engine.errors import IcechunkError
-from icechunk_engine.store.byte_ranges import Piece, coalesce
+from icechunk_engine.zarr_store.byte_ranges import Piece, coalesce
 
 MAX_GAP_BYTES = 1 << 18
-"""Reading so much in vain takes less than another request."""
+"""Reading this many unwanted bytes takes less time than another request."""
 
 MAX_JOINT_BYTES = 4 << 20
-"""Larger reads are quicker side by side than together."""
+"""Reads larger than this are faster in parallel than joined."""
 
 type Fetch = Callable[[ChunkRef, int, int], bytes]
 
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """One chunk's range, as positions in its object, and who waits for it."""
+    """A requested range of a chunk, as positions in its object, and the future that waits for it."""
 
     ref: ChunkRef
     start: int
@@ -36,7 +38,7 @@ class _Wanted:
 
 
 class JointReads:
-    """Reads through ``fetch``, which waits for a network; for any number of event loops."""
+    """Joins reads of ``fetch``, a function that waits for a network. Serves any number of event loops."""
 
     def __init__(self, fetch: Fetch) -> None:
         self._fetch = fetch
@@ -44,7 +46,7 @@ class JointReads:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def read(self, ref: ChunkRef, start: int, stop: int) -> bytes:
-        """Bytes ``start:stop`` of a virtual chunk; errors as of :meth:`Session.fetch_chunk`."""
+        """Return bytes ``start:stop`` of a virtual chunk. Raises as ``fetch`` does."""
         loop = asyncio.get_running_loop()
         wanted = _Wanted(ref, ref.offset + start, ref.offset + stop, loop.create_future())
         place = loop, ref.location, ref.etag, ref.last_modified
@@ -61,7 +63,7 @@ class JointReads:
         pieces = [Piece(wanted.start, wanted.stop, position) for position, wanted in enumerate(waiting)]
         for group in coalesce(pieces, MAX_GAP_BYTES, MAX_JOINT_BYTES):
             task = loop.create_task(self._serve([waiting[piece.position] for piece in group]))
-            self._tasks.add(task)  # the loop itself keeps no task alive
+            self._tasks.add(task)  # the event loop holds tasks only weakly
             task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, group: list[_Wanted]) -> None:

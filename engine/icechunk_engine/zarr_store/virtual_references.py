@@ -1,12 +1,11 @@
-"""The part of the store that is not Zarr's: chunks that are byte ranges of other people's objects."""
+"""Virtual references: chunks that are byte ranges of objects outside the repository. Not part of Zarr's interface."""
 
 from __future__ import annotations
 
 import builtins
-from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,10 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 from icechunk_engine import paths
 from icechunk_engine._runtime.pools import async_twin
 from icechunk_engine.columns.chunk_refs import ChunkRefs
+from icechunk_engine.config import VirtualChunkSpec
 from icechunk_engine.errors import ErrorKind, InvalidInputError, NodeNotFoundError, SessionStateError
-from icechunk_engine.keys import ChunkIndex
-from icechunk_engine.session import Session
-from icechunk_engine.session.chunks import ArrayReader
 from icechunk_engine.virtual.virtual_refs import (
     Checksum,
     ReferenceBatch,
@@ -27,34 +24,12 @@ from icechunk_engine.virtual.virtual_refs import (
     single_reference,
     split_checksum,
 )
-
-if TYPE_CHECKING:
-    from icechunk_engine.config import VirtualChunkSpec
-
-
-class Target(NamedTuple):
-    """What a key addresses: the node's document (``chunk_index`` None) or one chunk."""
-
-    path: str
-    chunk_index: ChunkIndex | None
+from icechunk_engine.workspace.array_reader import ArrayReader
+from icechunk_engine.zarr_store.base import BaseStore
 
 
-class VirtualReferences(ABC):
-    """Setting and listing references, for the store to inherit."""
-
-    _session: Session
-
-    @abstractmethod
-    def _check_writable(self) -> None: ...
-
-    @abstractmethod
-    def _target(self, key: str) -> Target | None: ...
-
-    @abstractmethod
-    async def _ready(self) -> None: ...
-
-    @abstractmethod
-    async def _refs(self, path: str) -> ChunkRefs: ...
+class VirtualReferences(BaseStore):
+    """Sets and lists chunk references in bulk."""
 
     def set_virtual_ref(
         self,
@@ -66,21 +41,21 @@ class VirtualReferences(ABC):
         checksum: Checksum = None,
         validate_container: bool = True,
     ) -> None:
-        """Let one chunk be a range of bytes of somebody else's object.
+        """Point one chunk at a byte range of an object outside the repository.
 
         Parameters
         ----------
         key
-            The chunk's store key, ``array/c/0/0``.
+            The store key of the chunk, ``array/c/0/0``.
         location
-            Absolute URL of the object, or ``vcc://<container name>/<rest>``. Characters that are reserved in URLs and
-            belong to the object's key are percent-encoded (``?`` as ``%3F``, ``#`` as ``%23``, ``%`` as ``%25``).
+            Absolute URL of the object, or ``vcc://<container name>/<rest>``. Percent-encode characters of the object's
+            key that are reserved in URLs (``?`` as ``%3F``, ``#`` as ``%23``, ``%`` as ``%25``).
         offset, length
-            Bytes of the object that are the chunk.
+            Byte range of the chunk in the object.
         checksum
-            Etag or time of last modification that the object must still have when it is read.
+            Etag or last modification time. Reading fails if the object no longer has it.
         validate_container
-            Refuse locations that no virtual chunk container of the repository covers.
+            Refuse locations that lie in no virtual chunk container of the repository.
 
         Raises
         ------
@@ -90,18 +65,18 @@ class VirtualReferences(ABC):
         NodeNotFoundError
             The array does not exist.
         SessionStateError
-            ``not-allowed``: the key is a node's document.
+            ``not-allowed``: the key belongs to a node's document.
         """
         self._check_writable()
         target = self._target(key)
         if target is None or target.chunk_index is None:
             raise SessionStateError(
-                f"{key!r} is metadata, only chunks can be references; store documents with store.set",
+                f"{key!r} is metadata, and only chunks can be references. Store documents with store.set",
                 ErrorKind.NOT_ALLOWED,
             )
         etag, last_modified = split_checksum(checksum)
         ref = single_reference(location, offset, length, etag, last_modified)
-        self._session.set_chunk_ref(target.path, target.chunk_index, ref, validate_container=validate_container)
+        self._workspace.set_chunk_ref(target.path, target.chunk_index, ref, validate_container=validate_container)
 
     set_virtual_ref_async = async_twin(set_virtual_ref)
 
@@ -115,18 +90,19 @@ class VirtualReferences(ABC):
         array_path
             Node path of the array.
         chunks
-            Index, location, byte range and checksums of each. For many, :meth:`set_virtual_refs_arr` is far faster.
+            Index, location, byte range and checksums of each. For many chunks, :meth:`set_virtual_refs_arr` is much
+            faster.
         validate_containers
-            Leave out references that no virtual chunk container covers.
+            Leave out references whose location lies in no virtual chunk container.
 
         Returns
         -------
-        Indices of those that were left out; None when there are none.
+        Indices of the references that were left out; None if all were set.
 
         Raises
         ------
         InvalidInputError, NodeNotFoundError
-            As for :meth:`set_virtual_ref`; nothing was set.
+            As for :meth:`set_virtual_ref`. Nothing was set.
         """
         self._check_writable()
         reader = self._array(array_path)
@@ -147,33 +123,33 @@ class VirtualReferences(ABC):
         arr_offset: tuple[int, ...] | None = None,
         checksum: datetime | str | None = None,
     ) -> builtins.list[tuple[int, ...]] | None:
-        """Set the virtual references of a box of chunks, given as columns that are flattened in C order.
+        """Set the virtual references of a box of chunks, given as columns in C order.
 
         Parameters
         ----------
         array_path
             Node path of the array.
         chunk_grid_shape
-            Shape of the box in chunks; its product is the length of the columns.
+            Shape of the box in chunks. The columns have one entry for each of its chunks.
         locations
-            URL of each chunk's object; ``""`` leaves the chunk as it is. A list or numpy array of strings.
+            URL of each chunk's object, as a list or numpy array of strings; ``""`` leaves a chunk unchanged.
         offsets, lengths
-            Unsigned integers ``(n,)``: byte range of each chunk.
+            Byte range of each chunk: unsigned integers ``(n,)``.
         validate_containers
-            Leave out references that no virtual chunk container covers.
+            Leave out references whose location lies in no virtual chunk container.
         arr_offset
-            Chunk index where the box begins; the origin by default.
+            Chunk index of the first chunk of the box; the origin by default.
         checksum
-            One etag or time of last modification for all.
+            One etag or last modification time for all references.
 
         Returns
         -------
-        Indices of the references that were left out; None when there are none.
+        Indices of the references that were left out; None if all were set.
 
         Raises
         ------
         InvalidInputError, NodeNotFoundError
-            As for :meth:`set_virtual_ref`; nothing was set.
+            As for :meth:`set_virtual_ref`. Nothing was set.
         """
         self._check_writable()
         reader = self._array(array_path)
@@ -196,20 +172,20 @@ class VirtualReferences(ABC):
     ) -> builtins.list[tuple[int, ...]] | None:
         if len(refs) == 0:
             return None
-        refused = self._session.set_chunk_refs(path, refs, validate_containers=validate_containers)
+        refused = self._workspace.set_chunk_refs(path, refs, validate_containers=validate_containers)
         if refused is None or not refused.any():
             return None
         return list(map(tuple, refs.indices[np.flatnonzero(refused)].tolist()))
 
     async def array_chunk_iterator(self, array_path: str, batch_size: int = 100_000) -> AsyncIterator[ReferenceBatch]:
-        """References of an array in columns, batch by batch, sorted by chunk index.
+        """Iterate over the references of an array, as batches of columns sorted by chunk index.
 
         Parameters
         ----------
         array_path
             Node path of the array.
         batch_size
-            Rows a batch at most.
+            Maximum number of rows in a batch.
 
         Yields
         ------
@@ -217,28 +193,30 @@ class VirtualReferences(ABC):
 
         - ``uint32 (n, ndim)``: chunk indices.
         - ``uint8 (n,)``: values of :class:`~icechunk_engine.columns.chunk_refs.ChunkType`.
-        - ``list[str]``: absolute URL of a virtual chunk, id of a native one, ``""`` of an inline one.
-        - ``uint64 (n,)``: offset in that object, 0 for inline chunks.
+        - ``list[str]``: absolute URL of a virtual chunk, id of a native chunk, ``""`` for an inline chunk.
+        - ``uint64 (n,)``: offset in the object; 0 for inline chunks.
         - ``uint64 (n,)``: length in bytes.
-        - ``dict[int, bytes]``: payloads of the inline chunks by row of the batch.
+        - ``dict[int, bytes]``: bytes of the inline chunks by row of the batch.
 
         Raises
         ------
         NodeNotFoundError
-            There is no array. InvalidInputError (``not-an-array``) when there is a group.
+            The array does not exist.
+        InvalidInputError
+            ``not-an-array``: the path belongs to a group.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-        await self._ready()
+        await self._workspace.fetch_remote_snapshot()
         refs = await self._refs(self._array(array_path).node.path)
-        for batch in reference_batches(refs, batch_size, self._session.absolute_location):
+        for batch in reference_batches(refs, batch_size, self._workspace.absolute_location):
             yield batch
 
     def _array(self, array_path: str) -> ArrayReader:
         path = paths.normalize(array_path)
-        reader = self._session.array_reader(path)
+        reader = self._workspace.array_reader(path)
         if reader is not None:
             return reader
-        if self._session.get_node(path) is None:
+        if self._workspace.get_node(path) is None:
             raise NodeNotFoundError(f"node not found at {path!r}. Create the array first", ErrorKind.NODE_NOT_FOUND)
         raise InvalidInputError(f"there is not an array at {path!r}, but a group", ErrorKind.NOT_AN_ARRAY)

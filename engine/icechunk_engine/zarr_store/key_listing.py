@@ -1,4 +1,4 @@
-"""Store keys and names out of columns of chunk indices, for listings: no Python object a chunk until it is yielded."""
+"""Store keys and names from columns of chunk indices. No chunk becomes a Python object before it is yielded. Pure."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from icechunk_engine.errors import InvalidInputError
 from icechunk_engine.keys import ChunkIndex
 
 BATCH_SIZE = 16_384
-"""Keys built at a time: enough to spread the cost of the batch, few enough to stream."""
+"""Number of keys built at a time: large enough to spread the cost of a batch, small enough to stream."""
 
 
 def chunk_keys(path: str, indices: U32) -> Iterator[list[str]]:
-    """Store keys of an array's chunks in the order of the rows, batch by batch.
+    """Yield the store keys of an array's chunks in the order of the rows, in batches.
 
     Parameters
     ----------
     path
-        Node path of the array.
+        Path of the array.
     indices
         ``uint32 (n, ndim)``.
     """
@@ -38,7 +38,7 @@ def chunk_keys(path: str, indices: U32) -> Iterator[list[str]]:
 
 
 def rows_under(indices: U32, index_prefix: ChunkIndex) -> NDArray[np.bool_]:
-    """Mask of the rows that begin with ``index_prefix``; none when the prefix is longer than the rank."""
+    """Return the mask of rows that begin with ``index_prefix``; all False if it is longer than the rank."""
     if len(index_prefix) > indices.shape[1]:
         return np.zeros(len(indices), np.bool_)
     mask = np.ones(len(indices), np.bool_)
@@ -48,7 +48,7 @@ def rows_under(indices: U32, index_prefix: ChunkIndex) -> NDArray[np.bool_]:
 
 
 def next_components(indices: U32, index_prefix: ChunkIndex) -> list[str]:
-    """Distinct key components right after ``index_prefix``, in numerical order."""
+    """Return the distinct key components right after ``index_prefix``, in numerical order."""
     axis = len(index_prefix)
     if axis >= indices.shape[1]:
         return []
@@ -56,7 +56,7 @@ def next_components(indices: U32, index_prefix: ChunkIndex) -> list[str]:
 
 
 def parse_chunk_directory(directory: str) -> tuple[str, ChunkIndex] | None:
-    """Array path and index prefix that ``a/c`` or ``a/c/0/1`` would be, None if it cannot be a place of chunks."""
+    """Return the array path and index prefix of ``a/c`` or ``a/c/0/1``; None if no chunk can have such a key."""
     try:
         parsed = keys.parse(directory)
     except InvalidInputError:

@@ -1,0 +1,197 @@
+"""Forks: what a session carries to another process, and how its edits come back.
+
+A fork starts from a snapshot. A session without edits forks at its own snapshot, without I/O. A session with edits
+first stores them as a snapshot that no branch points to, and forks there, so that the fork stays small.
+
+The invariants:
+
+- *All forks of a session, and forks of these forks, have one origin:* the committed snapshot that the session is based
+  on. Merging checks the origin. Edits that were made on another base would mean other nodes.
+- *What travels is durable.* Before a fork is pickled, the chunks that it refers to are on the disk: the process that
+  receives it may commit them, and cannot know that a crash has lost them.
+- *Nothing is lost silently.* A writable session that is not a fork cannot be pickled, because the edits of the copy
+  would never come back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from icechunk_engine.errors import ErrorKind, InvalidInputError, SessionStateError
+from icechunk_engine.ids import NodeId, SnapshotId
+from icechunk_engine.transaction.commit import write_snapshot
+from icechunk_engine.transaction.durable_chunks import make_durable
+from icechunk_engine.transaction.merge import merge_fork
+from icechunk_engine.workspace.context import RepositoryContext
+from icechunk_engine.workspace.permissions import Permissions, SessionMode
+from icechunk_engine.workspace.state import WorkspaceState
+from icechunk_engine.workspace.workspace import EditsToken, Workspace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForkPoint:
+    """Where a fork left its parent.
+
+    Attributes
+    ----------
+    origin_id
+        The committed snapshot that the session and all its forks are based on.
+    revisions
+        Revision of the parent's chunk edits at that moment, by array.
+    """
+
+    origin_id: SnapshotId
+    revisions: Mapping[NodeId, int]
+
+
+# --- forking ---------------------------------------------------------------------------------------------------------
+
+
+def start_fork(workspace: Workspace, parent_point: ForkPoint | None) -> tuple[SnapshotId, ForkPoint]:
+    """Return the snapshot that a fork starts from and its fork point. Stores the edits, if there are any."""
+    with workspace.lock:
+        workspace.permissions.require_forkable()
+        state = workspace.state.copy()
+    base_id = state.snapshot_id
+    if not state.changes.is_empty:
+        assets = workspace.context.assets
+        new = write_snapshot(
+            assets, assets.snapshot(base_id), state.changes, message="fork point", metadata={}, is_final=False
+        )
+        base_id = new.info.id
+    revisions = {node_id: edits.revision for node_id, edits in state.changes.chunks.items()}
+    return base_id, ForkPoint(origin_id=_origin(state, parent_point), revisions=revisions)
+
+
+def _origin(state: WorkspaceState, point: ForkPoint | None) -> SnapshotId:
+    return state.snapshot_id if point is None else point.origin_id
+
+
+# --- what a pickle carries -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CarriedSession:
+    """What a pickled session consists of: a fork, or a read-only session.
+
+    Attributes
+    ----------
+    context
+        The repository: storage, configuration and credentials. Files in memory do not travel.
+    mode
+        What the session can change.
+    state
+        Id of the base, and the edits as columns. The receiver fetches the snapshot when it needs it.
+    edits_token
+        Equal to that of the original until one of them is edited.
+    unchanged_writes
+        As in the workspace.
+    fork_point
+        None for a read-only session.
+    """
+
+    context: RepositoryContext
+    mode: SessionMode
+    state: WorkspaceState
+    edits_token: EditsToken
+    unchanged_writes: Sequence[str]
+    fork_point: ForkPoint | None
+
+    def unpack(self) -> Workspace:
+        """Return a workspace with these edits. Does no I/O."""
+        permissions = Permissions(self.mode, is_fork=self.fork_point is not None)
+        workspace = Workspace(self.context, self.state, permissions, edits_token=self.edits_token)
+        workspace.unchanged_writes.update(dict.fromkeys(self.unchanged_writes))
+        return workspace
+
+
+def pack(workspace: Workspace, fork_point: ForkPoint | None) -> CarriedSession:
+    """Return what a pickle of a session carries, with all of its chunks durable.
+
+    Raises
+    ------
+    InvalidInputError
+        ``pickle``: a writable session that is not a fork.
+    StorageError
+        ``not-durable``: the disk refused some of its chunks.
+    """
+    if not workspace.read_only and fork_point is None:
+        raise InvalidInputError(  # official raises a ValueError, too
+            "You must opt-in to pickle writable sessions in a distributed context using Session.fork(), because "
+            "the edits of a copy would be lost. Send fork = session.fork() to the workers, and merge the forks that "
+            "they return with session.merge(*forks). With xarray, xarray_icechunk.to_icechunk(ds, session) does all "
+            "of this. To read in workers, use repo.readonly_session(...)",
+            ErrorKind.PICKLE,
+        )
+    with workspace.lock:
+        carried = CarriedSession(
+            context=workspace.context,
+            mode=workspace.permissions.mode,
+            state=workspace.state.copy(),  # pickled after the lock is released
+            edits_token=workspace.edits_token,
+            unchanged_writes=tuple(workspace.unchanged_writes),
+            fork_point=fork_point,
+        )
+    assets, state = workspace.context.assets, carried.state
+    if not state.changes.is_empty:
+        make_durable(assets.storage, state.changes, lambda: assets.snapshot(state.snapshot_id).nodes)
+    return carried
+
+
+# --- merging ---------------------------------------------------------------------------------------------------------
+
+
+class Arrival(NamedTuple):
+    """A session whose edits are to be merged.
+
+    Attributes
+    ----------
+    workspace
+        Its edits.
+    point
+        Where it left its parent; None if it is not a fork.
+    session
+        The session itself, to name it in errors.
+    """
+
+    workspace: Workspace
+    point: ForkPoint | None
+    session: object
+
+
+def merge_forks(workspace: Workspace, own_point: ForkPoint | None, arrivals: Sequence[Arrival]) -> None:
+    """Merge the edits of forks into a workspace, all or none. Of two edits of one chunk the later fork's wins.
+
+    Raises
+    ------
+    SessionStateError
+        ``merge-not-allowed``, ``merge-failed``; the workspace is unchanged.
+    """
+    loaded = [(arrival, _loaded_copy(arrival.workspace)) for arrival in arrivals]
+
+    def merge_all(state: WorkspaceState) -> None:
+        origin = _origin(state, own_point)
+        merged = state.copy()
+        for arrival, theirs in loaded:
+            point = arrival.point
+            if point is None or point.origin_id != origin:
+                raise SessionStateError(
+                    f"can only merge forks of this session: {arrival.session!r} is not a fork based on snapshot "
+                    f"{origin}. Make forks with session.fork(), and merge them before you commit the session",
+                    ErrorKind.MERGE_NOT_ALLOWED,
+                )
+            if not theirs.changes.is_empty:
+                merge_fork(state.nodes, merged.changes, theirs.nodes, theirs.changes, point.revisions)
+        workspace.replace_state(merged)
+
+    workspace.edit(merge_all)
+
+
+def _loaded_copy(workspace: Workspace) -> WorkspaceState:
+    """Return a copy of the edits, with their base fetched if there are any."""
+    state = workspace.copy_state()
+    if not state.changes.is_empty and state.base is None:
+        state.base = workspace.context.assets.snapshot(state.snapshot_id)
+    return state
