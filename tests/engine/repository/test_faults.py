@@ -306,7 +306,7 @@ def test_a_commit_that_nobody_can_tell_of_is_not_made_twice(name: str, others: b
 def test_edits_after_a_commit_that_nobody_can_tell_of_are_not_passed_over(name: str) -> None:
     storage, run, session, new = gone_silent(name)
     zarr.create_group(session.store, path="late")
-    with pytest.raises(ic.ConflictError, match="did take place"):
+    with pytest.raises(ic.ConflictError, match="an earlier commit of this session succeeded"):
         run()
     assert session.has_uncommitted_changes
     assert state(storage.inner) == new
