@@ -1,1 +1,1 @@
-"""The same workloads on the official library and on this one, each in its own process: ``python -m benchmarks``."""
+"""Run the same workloads on the official library and on this one: ``python -m benchmarks``."""

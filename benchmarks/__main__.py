@@ -83,7 +83,7 @@ def _scaled(workload: Workload, scale: float) -> int:
 def _run_workload(
     workload: Workload, size: int, engine_names: Sequence[str], repeats: int, directory: Path | None
 ) -> dict[str, list[dict[str, Any]]]:
-    """Every repeat runs the engines in the other order, so that neither always finds the warmer machine."""
+    """Run both engines in turn. Each repeat swaps their order, so neither always runs on the warmer machine."""
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in engine_names}
     for repeat in range(repeats):
         for name in engine_names if repeat % 2 == 0 else reversed(engine_names):

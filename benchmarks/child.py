@@ -1,6 +1,6 @@
-"""One stage of one workload on one engine, in this process: ``python -m benchmarks.child '<json>'``.
+"""Run one stage of one workload on one engine: ``python -m benchmarks.child '<json>'``.
 
-The result is the last line of standard output, as JSON.
+The last line of standard output is the result, as JSON.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .measure import PeakMemory, Phases
 
 
 def run_stage(engine_name: str, workload_name: str, stage: str, path: str, size: int) -> dict[str, Any]:
-    """Run ``prepare`` or ``run`` of a workload and return what was measured."""
+    """Run ``prepare`` or ``run`` of a workload and return the measurements."""
     workload = workloads.by_name(workload_name)
     engine = engines.load(engine_name)
     folder = Path(path)
@@ -42,5 +42,5 @@ def run_stage(engine_name: str, workload_name: str, stage: str, path: str, size:
 
 if __name__ == "__main__":
     print(json.dumps(run_stage(**json.loads(sys.argv[1]))), flush=True)
-    # Official's threads sometimes abort an interpreter that ends while they still run; nothing is left to do here.
+    # The official library's threads can abort an interpreter that exits while they still run. So skip its shutdown.
     os._exit(0)

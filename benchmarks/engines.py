@@ -1,4 +1,4 @@
-"""What a workload runs on: the official library, or this project. Both have the same API."""
+"""The two libraries that workloads run on: the official one and this one. Both have the same API."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ ENGINES = ("official", "ours")
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """One implementation, and the way its users write and open xarray datasets with it."""
+    """One library, and how its users write and open xarray datasets."""
 
     name: str
     ic: ModuleType
     to_icechunk: Callable[..., None]
     open_dataset: Callable[[str, Any], xr.Dataset]
-    """Opens (path, repository); each engine uses what it needs."""
+    """Takes (path, repository). Each library uses one of them."""
 
 
 def load(name: str) -> Engine:
-    """Import an engine, and nothing of the other one."""
+    """Import one library, and nothing from the other."""
     if name == "official":
         writer = importlib.import_module("icechunk.xarray")
         return Engine(name, importlib.import_module("icechunk"), writer.to_icechunk, _open_through_store)
@@ -46,5 +46,5 @@ def _open_through_engine(path: str, repository: Any) -> xr.Dataset:
 
 
 def bytes_on_disk(path: Path) -> int:
-    """Sum of the sizes of all files below a folder."""
+    """Return the total size of all files below a folder."""
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

@@ -1,4 +1,4 @@
-"""Seconds for each phase of a workload, and the most memory that the process held at one time."""
+"""Measure the seconds of each phase of a workload, and the peak memory of the process."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ class Phases:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self.requests: dict[str, int] = {}
-        """Of phases that talk to a server."""
+        """Number of requests, for phases that talk to a server."""
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Time a block; what lies outside of all blocks (preparation, checks) is not counted."""
+        """Time a block. Preparation and checks stay outside such blocks, so they do not count."""
         started = time.perf_counter()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
 
 class PeakMemory:
-    """The process's resident memory: at the start of a run, and its peak from there on.
+    """The process's resident memory at the start of a run, and its peak since then.
 
-    Linux can forget an earlier peak (that of importing, for example), so there the peak is that of the run itself.
-    Elsewhere it is that of the process, from ``resource.getrusage``.
+    Linux can reset the peak, so an earlier one (during imports, for example) does not count. On other systems the peak
+    is that of the whole process, from ``resource.getrusage``.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class PeakMemory:
         self.start_bytes = _current_bytes()
 
     def peak_bytes(self) -> int:
-        """Peak of the process since this object was made."""
+        """Return the peak since this object was created."""
         if self._can_reset:
             return _status_bytes("VmHWM")
         unit = 1 if sys.platform == "darwin" else 1024

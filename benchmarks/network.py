@@ -1,7 +1,7 @@
-"""The workloads on an object store that is far away: :mod:`.object_server`, with 50 ms before each answer.
+"""The workloads on a distant object store: :mod:`.object_server`, which waits 50 ms before each answer.
 
-What is there before is written to a local folder (``prepare``), which the server takes as its bucket; so each run
-begins with empty caches, and only what the phases name goes through the network.
+``prepare`` writes the repository to a local folder, and the server uses this folder as its bucket. So each run begins
+with empty caches, and only the measured phases use the network.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LARGE_ELEMENTS = 4 * 2**20
 
 
 class Place:
-    """A prefix of the bucket of a server that runs."""
+    """A prefix in the bucket of a running server."""
 
     def __init__(self, port: int, prefix: str) -> None:
         self.endpoint = f"http://127.0.0.1:{port}"
@@ -43,7 +43,7 @@ class Place:
         self._prefix = prefix
 
     def storage(self, engine: Engine) -> Any:
-        """As an engine's own function makes it."""
+        """Return the storage that the library's own function creates."""
         return engine.ic.s3_storage(
             bucket="bucket",
             prefix=self._prefix,
@@ -59,7 +59,7 @@ class Place:
         return engine.ic.Repository.open(self.storage(engine))
 
     def count(self) -> int:
-        """Requests since the last count."""
+        """Return the number of requests since the last call."""
         with urllib.request.urlopen(f"{self.endpoint}/-/requests") as answer:
             return sum(json.load(answer).values())
 
@@ -74,7 +74,7 @@ class Place:
 
 @contextmanager
 def served(path: Path) -> Iterator[Place]:
-    """The repository in a local folder, or none yet, behind the network."""
+    """Serve a local folder, which may hold a repository, as a distant object store."""
     path.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "benchmarks.object_server", str(path.parent), str(LATENCY_MS)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
@@ -118,7 +118,7 @@ def _write_dataset(engine: Engine, path: Path, count: int) -> None:
 
 
 def _opened(engine: Engine, place: Place, chunks: Any = None) -> xr.Dataset:
-    """As users of each library open a dataset by its address."""
+    """Open a dataset as users of each library do."""
     if engine.name == "ours":
         return xr.open_dataset(place.url, engine="icechunk", chunks=chunks, storage_options=place.options)
     store = place.open(engine).readonly_session("main").store

@@ -1,9 +1,9 @@
-"""An S3 server in memory that is quick and far away: ``python -m benchmarks.object_server FOLDER LATENCY_MS``.
+"""A fast S3 server in memory that simulates distance: ``python -m benchmarks.object_server FOLDER LATENCY_MS``.
 
-It begins with the files of a folder as the objects of one bucket, prints its port, and serves until it is ended. Each
-answer is held back for the latency, without limiting how many are under way, so that what is measured is how well a
-client hides a distance. It knows just enough of the protocol for the clients that are compared, and checks no
-signatures. ``GET /-/requests`` tells how many requests of each method there were, and begins a new count.
+It serves the files of a folder as the objects of one bucket, prints its port, and runs until you end it. It delays
+each answer by the latency, but does not limit the number of requests in flight. So it measures how well a client hides
+latency. It knows just enough of the protocol for the clients that are compared, and checks no signatures.
+``GET /-/requests`` returns the number of requests of each method since the last such call.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Object:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request as it was sent; names of headers in lower case."""
+    """A request as it was sent, with header names in lower case."""
 
     method: str
     path: str
@@ -54,7 +54,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Status, headers and body; ``length`` of a body that is not sent."""
+    """Status, headers and body. ``length`` is the size of a body that is not sent."""
 
     status: int
     body: bytes = b""
@@ -70,7 +70,7 @@ class Answer:
 
 
 class Bucket:
-    """The objects, and what requests do to them. One thread, so conditions and writes are one step."""
+    """The objects, and the effect of requests on them. One thread runs it, so a condition and its write are atomic."""
 
     def __init__(self) -> None:
         self.objects: dict[str, Object] = {}
@@ -174,7 +174,7 @@ class Bucket:
 
 
 def _body(request: Request) -> bytes:
-    """What was sent, without the frames that some clients put around it."""
+    """Return the body without the frames that some clients put around it."""
     if "aws-chunked" not in request.headers.get("content-encoding", ""):
         return request.body
     parts, at = [], 0
@@ -200,7 +200,7 @@ def _error(status: int, code: str) -> Answer:
 
 
 class Connection(asyncio.Protocol):
-    """Requests of one client, each answered after the latency and before the next is looked at."""
+    """The requests of one client. It answers each one, after the latency, before it looks at the next."""
 
     def __init__(self, bucket: Bucket, latency_s: float, counts: Counter[str]) -> None:
         self._bucket, self._latency_s, self._counts = bucket, latency_s, counts
@@ -236,7 +236,7 @@ class Connection(asyncio.Protocol):
         self._go_on()
 
     def _next(self) -> Request | None:
-        """The first request, once all of it is there."""
+        """Return the first request if it has arrived completely."""
         end = self._received.find(b"\r\n\r\n")
         if end < 0:
             return None

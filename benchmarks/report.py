@@ -1,4 +1,4 @@
-"""From runs to the lines that are printed. Ratios say official / ours: above 1, ours is quicker or smaller."""
+"""Turn runs into the lines that are printed. A ratio is official / ours: above 1, ours is faster or smaller."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from statistics import median
 from typing import Any
 
 Runs = Mapping[str, Sequence[Mapping[str, Any]]]
-"""For each engine the results of :func:`benchmarks.child.run_stage`."""
+"""The results of :func:`benchmarks.child.run_stage` for each engine."""
 
 _MB = 1e6
 _MEMORY = (("peak memory, MB", "peak_bytes"), ("memory added, MB", "added_bytes"), ("on disk, MB", "disk_bytes"))
 
 
 def medians(runs: Runs) -> dict[str, dict[str, float]]:
-    """For each line of the table, the median of each engine."""
+    """Return the median of each engine for each line of the table."""
     table: dict[str, dict[str, float]] = {}
     for engine, results in runs.items():
         for phase in results[0]["seconds"]:
@@ -30,7 +30,7 @@ def medians(runs: Runs) -> dict[str, dict[str, float]]:
 
 
 def workload_lines(title: str, runs: Runs) -> list[str]:
-    """The table of one workload."""
+    """Return the table of one workload."""
     engines = list(runs)
     lines = [title, f"  {'':26}" + "".join(f"{engine:>12}" for engine in engines)]
     if len(engines) == 2:
@@ -44,7 +44,7 @@ def workload_lines(title: str, runs: Runs) -> list[str]:
 
 
 def summary_lines(results: Mapping[str, Any]) -> list[str]:
-    """One line for each workload: how many times quicker and smaller ours is."""
+    """Return one line for each workload: how many times faster and smaller ours is."""
     lines = [
         "How many times less ours takes (official / ours; above 1 is better)",
         f"  {'':22}{'time':>9}{'peak mem':>10}{'added mem':>11}{'disk':>9}",

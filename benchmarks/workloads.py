@@ -1,7 +1,7 @@
 """The workloads. Each takes an engine, a folder and a size, and checks its own result.
 
-``prepare`` runs in a process of its own and is not measured. ``run`` is measured by the phases that it names. Both use
-only the API that the two libraries share, as users would write it.
+``prepare`` runs in a separate process and is not measured. ``run`` measures the phases that it names. Both are written
+as users would write them, with the API that the two libraries share.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FAR = f"with {network.LATENCY_MS} ms before each answer"
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """One workload: ``size`` counts what its title names, ``tiny`` is the size that the tests use."""
+    """One workload. ``size`` is the number of things in its title, ``tiny`` is the size for tests."""
 
     name: str
     title: str
@@ -46,7 +46,7 @@ class Workload:
 
 
 def create(engine: Engine, path: Path, *, virtual: bool = False) -> Any:
-    """A new repository in a local folder, with a container for virtual chunks if asked for."""
+    """Create a repository in a local folder, if wanted with a container for virtual chunks."""
     ic = engine.ic
     config = ic.RepositoryConfig.default()
     if virtual:
@@ -61,12 +61,12 @@ def open_(engine: Engine, path: Path) -> Any:
 
 
 def create_array(store: Any, name: str, shape: tuple[int, ...], chunks: tuple[int, ...], dtype: str = "f4") -> Any:
-    """An uncompressed array: the library is measured, not the codecs."""
+    """Create an uncompressed array, because the codecs are not measured."""
     return zarr.create_array(store, name=name, shape=shape, chunks=chunks, dtype=dtype, compressors=None, filters=None)
 
 
 def grid(count: int) -> tuple[int, int]:
-    """A chunk grid of ``count`` chunks: (files, chunks in one file)."""
+    """Return a chunk grid of ``count`` chunks: (files, chunks in one file)."""
     per_file = min(REFS_PER_FILE, count)
     if count % per_file:
         raise ValueError(f"choose a multiple of {per_file} references, not {count}")
@@ -76,7 +76,7 @@ def grid(count: int) -> tuple[int, int]:
 def references(
     shape: tuple[int, int], first_file: int = 0
 ) -> tuple[list[str], NDArray[np.uint64], NDArray[np.uint64]]:
-    """Locations, offsets and lengths as a scan of NetCDF files gives them: many chunks of varying length in a file."""
+    """Return locations, offsets and lengths like those of NetCDF files: many chunks of varying length in each file."""
     files, per_file = shape
     rng = np.random.default_rng(first_file)
     lengths = rng.integers(CHUNK_BYTES // 2, CHUNK_BYTES, (files, per_file)).astype(np.uint64)
@@ -89,7 +89,7 @@ def references(
 
 
 def commit_references(engine: Engine, path: Path, count: int) -> None:
-    """A repository with one array of ``count`` virtual references."""
+    """Create a repository with one array of ``count`` virtual references."""
     virtual_refs_set(engine, path, count, Phases())
 
 
@@ -278,9 +278,9 @@ def small_commits(engine: Engine, path: Path, count: int, phases: Phases) -> Non
 
 
 def grow_history(engine: Engine, path: Path, count: int) -> None:
-    """A repository with ``count`` snapshots, all but the first and the last one unreadable: made without their files.
+    """Create a repository with ``count`` snapshots, of which only the first and the last have files.
 
-    Making that many commits would take either library minutes, and what is measured reads none of them.
+    So many real commits would take minutes with either library, and the measured phases do not read the snapshots.
     """
     from icechunk_engine.catalog.changes import AddCommit, advance
     from icechunk_engine.format.repo_info import decode_repo_info, encode_repo_info
@@ -319,7 +319,7 @@ def long_history(engine: Engine, path: Path, count: int, phases: Phases) -> None
 
 
 def grow_hierarchy(engine: Engine, path: Path, count: int) -> None:
-    """``count`` arrays in groups of a hundred, all with a chunk; then one more chunk in one of them."""
+    """Create ``count`` arrays with one chunk each, in groups of a hundred. Then write one more chunk."""
     repository = create(engine, path)
     session = repository.writable_session("main")
     template = create_array(session.store, "group_000/array_00", (10,), (10,))
@@ -416,11 +416,11 @@ WORKLOADS = (
 
 
 NETWORK = "network"
-"""Names the workloads ``network_…`` together."""
+"""The name for all workloads ``network_…``."""
 
 
 def named(name: str) -> list[Workload]:
-    """The workload of a name, or those of a group."""
+    """Return the workload with this name, or those of a group."""
     if name == NETWORK:
         return [workload for workload in WORKLOADS if workload.name.startswith(f"{NETWORK}_")]
     return [by_name(name)]

@@ -1,4 +1,4 @@
-"""Many processes write into one commit: with a dask cluster, and by hand with any pool of processes."""
+"""Many processes write for one commit: first with a dask cluster, then with a pool of processes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DAYS, POINTS = 40, 50_000
 def main(location: Path) -> None:
     repository = xarray_icechunk.open_or_create_repository(location)
 
-    # With dask: the workers write, the session here learns what they wrote, and nothing is visible before the commit.
+    # With dask: the workers write, and their edits come back to the session. Nothing is visible before the commit.
     values = dask.array.random.default_rng(0).normal(280, 10, size=(DAYS, POINTS), chunks=(10, 25_000))
     dataset = xr.Dataset({"temperature": (("day", "point"), values, {"units": "K"})})
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster, Client(cluster):
@@ -32,7 +32,7 @@ def main(location: Path) -> None:
     with xr.open_dataset(location, engine="icechunk") as written:
         print(f"dask cluster: {dict(written.sizes)}, mean {float(written.temperature.mean()):.1f} K")
 
-    # By hand: a fork of the session goes to each process and comes back with its changes.
+    # With any pool: send a fork of the session to each process, and merge the forks that come back.
     session = repository.writable_session("main")
     zarr.create_array(
         session.store,
@@ -46,7 +46,7 @@ def main(location: Path) -> None:
 
     session = repository.writable_session("main")
     starts = range(0, DAYS, 10)
-    # "spawn" starts clean processes; forked ones would inherit the threads' locks.
+    # "spawn" starts clean processes. Forked processes would inherit locks that other threads hold.
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
         forks = pool.map(write_days, [session.fork() for _ in starts], starts)
         session.merge(*forks)
@@ -60,7 +60,7 @@ def main(location: Path) -> None:
 
 
 def write_days(fork: icechunk.ForkSession, start: int) -> icechunk.ForkSession:
-    """Runs in another process: write ten days and hand the fork back."""
+    """Write ten days and return the fork. This runs in another process."""
     array = zarr.open_array(fork.store, path="anomaly", mode="r+")
     array[start : start + 10] = np.repeat(np.arange(start, start + 10)[:, None], POINTS, axis=1)
     return fork

@@ -1,12 +1,13 @@
-"""The whole of it on one file: what `./demo` runs.
+"""The whole workflow on one file. `./demo` runs it.
 
-1.  Writes a NetCDF file like those of a regional reanalysis: packed integers, compressed, fill values over sea.
-2.  Scans it with kerchunk and imports the references: the repository then holds the data set without a copy of it.
-3.  Computes anomalies on a dask cluster of two worker processes, which write in parallel: one commit.
-4.  Corrects a part of the anomalies: another commit.
+1.  Generates a NetCDF file with synthetic data. Like the files of a regional reanalysis, it has packed integers,
+    compression and fill values over the sea.
+2.  Scans the file with kerchunk and imports the references. The repository then holds the dataset without a copy.
+3.  Computes anomalies on a dask cluster. Two worker processes write in parallel, and one commit publishes the result.
+4.  Corrects a part of the anomalies in another commit.
 5.  Opens both versions, prints the history and what changed, and draws the difference.
 
-Everything that is read back is compared with what was written; the job fails if anything differs.
+The job compares everything that it reads with what it wrote, and fails if anything differs.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from numpy.typing import NDArray
 import icechunk_engine as icechunk
 import xarray_icechunk
 
-mpl.use("Agg")  # draws into a file, so that no display is needed
+mpl.use("Agg")  # draws into a file and needs no display
 import matplotlib.pyplot as plt
 
 DAYS, LATITUDES, LONGITUDES = 720, 81, 128
@@ -48,12 +49,13 @@ def main() -> None:
     location = output / "repository"
     picture = output / "difference.png"
     if (location / "repo").exists():
-        shutil.rmtree(location)  # of an earlier run
+        shutil.rmtree(location)  # from an earlier run
 
     truth = make_netcdf(netcdf)
-    say("1 NetCDF file", f"{netcdf.name}: t2m {dict(truth.t2m.sizes)}, {megabytes(netcdf)} (packed, compressed)")
+    say("1 NetCDF file", f"{netcdf.name} (synthetic): t2m {dict(truth.t2m.sizes)}, {megabytes(netcdf)}")
 
-    # Nobody may read local files through a repository unless its configuration names them and whoever opens it agrees.
+    # A repository may refer to local files only if its configuration names their folder. You must also agree when you
+    # open it: that is authorize_virtual_chunk_access below.
     prefix = f"{output.as_uri()}/"
     repository = create_repository(location, prefix)
     imported = import_virtually(netcdf, repository)
@@ -101,7 +103,7 @@ def create_repository(location: Path, prefix: str) -> icechunk.Repository:
 
 
 def import_virtually(netcdf: Path, repository: icechunk.Repository) -> str:
-    """Let kerchunk find the chunks of the file, and commit references to them."""
+    """Find the chunks of the file with kerchunk, and commit references to them."""
     with netcdf.open("rb") as file:
         references = SingleHdf5ToZarr(file, url=str(netcdf), inline_threshold=0).translate()
     session = repository.writable_session("main")
@@ -110,7 +112,7 @@ def import_virtually(netcdf: Path, repository: icechunk.Repository) -> str:
 
 
 def write_anomalies(location: Path, prefix: str, repository: icechunk.Repository) -> str:
-    """Compute on the cluster how each day departs from its month in 2023, and write that with one commit."""
+    """Compute on the cluster how each day differs from the mean of its month in 2023, and commit the result."""
     observations = xr.open_dataset(
         location,
         engine="icechunk",
@@ -129,7 +131,7 @@ def write_anomalies(location: Path, prefix: str, repository: icechunk.Repository
 
 
 def correct_drift(repository: icechunk.Repository, truth: xr.Dataset) -> str:
-    """Take a sensor's drift out of thirty days. Only the chunks of those days are written."""
+    """Remove a sensor's drift from thirty days. This writes only the chunks of those days."""
     session = repository.writable_session("main")
     anomalies = xr.open_dataset(session, engine="icechunk", group="anomalies")
     part = anomalies.isel(time=DRIFT_DAYS).load()
@@ -159,7 +161,7 @@ def open_version(location: Path, prefix: str, snapshot_id: str, group: str) -> x
 
 
 def make_netcdf(path: Path) -> xr.Dataset:
-    """A field of two years with seasons, weather that moves and changes, and a sea without data."""
+    """Write two years of synthetic temperatures: seasons, moving weather, and a sea without data."""
     rng = np.random.default_rng(20240229)
     latitude = np.linspace(35.0, 75.0, LATITUDES)
     longitude = np.linspace(-12.0, 52.0, LONGITUDES)
@@ -197,18 +199,18 @@ def make_netcdf(path: Path) -> xr.Dataset:
         "time": {"units": "hours since 1900-01-01", "dtype": "int32"},
     }
     dataset.to_netcdf(path, engine="netcdf4", format="NETCDF4", encoding=encoding)
-    # What the file says, which differs from the above by the packing.
+    # The values in the file, which packing has rounded.
     return xr.load_dataset(path, engine="netcdf4")
 
 
 def drift(dataset: xr.Dataset) -> xr.DataArray:
-    """Error of one sensor in the north, in kelvin: it spreads smoothly around its place."""
+    """Return the error of one sensor in the north, in kelvin. It fades with the distance from the sensor."""
     distance = ((dataset.latitude - 63.0) / 6.0) ** 2 + ((dataset.longitude - 27.0) / 9.0) ** 2
     return DRIFT_KELVIN * np.exp(-distance)
 
 
 def smooth_noise(rng: np.random.Generator, smoothness: float, count: int = 1) -> NDArray[np.float32]:
-    """Random fields whose long waves are the strong ones; mean 0, standard deviation 1."""
+    """Return random fields that vary over long distances, with mean 0 and standard deviation 1."""
     rows, columns = np.fft.fftfreq(LATITUDES), np.fft.rfftfreq(LONGITUDES)
     wave_number = np.hypot(rows[:, None], columns[None, :])
     wave_number[0, 0] = np.inf
@@ -219,18 +221,18 @@ def smooth_noise(rng: np.random.Generator, smoothness: float, count: int = 1) ->
 
 
 def weather(rng: np.random.Generator) -> NDArray[np.float32]:
-    """Smooth fields, each of which remembers most of the day before."""
+    """Return one smooth field for each day, similar to that of the day before."""
     fields = smooth_noise(rng, 1.7, DAYS)
     for day in range(1, DAYS):
         fields[day] = 0.85 * fields[day - 1] + 0.53 * fields[day]
     return fields
 
 
-# ---- what is shown ------------------------------------------------------------------------------------------------
+# ---- the output ------------------------------------------------------------------------------------------------
 
 
 def draw(before: xr.DataArray, after: xr.DataArray, difference: xr.DataArray, path: Path) -> None:
-    """Maps of both versions and of what was corrected, as means over the days of the correction."""
+    """Draw maps of both versions and of their difference, as means over the corrected days."""
     panels = [
         ("Before the correction", before, "RdBu_r", 6.0),
         ("After the correction", after, "RdBu_r", 6.0),
@@ -265,7 +267,7 @@ def virtual_chunks(repository: icechunk.Repository, snapshot_id: str) -> int:
 
 
 def number_of_chunks(repository: icechunk.Repository, snapshot_id: str) -> int:
-    """Chunks of the anomalies, from what the commit changed."""
+    """Return the number of chunks of the anomalies that the commit wrote."""
     parent = repository.lookup_snapshot(snapshot_id).parent_id
     changed = repository.diff(from_snapshot_id=parent, to_snapshot_id=snapshot_id).updated_chunks
     return len(changed["/anomalies/t2m_anomaly"])

@@ -1,4 +1,4 @@
-"""Commits, tags, branches and the way back: version control of one small dataset."""
+"""Version control of one small dataset: commits, tags, branches, and how to go back."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def main(location: Path) -> None:
     xarray_icechunk.to_icechunk(levels + 1.0, session, mode="w")
     second = session.commit("Levels of Tuesday, after the rain")
 
-    # A correction on a branch of its own: main does not see it.
+    # Correct the data on a separate branch. The branch main does not change.
     repository.create_branch("recalibrated", second)
     session = repository.writable_session("recalibrated")
     xarray_icechunk.to_icechunk(levels + 0.9, session, mode="w")
@@ -36,17 +36,17 @@ def main(location: Path) -> None:
     show(location, "branch main", branch="main")
     show(location, "tag monday", tag="monday")
     show(location, "branch recalibrated", branch="recalibrated")
-    show(location, "main when Monday's commit was the last", as_of=repository.lookup_snapshot(first).written_at)
+    show(location, "main just after Monday's commit", as_of=repository.lookup_snapshot(first).written_at)
 
     print("\nHistory of branch recalibrated, newest first:")
     for snapshot in repository.ancestry(branch="recalibrated"):
         print(f"  {snapshot.message}")
 
-    # The correction is accepted: main moves to it. Nothing that was committed is lost by that.
+    # Accept the correction by moving main to it. The commit that main pointed to stays readable by its id.
     accepted = repository.lookup_branch("recalibrated")
     repository.reset_branch("main", accepted, from_snapshot_id=second)
     show(location, "branch main, moved", branch="main")
-    show(location, "the snapshot it was at", snapshot_id=second)
+    show(location, "its earlier snapshot", snapshot_id=second)
 
 
 def show(location: Path, title: str, **version: object) -> None:

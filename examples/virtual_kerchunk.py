@@ -1,4 +1,4 @@
-"""A dataset whose bytes stay in the NetCDF files that hold them: import kerchunk references, read, update, protect."""
+"""A virtual dataset: import references to NetCDF files with kerchunk, read them, and correct one day."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def main(folder: Path) -> None:
     for year in (2023, 2024):
         make_file(archive / f"ice_{year}.nc", year)
 
-    # The configuration says where virtual chunks may lie, ...
+    # The configuration names the places that may hold virtual chunks.
     prefix = f"{archive.as_uri()}/"
     config = icechunk.RepositoryConfig.default()
     config.set_virtual_chunk_container(
@@ -28,7 +28,7 @@ def main(folder: Path) -> None:
     location = folder / "repository"
     repository = xarray_icechunk.open_or_create_repository(location, config=config)
 
-    # ... and each file becomes a group of references, without a copy of its data.
+    # Each file becomes a group of references. Its data are not copied.
     session = repository.writable_session("main")
     for path in sorted(archive.glob("*.nc")):
         with path.open("rb") as file:
@@ -39,7 +39,7 @@ def main(folder: Path) -> None:
     archived = sum(file.stat().st_size for file in archive.iterdir())
     print(f"archive {archived / 1e6:.1f} MB, repository {stored / 1e6:.2f} MB")
 
-    # Whoever opens the repository has to agree that it reads those files.
+    # When you open the repository, you must allow it to read those files.
     tree = xr.open_datatree(
         location,
         engine="icechunk",
@@ -52,7 +52,7 @@ def main(folder: Path) -> None:
     except icechunk.IcechunkError as error:
         print(f"without permission: {type(error).__name__}")
 
-    # Real chunks and virtual ones live side by side: here a correction to one day.
+    # You can overwrite virtual chunks with ordinary ones. Here we correct one day; the file stays as it is.
     session = repository.writable_session("main")
     corrected = xr.Dataset({"cover": (("day", "y", "x"), np.zeros((1, 60, 80)))})
     xarray_icechunk.to_icechunk(corrected, session, group="ice_2024", region={"day": slice(0, 1)})
