@@ -58,12 +58,15 @@ def set_pipeline(array: zarr.Array[Any], pipeline: Any) -> None:
 def validate_region(zarr_store: ZarrStore, dataset: Dataset) -> Dataset:
     """Check ``region``, work out its "auto" parts, and drop what a region write may not touch.
 
-    xarray 2026.9 ``ZarrStore._validate_and_autodetect_region``: the rules are xarray's, ours would drift.
+    xarray 2026.9 ``ZarrStore._validate_and_autodetect_region``. A copy of its rules would drift from xarray's.
     """
     result: Dataset = zarr_store._validate_and_autodetect_region(dataset)
     return result
 
 
 def validate_encoding(zarr_store: ZarrStore, encoding: Mapping[Any, Any]) -> None:
-    """Refuse an encoding for a variable that exists already. xarray 2026.9 ``ZarrStore._validate_encoding``."""
+    """Raise an error if there is an encoding for a variable that exists.
+
+    xarray 2026.9 ``ZarrStore._validate_encoding``.
+    """
     zarr_store._validate_encoding(encoding)

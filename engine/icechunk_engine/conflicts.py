@@ -1,4 +1,4 @@
-"""Conflicts and solvers, where official's package has them."""
+"""Conflicts and solvers, under official's module name."""
 
 from icechunk_engine.transaction.conflicts import (
     BasicConflictSolver,

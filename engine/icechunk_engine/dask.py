@@ -1,6 +1,6 @@
-"""Writing dask arrays, where official's package has it; the work is done by :mod:`xarray_icechunk`.
+"""Writing dask arrays, under official's module name. The code is in :mod:`xarray_icechunk`.
 
-Nothing of dask is loaded before a function is called, so that the engine works without it.
+dask is imported when you call a function, so the engine works without it.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ def store_dask(
 
 
 def session_merge_reduction(arrays: Any, *, split_every: int | None, **store_kwargs: Any) -> ForkSession:
-    """Compute dask arrays of written Zarr arrays, and merge the forks that these are of.
+    """Compute the results of ``dask.array.store``, and merge the forks of the arrays that it wrote.
 
     Parameters
     ----------
     arrays
-        One or several, as ``dask.array.store(…, return_stored=True, load_stored=False, compute=False)`` returns them,
-        whose targets are arrays of forks.
+        One or several arrays from ``dask.array.store(…, return_stored=True, load_stored=False, compute=False)``. Their
+        targets belong to forks.
     split_every
-        How many forks one task merges.
+        Number of forks that one task merges.
     **store_kwargs
         Passed to :func:`dask.compute`.
     """
@@ -60,7 +60,7 @@ def session_merge_reduction(arrays: Any, *, split_every: int | None, **store_kwa
 
 
 def computing_meta[**P, R](func: Callable[P, R]) -> Callable[P, Any]:
-    """A function for a dask reduction that returns a placeholder while dask infers what it would return."""
+    """Wrap a function of a dask reduction. It returns a placeholder while dask finds out what it returns."""
 
     @functools.wraps(func)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> Any:
@@ -72,7 +72,7 @@ def computing_meta[**P, R](func: Callable[P, R]) -> Callable[P, Any]:
 
 
 def merge_sessions_array_kwargs(*sessions: Any, axis: Any = None, keepdims: Any = None) -> ForkSession:
-    """:func:`merge_sessions` with the arguments that a reduction passes."""
+    """Call :func:`merge_sessions`, and ignore the other arguments that a dask reduction passes."""
     return merge_sessions(*sessions)
 
 

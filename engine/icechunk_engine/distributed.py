@@ -1,4 +1,4 @@
-"""For frameworks that write in parallel: the session of an array, and forks that become one."""
+"""For frameworks that write in parallel: get the session of an array, and merge forks into one."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ __all__ = ["extract_session", "merge_sessions"]
 
 
 def extract_session(zarray: zarr.Array[Any], axis: Any = None, keepdims: Any = None) -> Session:
-    """The session that an array is read from or written to.
+    """Return the session that an array is read from or written to.
 
     Parameters
     ----------
     zarray
         An array in an :class:`~icechunk_engine.store.IcechunkStore`.
     axis, keepdims
-        Not used; reductions pass them.
+        Ignored. Dask reductions pass them.
 
     Raises
     ------
@@ -37,21 +37,21 @@ def extract_session(zarray: zarr.Array[Any], axis: Any = None, keepdims: Any = N
 
 
 def merge_sessions(*sessions: ForkSession | list[ForkSession] | list[list[ForkSession]]) -> ForkSession:
-    """Bring the edits of several forks of one session together.
+    """Merge several forks of one session into one.
 
     Parameters
     ----------
     *sessions
-        Forks, also in nested lists. One that occurs several times counts once.
+        Forks, also in nested lists. A fork that occurs several times counts once.
 
     Returns
     -------
-    The first fork, which then has the edits of all; merge it into the session, ``session.merge(fork)``.
+    The first fork, which then has the edits of all. Merge it into the session with ``session.merge(fork)``.
 
     Raises
     ------
     TypeError
-        Something else than forks.
+        One of the arguments is not a fork.
     SessionStateError
         ``merge-not-allowed``, ``merge-failed``; no fork was changed.
     """

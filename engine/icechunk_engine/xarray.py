@@ -1,6 +1,6 @@
-"""``to_icechunk``, where official's package has it; it is :func:`xarray_icechunk.to_icechunk`.
+"""``to_icechunk`` under official's module name. It is :func:`xarray_icechunk.to_icechunk`.
 
-Nothing of xarray is loaded before the name is used, so that the engine works without it.
+xarray is imported when you use the name, so the engine works without it.
 """
 
 from __future__ import annotations

@@ -82,7 +82,9 @@ def test_what_counts_as_an_edit(write: Write) -> None:
 def test_the_error_names_what_was_written_as_it_was() -> None:
     session = start(ours).writable_session("main")
     opened(session).attrs.update(units="K")
-    with pytest.raises(ours.SessionStateError, match=r"metadata of /a was written again without a change.*allow_empty=True"):
+    with pytest.raises(
+        ours.SessionStateError, match=r"metadata of /a was written again without a change.*allow_empty=True"
+    ):
         session.commit("again")
     session.discard_changes()
     with pytest.raises(ours.SessionStateError) as caught:
