@@ -11,7 +11,7 @@ import zarr
 
 from icechunk_engine import ErrorKind, FormatError, Repository, Session
 from icechunk_engine.storage import Storage
-from icechunk_engine.storage.object_store import storage as object_store
+from icechunk_engine.storage.object_store import metadata
 
 from .conftest import Running, s3_at
 from .proxy import proxied
@@ -65,12 +65,12 @@ def test_a_right_clock_costs_no_request(s3_server: Running, place: str, monkeypa
         edited(repo).commit("recently updated")
         assert heads() == 0
 
-        modified_us = object_store._modified_us
+        modified_us = metadata.modified_us
 
         def an_hour_ago(meta: Any) -> int:
             return modified_us(meta) - (3600 * 10**6 if meta["path"].endswith("/repo") else 0)
 
-        monkeypatch.setattr(object_store, "_modified_us", an_hour_ago)
+        monkeypatch.setattr(metadata, "modified_us", an_hour_ago)
         repo = Repository.open(s3_at(Running(proxy.port), place))
         for n_heads in (1, 0, 0):
             edited(repo).commit("long after the last update")

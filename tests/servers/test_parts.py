@@ -14,7 +14,7 @@ from icechunk_engine import Repository, RepositoryConfig
 from icechunk_engine.config import StorageConcurrencySettings, StorageSettings
 from icechunk_engine.errors import ErrorKind, ObjectNotFoundError, StorageError
 from icechunk_engine.storage import Storage
-from icechunk_engine.storage.object_store import storage as object_store
+from icechunk_engine.storage.object_store import reading
 
 from .conftest import Running, s3_at
 from .proxy import FaultProxy, proxied
@@ -72,7 +72,7 @@ def test_parts_are_never_of_two_versions(
     """The object is replaced when the first part that comes alone has been read, and before the others are."""
     old, new = content(1), content(2, new_size)
     store.put("a", old)
-    plain = object_store._read_part_of
+    plain = reading._read_part
     first, replaced = threading.Lock(), threading.Event()
 
     def in_between(*args: Any) -> Any:
@@ -84,7 +84,7 @@ def test_parts_are_never_of_two_versions(
         replaced.wait(30)
         return plain(*args)
 
-    monkeypatch.setattr(object_store, "_read_part_of", in_between)
+    monkeypatch.setattr(reading, "_read_part", in_between)
     assert read(parted) == new
     assert replaced.is_set()
 
@@ -143,8 +143,8 @@ def test_servers_that_tell_no_versions_are_read_at_once(
 ) -> None:
     data = content(0)
     s3_at(s3_server, place).put("chunks/A", data)
-    plain = object_store._read_part_of
-    monkeypatch.setattr(object_store, "_read_part_of", lambda *args: plain(*args)._replace(etag=etag))
+    plain = reading._read_part
+    monkeypatch.setattr(reading, "_read_part", lambda *args: plain(*args)._replace(etag=etag))
     storage = s3_at(Running(proxy.port), place).with_settings(SMALL_PARTS)
     assert storage.get_range("chunks/A", 0, SIZE) == data
     assert gets(proxy) == 4 + 1

@@ -187,13 +187,13 @@ def test_wrong_credentials_are_refused_before_any_request(source: Source, place:
 
 
 def test_a_container_has_one_client(s3_server: Running, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from icechunk_engine.storage.object_store import storage as object_store
+    from icechunk_engine.storage.object_store import client
 
     source = s3(s3_server, MAKERS["s3"](s3_server, "").put)
     opened: list[Any] = []
-    open_client = object_store._open
-    monkeypatch.setattr(object_store, "_open", lambda *given: opened.append(given) or open_client(*given))
-    monkeypatch.setattr(object_store, "_CLIENTS", object_store._Clients())
+    open_client = client._open
+    monkeypatch.setattr(client, "_open", lambda *given: opened.append(given) or open_client(*given))
+    monkeypatch.setattr(client, "_CLIENTS", client._Clients())
     for name in ("x", "y"):
         source.write(f"{place}/{name}", b"head" + DATA.tobytes())
         opened.clear() if name == "x" else None

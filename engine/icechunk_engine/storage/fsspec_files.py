@@ -27,8 +27,8 @@ from icechunk_engine.errors import (
 )
 from icechunk_engine.errors.redaction import redacted, without_values
 from icechunk_engine.storage.base import ObjectInfo, Storage, Version
-from icechunk_engine.storage.conditional_writes import OPT_IN, is_single_writer
 from icechunk_engine.storage.ranges import check_range, too_short
+from icechunk_engine.storage.single_writer import SINGLE_WRITER_HINT, is_single_writer
 
 
 def is_known_protocol(protocol: str) -> bool:
@@ -198,7 +198,7 @@ class FsspecStorage(Storage):
         if not self.single_writer:
             raise ReadOnlyError(
                 f"{self.url} is read through fsspec, which cannot keep two writers from overwriting each other's "
-                f"commits. Use a local path, s3://, gs:// or az://. {OPT_IN}",
+                f"commits. Use a local path, s3://, gs:// or az://. {SINGLE_WRITER_HINT}",
                 ErrorKind.READ_ONLY_STORAGE,
             )
 

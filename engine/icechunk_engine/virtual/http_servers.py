@@ -25,8 +25,8 @@ from icechunk_engine._runtime.locks import forget_in_child, memory_lock
 from icechunk_engine._runtime.pools import POOL_SIZE
 from icechunk_engine.config import virtual_urls
 from icechunk_engine.errors import ErrorKind, InvalidInputError, ObjectNotFoundError, StorageError
-from icechunk_engine.storage.object_store.buckets import Bucket
-from icechunk_engine.storage.object_store.storage import Part
+from icechunk_engine.storage.object_store.buckets import Bucket, OptionValue
+from icechunk_engine.storage.object_store.reading import Part
 from icechunk_engine.storage.ranges import too_short
 from icechunk_engine.virtual.client_options import HTTP_OPTIONS, OBSTORE_OPTIONS
 from icechunk_engine.virtual.error_remedies import grant
@@ -319,7 +319,7 @@ def duration_s(value: object, otherwise: float | None) -> float | None:
     return sum(int(span[1]) * _SECONDS[span[2]] for span in spans)
 
 
-type _Options = Mapping[str, str | bytes | bool | timedelta | None]
+type _Options = Mapping[str, OptionValue]
 
 
 class _PoolOptions(TypedDict):

@@ -22,7 +22,8 @@ from icechunk_engine.storage.object_store.buckets import (
     web_server,
     with_settings,
 )
-from icechunk_engine.storage.object_store.storage import PartReader, RangeRead, bare_etag, read_range
+from icechunk_engine.storage.object_store.metadata import bare_etag
+from icechunk_engine.storage.object_store.reading import PartReader, RangeRead, read_range
 from icechunk_engine.virtual import http_servers, s3_literal_keys
 
 _TIGRIS = "https://t3.storage.dev"

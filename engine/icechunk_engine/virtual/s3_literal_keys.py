@@ -16,9 +16,9 @@ from typing import NamedTuple
 from urllib.parse import quote, urlsplit
 
 from icechunk_engine.errors import ErrorKind, StorageError
-from icechunk_engine.storage.object_store.authentication import access
+from icechunk_engine.storage.object_store.authentication import s3_access
 from icechunk_engine.storage.object_store.buckets import Bucket, StoreKind, s3_endpoint_of_environment
-from icechunk_engine.storage.object_store.storage import Part
+from icechunk_engine.storage.object_store.reading import Part
 from icechunk_engine.virtual import http_servers
 
 _NO_CONTENT = hashlib.sha256(b"").hexdigest()
@@ -41,10 +41,10 @@ def is_literal(bucket: Bucket, key: str) -> bool:
 def read_part(bucket: Bucket, key: str, start: int, stop: int, shown: str) -> Part:
     """Read bytes ``start:stop`` of an S3 object. Raises the errors of :func:`.http_servers.read_part`."""
     options = dict(bucket.options)
-    region = options.get("region") or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    region = region or "us-east-1"
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+    region = str(options.get("region") or region)
     endpoint = urlsplit(
-        options.get("endpoint") or s3_endpoint_of_environment() or f"https://s3.{region}.amazonaws.com"
+        str(options.get("endpoint") or s3_endpoint_of_environment() or f"https://s3.{region}.amazonaws.com")
     )
     origin = f"{endpoint.scheme}://{endpoint.netloc}"
     server = http_servers.server_of(replace(bucket, kind=StoreKind.HTTP, name=origin, options=(), credential=None))
@@ -99,7 +99,7 @@ def signed(keys: Keys, region: str, path: str, headers: Mapping[str, str], time:
 
 def _keys(bucket: Bucket, shown: str) -> Keys | None:
     """Return the current keys of the bucket's credential, or None for unsigned requests."""
-    given = access(StoreKind.S3, bucket.credential, {})
+    given = s3_access(bucket.credential)
     if given.options.get("skip_signature"):
         return None
     if given.provider is not None:

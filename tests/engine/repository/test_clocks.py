@@ -103,12 +103,12 @@ def test_a_store_clock_only_moves_on(monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now_s)
     clock = StoreClock()
-    assert clock.now_us() is None
-    clock.hear(5_000_000)
-    clock.hear(3_000_000)
-    assert clock.now_us() == 5_000_000
+    assert clock.lower_bound_us() is None
+    clock.observe(5_000_000)
+    clock.observe(3_000_000)
+    assert clock.lower_bound_us() == 5_000_000
     now_s = 110.0
-    clock.hear(14_000_000)
-    assert clock.now_us() == 15_000_000
-    clock.hear(20_000_000)
-    assert clock.now_us() == 20_000_000
+    clock.observe(14_000_000)
+    assert clock.lower_bound_us() == 15_000_000
+    clock.observe(20_000_000)
+    assert clock.lower_bound_us() == 20_000_000

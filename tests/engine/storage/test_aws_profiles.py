@@ -14,14 +14,13 @@ import pytest
 from icechunk_engine.credentials.types import S3Refreshable, S3StaticCredentials
 from icechunk_engine.errors import ErrorKind, InvalidInputError
 from icechunk_engine.storage import s3_storage, storage_from_url
-from icechunk_engine.storage.object_store.authentication import access
+from icechunk_engine.storage.object_store.authentication import s3_access
 from icechunk_engine.storage.object_store.aws_profiles import (
     FromProfile,
     default_profile,
     region_of_profile,
     written_keys,
 )
-from icechunk_engine.storage.object_store.buckets import StoreKind
 
 EXPIRES = datetime.now(UTC).replace(microsecond=0) + timedelta(hours=1)
 
@@ -49,7 +48,7 @@ def program(home: Path) -> str:
 def found(options: dict[str, Any] | None = None) -> dict[str, Any]:
     """What the client would be given."""
     storage: Any = storage_from_url("s3://bucket/prefix", options)
-    provider = access(StoreKind.S3, storage.bucket.credential, dict(storage.bucket.options)).provider
+    provider = s3_access(storage.bucket.credential).provider
     assert provider is not None
     return pickle.loads(pickle.dumps(provider))()
 
@@ -131,7 +130,7 @@ def test_the_environment_goes_first(home: Path, monkeypatch: pytest.MonkeyPatch)
     storage: Any = s3_storage(bucket="b", prefix="p")
     assert region_of_profile() is None
     assert "region" not in dict(storage.bucket.options)
-    assert access(StoreKind.S3, storage.bucket.credential, {}).provider is None
+    assert s3_access(storage.bucket.credential).provider is None
 
 
 def test_the_endpoint_of_a_profile(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-from icechunk_engine.storage.conditional_writes import Proofs
+from icechunk_engine.storage.object_store.condition_probes import ProbeResults
 
 
 def test_a_place_that_does_not_answer_keeps_no_other_waiting() -> None:
-    proofs, asked, answers = Proofs(), threading.Event(), threading.Event()
+    results, asked, answers = ProbeResults(), threading.Event(), threading.Event()
 
     def slowly() -> None:
         asked.set()
@@ -17,9 +17,9 @@ def test_a_place_that_does_not_answer_keeps_no_other_waiting() -> None:
 
     with ThreadPoolExecutor(2) as threads:
         try:
-            slow = threads.submit(proofs.require, "slow", slowly)
+            slow = threads.submit(results.require, "slow", slowly)
             assert asked.wait(60)
-            threads.submit(proofs.require, "fast", lambda: None).result(60)
+            threads.submit(results.require, "fast", lambda: None).result(60)
             assert not slow.done()
         finally:
             answers.set()
@@ -27,11 +27,11 @@ def test_a_place_that_does_not_answer_keeps_no_other_waiting() -> None:
 
 
 def test_a_place_is_asked_once_by_many_threads() -> None:
-    proofs, together, asked = Proofs(), threading.Barrier(8), []
+    results, together, asked = ProbeResults(), threading.Barrier(8), []
 
     def require() -> None:
         together.wait(60)
-        proofs.require("place", lambda: asked.append(1))
+        results.require("place", lambda: asked.append(1))
 
     with ThreadPoolExecutor(8) as threads:
         for one in [threads.submit(require) for _ in range(8)]:

@@ -6,17 +6,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from icechunk_engine.storage.base import Version
-from icechunk_engine.storage.object_store.lost_answers import Attempt, Found, Outcome, judge
+from icechunk_engine.storage.object_store.lost_answers import Attempt, FoundObject, Outcome, outcome_of
 
 VERSIONS = st.sampled_from("abc").map(Version)
 IDS = st.sampled_from(["mine", "theirs", "others"])
 ATTEMPTS = st.builds(Attempt, write_id=st.just("mine"), expected=st.none() | VERSIONS)
-FOUND = st.none() | st.builds(Found, version=VERSIONS, write_id=st.none() | IDS)
+FOUND = st.none() | st.builds(FoundObject, version=VERSIONS, write_id=st.none() | IDS)
 
 
 @given(ATTEMPTS, FOUND)
-def test_judgements(attempt: Attempt, found: Found | None) -> None:
-    outcome = judge(attempt, found)
+def test_judgements(attempt: Attempt, found: FoundObject | None) -> None:
+    outcome = outcome_of(attempt, found)
     # Nothing but our own id proves that it was us.
     assert (outcome is Outcome.WON) == (found is not None and found.write_id == "mine")
     # A write may be repeated only where its condition still holds.

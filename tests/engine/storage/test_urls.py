@@ -144,6 +144,6 @@ def test_silence_ends(url: str, options: dict[str, Any]) -> None:
     """No store is waited for without end, unless somebody says so."""
     storage: Any = storage_from_url(url, options)
     storage = getattr(storage, "inner", storage)
-    assert dict(storage._place.client)["read_timeout"] == timedelta(seconds=60)
+    assert dict(storage._place.bucket.client)["read_timeout"] == timedelta(seconds=60)
     hasty = storage.with_settings(StorageSettings(timeouts=StorageTimeoutSettings(read_timeout_ms=500)))
-    assert dict(hasty._place.client)["read_timeout"] == timedelta(milliseconds=500)
+    assert dict(hasty._place.bucket.client)["read_timeout"] == timedelta(milliseconds=500)

@@ -240,10 +240,10 @@ def test_durations(text: str, seconds: float) -> None:
 
 
 def test_large_ranges_are_read_in_parts_of_one_version(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    from icechunk_engine.storage.object_store import storage as object_store
+    from icechunk_engine.storage.object_store import reading
     from icechunk_engine.storage.ranges import PartSizes
 
-    monkeypatch.setattr(object_store.read_range, "__defaults__", (PartSizes(ideal_bytes=40, most=4),))
+    monkeypatch.setattr(reading.read_range, "__defaults__", (PartSizes(ideal_bytes=40, most=4),))
     assert fetch(f"{server.url}/", start=0, stop=100) == DATA
     assert sorted(headers["range"] for _, headers in server.asked) == ["bytes=0-32", "bytes=33-65", "bytes=66-99"]
 

@@ -269,7 +269,7 @@ class LocalStorage(Storage):
         return dict.fromkeys(map(self._key_of, record.of_parent), theirs) | lost
 
     def clock_lower_bound_us(self) -> int | None:
-        return self._clock.now_us()
+        return self._clock.lower_bound_us()
 
     def commit_queue(self) -> AbstractContextManager[None]:
         return commit_queue(self._root)
@@ -299,7 +299,7 @@ class LocalStorage(Storage):
         temporary = files.temporary_for(path)
         self._write_file(temporary, data, sync=sync)
         with suppress(OSError):
-            self._clock.hear(os.stat(temporary).st_mtime_ns // 1000)  # on a file server by its clock
+            self._clock.observe(os.stat(temporary).st_mtime_ns // 1000)  # on a file server by its clock
         return temporary
 
     def _write_file(self, path: str, data: bytes | memoryview, *, sync: bool) -> None:

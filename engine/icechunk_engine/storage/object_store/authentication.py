@@ -1,6 +1,8 @@
-"""From our credentials to what obstore asks for: options, or a function that it calls for fresh ones.
+"""How a client authenticates: from our credentials to the options of obstore, or to a function that it calls.
 
-Refreshable credentials are asked for once a process and expiry, whatever number of storages and copies use them.
+**What is always true.** A user's function that returns fresh credentials is called once for each expiry in a process,
+no matter how many storages and copies of them use it. Threads that need credentials at the same time wait for the
+first call, but not for ever: they are tasks of a pool, and the user's function may need that pool itself.
 """
 
 from __future__ import annotations
@@ -9,9 +11,9 @@ import json
 import os
 import pickle
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from icechunk_engine._runtime.shared_loads import SharedLoads
 from icechunk_engine.credentials.types import (
@@ -36,99 +38,114 @@ from icechunk_engine.credentials.types import (
 )
 from icechunk_engine.errors import ErrorKind, InvalidInputError
 from icechunk_engine.storage.object_store.aws_profiles import FromProfile, default_profile, written_keys
-from icechunk_engine.storage.object_store.buckets import AnyStoreCredential, StoreKind
+from icechunk_engine.storage.object_store.buckets import AnyStoreCredential
 
-Provider = Callable[[], dict[str, Any]]
+if TYPE_CHECKING:
+    from obstore.store import AzureCredential, GCSCredential, S3Credential
 
 _EARLY = timedelta(minutes=1)
 
-# Without it the client asks the metadata server of a Google machine, for minutes where there is none.
+# Without it, the client asks the metadata server of a Google machine: for minutes, if there is none.
 _NO_GCS_ACCOUNT = (
     '{"disable_oauth": true, "client_email": "", "private_key": "", "private_key_id": "", "gcs_base_url": %s}'
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Access:
-    """How a client authenticates."""
+class Access[C]:
+    """How a client authenticates: options to add to its own, or a function to call for credentials."""
 
-    options: dict[str, Any]
-    provider: Provider | None = None
+    options: dict[str, str | bool] = field(default_factory=dict)
+    provider: Callable[[], C] | None = None
 
 
-def access(kind: StoreKind, credential: AnyStoreCredential | None, options: dict[str, Any]) -> Access:
-    """Options to add to ``options``, and the function to call for credentials."""
+def s3_access(credential: AnyStoreCredential | None) -> Access[S3Credential]:
+    """Return how to authenticate at S3; without a credential, as the environment and AWS's profiles say."""
     match credential:
-        case S3Anonymous() | AzureAnonymous():
+        case S3Anonymous():
             return Access({"skip_signature": True})
-        case GcsAnonymous():
-            base = options.get("base_url", "https://storage.googleapis.com")
-            return Access({"skip_signature": True, "service_account_key": _NO_GCS_ACCOUNT % json.dumps(base)})
         case S3Static(keys):
-            # By a function, because keys given as options are completed from the environment (a session token there).
-            return Access({}, Constant(_s3(keys)))
+            # A function, because obstore completes keys given as options from the environment (a session token there).
+            return Access(provider=Constant(_s3(keys)))
+        case S3Refreshable():
+            return Access(provider=Refreshing(credential, _s3))
+    if "AWS_ACCESS_KEY_ID" in os.environ:
+        return Access()
+    # The client itself knows the environment and machines of the cloud, but not profiles.
+    profile = default_profile()
+    if profile is None:
+        return Access()
+    written = written_keys(profile)
+    if written is not None:
+        return Access(provider=Constant(_s3(written)))
+    return Access(provider=Refreshing(S3Refreshable(pickle.dumps(FromProfile(profile))), _s3))
+
+
+def gcs_access(credential: AnyStoreCredential | None, base_url: str) -> Access[GCSCredential]:
+    """Return how to authenticate at Google Cloud Storage; without a credential, as the environment says."""
+    match credential:
+        case GcsAnonymous():
+            return Access({"skip_signature": True, "service_account_key": _NO_GCS_ACCOUNT % json.dumps(base_url)})
         case GcsStatic(GcsServiceAccount(path)):
             return Access({"service_account": path})
         case GcsStatic(GcsServiceAccountKey(key)):
             return Access({"service_account_key": key})
         case GcsStatic(GcsApplicationCredentials(path)):
             return Access({"application_credentials": path})
-        case GcsStatic(GcsBearerToken(token)) | AzureStatic(AzureBearerToken(token)):
-            return Access({}, Constant({"token": token, "expires_at": None}))
+        case GcsStatic(GcsBearerToken(token)):
+            bearer: GCSCredential = {"token": token, "expires_at": None}
+            return Access(provider=Constant(bearer))
+        case GcsRefreshable():
+            return Access(provider=Refreshing(credential, _gcs))
+    return Access()
+
+
+def azure_access(credential: AnyStoreCredential | None) -> Access[AzureCredential]:
+    """Return how to authenticate at Azure; without a credential, as the environment says."""
+    match credential:
+        case AzureAnonymous():
+            return Access({"skip_signature": True})
+        case AzureStatic(AzureBearerToken(token)):
+            bearer: AzureCredential = {"token": token, "expires_at": None}
+            return Access(provider=Constant(bearer))
         case AzureStatic(AzureAccessKey(key)):
             return Access({"account_key": key})
         case AzureStatic(AzureSasToken(token)):
             return Access({"sas_key": token.removeprefix("?")})
-        case S3Refreshable():
-            return Access({}, Refreshing(credential, _s3))
-        case GcsRefreshable():
-            return Access({}, Refreshing(credential, _gcs))
         case AzureRefreshable():
-            return Access({}, Refreshing(credential, _azure))
-    if kind is StoreKind.S3 and "AWS_ACCESS_KEY_ID" not in os.environ:
-        # The client itself knows the environment and machines, but not profiles.
-        profile = default_profile()
-        written = written_keys(profile) if profile is not None else None
-        if written is not None:
-            return Access({}, Constant(_s3(written)))
-        if profile is not None:
-            return Access({}, Refreshing(S3Refreshable(pickle.dumps(FromProfile(profile))), _s3))
-    return Access({})
+            return Access(provider=Refreshing(credential, _azure))
+    return Access()
 
 
 @dataclass(frozen=True, slots=True)
-class Constant:
-    """Gives the same credentials for ever."""
+class Constant[C]:
+    """Returns the same credentials for ever."""
 
-    credentials: dict[str, Any]
+    credentials: C
 
-    def __call__(self) -> dict[str, Any]:
+    def __call__(self) -> C:
         return self.credentials
 
 
 @dataclass(frozen=True, slots=True)
-class Refreshing:
-    """Calls the user's function when what it returned last expires."""
+class Refreshing[C]:
+    """Calls the user's function when the credentials that it returned last expire."""
 
     credential: S3Refreshable | GcsRefreshable | AzureRefreshable
-    convert: Callable[[Any], dict[str, Any]]
+    convert: Callable[[object], C]
 
-    def __call__(self) -> dict[str, Any]:
-        return self.convert(_CALLED.current(self.credential.pickled_function, self.credential.current))
+    def __call__(self) -> C:
+        return self.convert(_RETURNED.current(self.credential.pickled_function, self.credential.current))
 
 
-class _Called:
-    """What users' functions returned, by their pickled form; shared by the process."""
+class _ReturnedCredentials:
+    """What users' functions returned last, by their pickled form; shared by the process."""
 
     def __init__(self) -> None:
-        self._returned: SharedLoads[bytes, tuple[Any, datetime | None]] = SharedLoads(0)
+        self._returned: SharedLoads[bytes, tuple[object, datetime | None]] = SharedLoads(0)
 
-    def current(self, pickled: bytes, scattered: Any) -> Any:
-        """What the function returned last, or what came with its pickle, if it has not expired; else a call's result.
-
-        Threads that need new credentials at the same time wait for the first one's call, a while: these are tasks of
-        a pool, and the user's function may need that pool.
-        """
+    def current(self, pickled: bytes, scattered: object) -> object:
+        """Return what the function returned last, or what came with its pickle; if that has expired, call it."""
         known = self._returned.get(pickled) or (scattered, _stale_at(scattered))
         credentials, stale_at = known
         if credentials is not None and (stale_at is None or datetime.now(UTC) < stale_at):
@@ -137,57 +154,79 @@ class _Called:
         return self._returned.load(pickled, _call, patience_s=_PATIENCE_S)[0]
 
 
-def _call(pickled: bytes) -> tuple[tuple[Any, datetime | None], int]:
-    credentials = pickle.loads(pickled)()
+def _call(pickled: bytes) -> tuple[tuple[object, datetime | None], int]:
+    credentials: object = pickle.loads(pickled)()
     return (credentials, _stale_at(credentials)), 0
 
 
-_CALLED = _Called()
+_RETURNED = _ReturnedCredentials()
 _PATIENCE_S = 10.0
 
 
-def _stale_at(credentials: Any) -> datetime | None:
-    """A little before the expiry: a tenth of the time that is left, a minute at most."""
-    expires = _utc(getattr(credentials, "expires_after", None))
+def _stale_at(credentials: object) -> datetime | None:
+    """Return a time shortly before the expiry: a tenth of the time that is left, a minute at most."""
+    expires = _expiry(credentials)
     if expires is None:
         return None
     return expires - max(timedelta(), min(_EARLY, (expires - datetime.now(UTC)) / 10))
 
 
-def _utc(time: datetime | None) -> datetime | None:
+def _expiry(credentials: object) -> datetime | None:
+    time: datetime | None = getattr(credentials, "expires_after", None)
     return time.replace(tzinfo=UTC) if time is not None and time.tzinfo is None else time
 
 
-def _s3(credentials: Any) -> dict[str, Any]:
-    if not hasattr(credentials, "secret_access_key"):
+# Users' functions may return objects of the official package, which have the same attributes as ours.
+
+
+@runtime_checkable
+class _Keys(Protocol):
+    access_key_id: str
+    secret_access_key: str
+    session_token: str | None
+
+
+@runtime_checkable
+class _Bearer(Protocol):
+    bearer: str
+
+
+@runtime_checkable
+class _Token(Protocol):
+    token: str
+
+
+def _s3(credentials: object) -> S3Credential:
+    if not isinstance(credentials, _Keys):
         raise _wrong(credentials, "S3StaticCredentials")
     return {
         "access_key_id": credentials.access_key_id,
         "secret_access_key": credentials.secret_access_key,
         "token": credentials.session_token,
-        "expires_at": _utc(credentials.expires_after),
+        "expires_at": _expiry(credentials),
     }
 
 
-def _gcs(credentials: Any) -> dict[str, Any]:
-    if not hasattr(credentials, "bearer"):
+def _gcs(credentials: object) -> GCSCredential:
+    if not isinstance(credentials, _Bearer):
         raise _wrong(credentials, "GcsBearerCredential")
-    return {"token": credentials.bearer, "expires_at": _utc(credentials.expires_after)}
+    return {"token": credentials.bearer, "expires_at": _expiry(credentials)}
 
 
-def _azure(credentials: Any) -> dict[str, Any]:
-    expires_at = {"expires_at": _utc(getattr(credentials, "expires_after", None))}
+def _azure(credentials: object) -> AzureCredential:
+    expires_at = _expiry(credentials)
     if isinstance(credentials, AzureRefreshableAccessKey | AzureAccessKey):
-        return {"access_key": credentials.key, **expires_at}
+        return {"access_key": credentials.key, "expires_at": expires_at}
     if isinstance(credentials, AzureRefreshableSasToken | AzureSasToken):
-        return {"sas_token": credentials.token.removeprefix("?"), **expires_at}
-    token = getattr(credentials, "bearer", None) or getattr(credentials, "token", None)
-    if token is None:
-        raise _wrong(credentials, "AzureRefreshableCredential")
-    return {"token": token, **expires_at}
+        return {"sas_token": credentials.token.removeprefix("?"), "expires_at": expires_at}
+    if isinstance(credentials, _Bearer):
+        return {"token": credentials.bearer, "expires_at": expires_at}
+    if isinstance(credentials, _Token):
+        return {"token": credentials.token, "expires_at": expires_at}
+    raise _wrong(credentials, "AzureRefreshableCredential")
 
 
-def _wrong(credentials: Any, wanted: str) -> InvalidInputError:
+def _wrong(credentials: object, wanted: str) -> InvalidInputError:
     return InvalidInputError(
         f"get_credentials returned a {type(credentials).__name__}; it must return {wanted}",
         ErrorKind.INVALID_CREDENTIALS,

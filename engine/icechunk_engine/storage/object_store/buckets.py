@@ -1,7 +1,7 @@
 """Buckets of object stores as data: where they are, how requests are authenticated and made. Pure.
 
-A :class:`Bucket` is hashable, picklable and cheap; :mod:`.client` turns it into a client when it is first used.
-Repositories and virtual chunk containers are described alike.
+A :class:`Bucket` is hashable, picklable and cheap. :mod:`.client` turns it into a client when it is first used.
+Repositories and virtual chunk containers use the same description.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from enum import StrEnum
-from typing import Any
 from urllib.parse import urlsplit
 
 from icechunk_engine.config import ChecksumAlgorithm, S3Options, StorageSettings
@@ -24,13 +23,13 @@ from icechunk_engine.errors.redaction import redacted
 AnyStoreCredential = AnyS3Credential | AnyGcsCredential | AnyAzureCredential
 
 _NEVER = timedelta(days=1)
-"""Of one request as a whole, which may be long: a store that sends nothing is noticed by the read timeout."""
+"""Timeout of one request as a whole, which may take long. The read timeout notices a store that sends nothing."""
 _SILENCE = timedelta(seconds=60)
-"""After so long without a byte a request has failed, unless settings say otherwise, or it sends much."""
+"""Default read timeout: a request fails after so long without a byte. Uploads have more time."""
 
 
 class StoreKind(StrEnum):
-    """Protocols."""
+    """Protocols of stores."""
 
     S3 = "s3"
     GCS = "gs"
@@ -38,7 +37,11 @@ class StoreKind(StrEnum):
     HTTP = "http"
 
 
-type Options = tuple[tuple[str, Any], ...]
+type OptionValue = str | bytes | bool | int | timedelta | tuple[tuple[str, timedelta], ...]
+"""The last form is the back-off of retries."""
+
+type Options = tuple[tuple[str, OptionValue], ...]
+type Headers = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,15 +51,15 @@ class Bucket:
     Attributes
     ----------
     url
-        Names the place, without secrets; equal for equal places.
+        Names the place, without secrets. Equal for equal places.
     name
-        Of the bucket; for HTTP the base URL.
+        The name of the bucket; for HTTP the base URL.
     options
-        Of the protocol's client, by obstore's names.
+        Options of the protocol's client, under obstore's names.
     client, retry
-        Of HTTP requests, by obstore's names.
+        Options of HTTP requests, under obstore's names.
     read_headers, write_headers
-        Added to requests.
+        Headers added to requests that read and that write.
     """
 
     kind: StoreKind
@@ -66,12 +69,12 @@ class Bucket:
     credential: AnyStoreCredential | None = field(default=None, repr=False)
     client: Options = field(default=(), repr=False)
     retry: Options = ()
-    read_headers: Options = field(default=(), repr=False)
-    write_headers: Options = field(default=(), repr=False)
+    read_headers: Headers = field(default=(), repr=False)
+    write_headers: Headers = field(default=(), repr=False)
 
     @property
     def is_of_a_cloud(self) -> bool:
-        """True for the clouds' own stores, False where an endpoint of some other store is given."""
+        """True for the cloud providers' own stores, False if the user gave an endpoint."""
         return self.url.startswith(f"{self.kind}://")
 
 
@@ -83,15 +86,15 @@ def s3_bucket(
     read_headers: Mapping[str, str] | None = None,
     write_headers: Mapping[str, str] | None = None,
 ) -> Bucket:
-    """A bucket of S3 or of a store with its interface; requests are path style.
+    """Describe a bucket of S3 or of a compatible store. Requests are path style.
 
     Raises
     ------
     InvalidInputError
-        ``storage-config``: options that contradict each other or are not supported.
+        ``storage-config``: the options contradict each other or are not supported.
     """
     endpoint = options.endpoint_url.rstrip("/") if options.endpoint_url else None
-    config: dict[str, Any] = {"virtual_hosted_style_request": False}
+    config: dict[str, OptionValue] = {"virtual_hosted_style_request": False}
     if endpoint is not None:
         if urlsplit(endpoint).scheme not in ("http", "https"):
             raise _bad(f"endpoint_url={options.endpoint_url!r} is not a URL; write https://host[:port]")
@@ -115,8 +118,8 @@ def s3_bucket(
         for headers in (read_headers, write_headers):
             for spelt in [spelt for spelt in headers if spelt.lower() == header]:
                 config[name] = convert(headers.pop(spelt))
-    # An encrypted endpoint must not lead anywhere unencrypted, by a redirect.
-    client: dict[str, Any] = {"allow_http": options.allow_http and not (endpoint or "").startswith("https://")}
+    # A redirect of an encrypted endpoint must not lead to an unencrypted one.
+    client: dict[str, OptionValue] = {"allow_http": options.allow_http and not (endpoint or "").startswith("https://")}
     stream_timeout = options.network_stream_timeout_seconds
     if stream_timeout is not None:
         client["read_timeout"] = timedelta(seconds=stream_timeout) if stream_timeout else _NEVER
@@ -140,7 +143,10 @@ def gcs_bucket(
     read_headers: Mapping[str, str] | None = None,
     write_headers: Mapping[str, str] | None = None,
 ) -> Bucket:
-    """A bucket of Google Cloud Storage; ``config`` holds object_store's options, with or without ``google_``."""
+    """Describe a bucket of Google Cloud Storage.
+
+    ``config`` holds object_store's options, with or without the prefix ``google_``.
+    """
     options, client = split_options(config, "google_")
     base = options.get("base_url", "").rstrip("/")
     return Bucket(
@@ -158,11 +164,14 @@ def gcs_bucket(
 def azure_bucket(
     account: str, container: str, credential: AnyAzureCredential | None, config: Mapping[str, str] | None = None
 ) -> Bucket:
-    """A container of Azure Blob Storage; ``config`` holds object_store's options, with or without ``azure_``."""
+    """Describe a container of Azure Blob Storage.
+
+    ``config`` holds object_store's options, with or without the prefix ``azure_``.
+    """
     options, client = split_options(config, "azure_", "storage_")
     endpoint = options.get("endpoint", "").rstrip("/")
     if not _ACCOUNT.fullmatch(_checked_name(account, "account")):
-        raise _bad(f"{account!r} is not an account name; give it without scheme and domain")
+        raise _bad(f"{account!r} is not a valid account name; give it without scheme and domain")
     return Bucket(
         kind=StoreKind.AZURE,
         url=redacted(f"az+{endpoint}/{container}") if endpoint else f"az://{account}/{container}",
@@ -174,32 +183,32 @@ def azure_bucket(
 
 
 def web_server(url: str, opts: Mapping[str, str] | None = None, headers: Mapping[str, str] | None = None) -> Bucket:
-    """A web server; ``opts`` holds object_store's transport options."""
+    """Describe a web server; ``opts`` holds object_store's transport options."""
     require_text(url, "the URL of a web server")
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.netloc:
         raise StorageError(
-            f"error parsing URL {url!r}: it is not that of a web server; write https://host/path",
+            f"error parsing URL {url!r}: it is not the URL of a web server. Write https://host/path",
             ErrorKind.CANNOT_PARSE_URL,
         )
     if parts.query or parts.fragment:
         raise InvalidInputError(
-            f"{url!r} has a query or fragment, which no object below it could have; leave it out",
+            f"{url!r} has a query or fragment. Objects below it could not have that; leave it out",
             ErrorKind.CANNOT_PARSE_URL,
         )
     base = f"{parts.scheme}://{parts.netloc}"
     shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
     for name, value in (opts or {}).items():
         require_text(value, f"the option {name}")
-    client = {**(opts or {}), "allow_http": parts.scheme == "http"}
+    client: dict[str, OptionValue] = {**(opts or {}), "allow_http": parts.scheme == "http"}
     return Bucket(kind=StoreKind.HTTP, url=shown, name=base, client=_frozen(client), read_headers=_headers(headers))
 
 
 def with_settings(bucket: Bucket, settings: StorageSettings) -> Bucket:
-    """The bucket with the retries and timeouts that settings ask for; what they leave open is left as it is."""
+    """Return the bucket with the retries and timeouts of some settings. Unset ones stay as they are."""
     timeouts, retries = settings.timeouts, settings.retries
-    client: dict[str, Any] = {"timeout": _NEVER, "read_timeout": _SILENCE, **dict(bucket.client)}
-    retry: dict[str, Any] = dict(bucket.retry)
+    client: dict[str, OptionValue] = {"timeout": _NEVER, "read_timeout": _SILENCE, **dict(bucket.client)}
+    retry: dict[str, OptionValue] = dict(bucket.retry)
     if timeouts is not None:
         for name, value in (
             ("connect_timeout", timeouts.connect_timeout_ms),
@@ -216,14 +225,14 @@ def with_settings(bucket: Bucket, settings: StorageSettings) -> Bucket:
         backoff = {
             name: timedelta(milliseconds=value)
             for name, value in (("init_backoff", retries.initial_backoff_ms), ("max_backoff", retries.max_backoff_ms))
-            if value  # the client cannot back off by nothing at all
+            if value  # the client cannot wait for no time at all
         }
         if backoff:
-            retry["backoff"] = _frozen(backoff)
+            retry["backoff"] = tuple(sorted(backoff.items()))
     return replace(bucket, client=_frozen(client), retry=_frozen(retry))
 
 
-_SIGNED_HEADERS: dict[str, tuple[str, Callable[[str], Any]]] = {
+_SIGNED_HEADERS: dict[str, tuple[str, Callable[[str], str | bool]]] = {
     "x-amz-request-payer": ("request_payer", lambda value: value.lower() == "requester"),
     "x-amz-server-side-encryption": ("server_side_encryption", str),
     "x-amz-server-side-encryption-aws-kms-key-id": ("sse_kms_key_id", str),
@@ -232,34 +241,40 @@ _SIGNED_HEADERS: dict[str, tuple[str, Callable[[str], Any]]] = {
         lambda value: value.lower() == "true",
     ),
 }
-"""Headers that the client adds where they belong, and signs, when it is told so by options."""
+"""Headers that the client can sign, the options that make it send them, and how their values are converted."""
 
 
 def s3_endpoint_of_environment() -> str | None:
-    """The endpoint that AWS's own tools would use; resolved where a storage is made, so that it travels with it."""
+    """Return the endpoint that AWS's own tools would use.
+
+    It is looked up when a storage is made, so that pickled copies use the same one.
+    """
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
 
 
-def _frozen(options: Mapping[str, Any]) -> Options:
+def _frozen(options: Mapping[str, OptionValue]) -> Options:
     return tuple(sorted(options.items()))
 
 
-def split_options(config: Mapping[str, str] | None, *prefixes: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Options of the store and of its HTTP client, which official takes from one mapping; without the prefixes."""
-    options: dict[str, Any] = {}
-    client: dict[str, Any] = {}
+def split_options(config: Mapping[str, str] | None, *prefixes: str) -> tuple[dict[str, str], dict[str, OptionValue]]:
+    """Split a mapping into options of the store and of its HTTP client, and remove prefixes from the names."""
+    options: dict[str, str] = {}
+    client: dict[str, OptionValue] = {}
     for name, value in (config or {}).items():
         require_text(name, "the name of an option")
         require_text(value, f"the option {name}")
         plain = name.lower()
         for prefix in prefixes:
             plain = plain.removeprefix(prefix)
-        (client if plain in _CLIENT_OPTIONS else options)[plain] = value
-    endpoint = str(options.get("endpoint") or options.get("base_url") or "").lower()
+        if plain in _CLIENT_OPTIONS:
+            client[plain] = value
+        else:
+            options[plain] = value
+    endpoint = (options.get("endpoint") or options.get("base_url") or "").lower()
     if endpoint.startswith("http://"):
         client.setdefault("allow_http", True)
     elif endpoint.startswith("https://"):
-        client.pop("allow_http", None)  # no redirect may lead anywhere unencrypted
+        client.pop("allow_http", None)  # a redirect must not lead to an unencrypted server
     return options, client
 
 
@@ -284,7 +299,7 @@ _CLIENT_OPTIONS = frozenset(
 )
 
 
-def _headers(headers: Mapping[str, str] | None, signed: str | None = None) -> Options:
+def _headers(headers: Mapping[str, str] | None, signed: str | None = None) -> Headers:
     for name, value in (headers or {}).items():
         require_text(name, "the name of a header")
         require_text(value, f"the header {name}")
@@ -294,14 +309,14 @@ def _headers(headers: Mapping[str, str] | None, signed: str | None = None) -> Op
     for name in headers or {}:
         if signed is not None and name.lower().startswith(signed):
             raise _bad(
-                f"the header {name!r} would have to be signed, which is supported for {', '.join(_SIGNED_HEADERS)} "
-                f"only; leave it out (storage classes: StorageSettings(storage_class=…))"
+                f"the header {name!r} would have to be signed, which is supported only for "
+                f"{', '.join(_SIGNED_HEADERS)}; leave it out (storage classes: StorageSettings(storage_class=…))"
             )
-    return _frozen({name.lower(): value for name, value in (headers or {}).items()})
+    return tuple(sorted((name.lower(), value) for name, value in (headers or {}).items()))
 
 
-def require_text(value: Any, what: str) -> None:
-    """Raise TypeError unless the value is a string; it may be secret, and is not shown."""
+def require_text(value: object, what: str) -> None:
+    """Raise TypeError if the value is not a string. It may be secret, so it is not shown."""
     if not isinstance(value, str):
         raise TypeError(f"{what} must be a string, not {type(value).__name__}")
 
@@ -309,7 +324,7 @@ def require_text(value: Any, what: str) -> None:
 def _checked_name(name: str, what: str) -> str:
     require_text(name, f"the name of a {what}")
     if not name or any(character in name for character in "/?#@ \\"):
-        raise _bad(f"{name!r} is not a {what} name; give it without scheme and path")
+        raise _bad(f"{name!r} is not a valid {what} name; give it without scheme and path")
     return name
 
 
@@ -318,9 +333,9 @@ _REGION = re.compile("[A-Za-z0-9._-]+")
 
 
 def _checked_region(region: str) -> str:
-    """It becomes a part of the host's name."""
+    """Check a region. It becomes a part of the host name."""
     if not _REGION.fullmatch(region):
-        raise _bad(f"{region!r} is not a region name")
+        raise _bad(f"{region!r} is not a valid region name")
     return region
 
 

@@ -1,12 +1,15 @@
-"""What became of a conditional write whose answer says little. Pure.
+"""What became of a conditional write whose answer was lost, judged by reading the object back. Pure.
 
-A store may apply a conditional write and lose the answer; the client's retry is then refused, because the object is
-there already: by us. So each conditional write carries a write id of its own in the object's metadata, and after any
-refusal or failure the object is read again and judged here. The name of the metadata is that of the format
-(``icechunkwriteid``).
+**The problem.** A store may apply a conditional write and lose the answer. The client repeats the request, and the
+store refuses it, because the object is already there: ours.
 
-Equal content proves nothing: two writers may well write the same. Where a store drops metadata, a write that was
-applied may pass for lost; those who update a repository recognise theirs by the ops log then.
+**The solution.** Each conditional write carries a write id of its own in the object's metadata. After a refusal or a
+failure, :mod:`.conditional_writes` reads the object, and :func:`outcome_of` compares. The name of the metadata is
+that of the format (``icechunkwriteid``).
+
+**What would break it.** Comparing contents instead of ids: two writers may write the same bytes, and only one has won.
+A store that drops metadata: a write that was applied may then look lost. Those who update a repository recognise their
+update by the ops log in that case.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ WRITE_ID_SPELLINGS = (WRITE_ID, "icechunk_write_id")
 
 
 class Outcome(Enum):
-    """Of one conditional write."""
+    """What became of one conditional write."""
 
     WON = "the object is what we wrote"
     LOST = "somebody else's write is there"
@@ -30,22 +33,22 @@ class Outcome(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """A conditional write: its id, and on which condition (``expected`` None: there must be no object)."""
+    """A conditional write: its id and its condition (``expected`` None: the object must not exist)."""
 
     write_id: str
     expected: Version | None
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """The object as it was read after the write."""
+class FoundObject:
+    """The version of an object that was read, and the id of the write that made it, if known."""
 
     version: Version
     write_id: str | None
 
 
-def judge(attempt: Attempt, found: Found | None) -> Outcome:
-    """What the object says about the write; ``found`` None: there is no object."""
+def outcome_of(attempt: Attempt, found: FoundObject | None) -> Outcome:
+    """Return what the object says about the write; ``found`` is None if the object does not exist."""
     if found is None:
         return Outcome.UNTOUCHED if attempt.expected is None else Outcome.LOST
     if found.write_id == attempt.write_id:
