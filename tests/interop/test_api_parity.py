@@ -174,6 +174,16 @@ def test_the_table_tells_what_differs() -> None:
     assert sorted(set(differences())) == sorted(documented())
 
 
+@pytest.mark.parametrize("name", ["Session", "ForkSession", "Repository", "IcechunkStore"])
+def test_users_see_official_methods_and_listed_additions_only(name: str) -> None:
+    """What the engine's own modules need of a session is in its workspace, not among the methods of users."""
+    additions = DIFFERENCES.read_text(encoding="utf-8").split("## Additions\n")[1].split("\n## ")[0]
+    cls = "Session" if name == "ForkSession" else name
+    listed = set(re.findall(rf"`{cls}\.(\w+)", additions))
+    added = set(public(getattr(ours, name))) - set(public(getattr(official, name)))
+    assert added == listed, f"list the additions of {cls} in {DIFFERENCES.name}"
+
+
 def test_modules_are_found() -> None:
     """The walk sees official's modules: a new one of a later release is seen, too."""
     assert {"icechunk.xarray", "icechunk.dask", "icechunk.testing", "icechunk.storage"} <= set(modules())
