@@ -319,7 +319,7 @@ def duration_s(value: object, otherwise: float | None) -> float | None:
     return sum(int(span[1]) * _SECONDS[span[2]] for span in spans)
 
 
-type _Options = Mapping[str, OptionValue]
+type _Options = Mapping[str, OptionValue | None]
 
 
 class _PoolOptions(TypedDict):
