@@ -24,6 +24,7 @@ _START_S = 90
 
 # Without `ms mon client mode = crc` nothing may talk to the monitor without keys, and without `tcp_nodelay` each
 # answer takes 44 ms. One disk is not a cluster to Ceph unless it is told that one copy will do.
+# The monitor collects changes for a second before it agrees on them, and each of the gateway's pools is a change.
 _CONFIGURATION = """
 [global]
 fsid = {fsid}
@@ -56,6 +57,7 @@ osd class load list = *
 memstore device bytes = 1073741824
 
 [mon]
+paxos propose interval = 0.05
 mon data = {place}/mon
 
 [osd]

@@ -19,6 +19,9 @@ from .proxy import Fault, FaultProxy, proxied
 
 ALONE = StorageSettings(unsafe_use_conditional_create=False, unsafe_use_conditional_update=False)
 ONCE = StorageSettings(retries=StorageRetriesSettings(max_tries=1))
+HASTY = StorageSettings(retries=StorageRetriesSettings(initial_backoff_ms=1, max_backoff_ms=5))
+"""The answer 501 is retried; the usual pauses between the attempts would take seconds."""
+CONFIG = RepositoryConfig(storage=HASTY)
 
 
 def ignores_create(proxy: FaultProxy) -> None:
@@ -46,7 +49,7 @@ def proxy(s3_server: Running) -> Iterator[FaultProxy]:
 @pytest.fixture
 def liar(proxy: FaultProxy, place: str, request: pytest.FixtureRequest) -> Storage:
     request.param(proxy)
-    return s3_at(Running(proxy.port), place)
+    return s3_at(Running(proxy.port), place).with_settings(HASTY)
 
 
 @pytest.fixture
@@ -62,7 +65,7 @@ def written(storage: Storage) -> dict[str, Version]:
 def test_no_repository_is_made(liar: Storage, direct: Storage) -> None:
     for _ in range(2):
         with pytest.raises(StorageError, match="unsafe_use_conditional_update=False") as caught:
-            Repository.create(liar)
+            Repository.create(liar, CONFIG)
         assert caught.value.kind is ErrorKind.NO_CONDITIONAL_WRITES
         assert liar.identity.startswith(str(caught.value).partition(" ")[0])
         assert written(direct) == {}
@@ -98,7 +101,7 @@ def test_nothing_is_written_to_a_repository(
         zarr.create_array(store, name="a", shape=(1000,), chunks=(500,), dtype="i8")
     before = written(direct)
     with pytest.raises(StorageError) as caught:
-        change(Repository.open(liar))
+        change(Repository.open(liar, CONFIG))
     assert caught.value.kind is ErrorKind.NO_CONDITIONAL_WRITES
     assert written(direct) == before
 
