@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from icechunk_engine import Repository, in_memory_storage
 from icechunk_engine.storage import Storage, local_filesystem_storage
 from tests import profiles
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 profiles.choose_examples()
 
@@ -34,3 +39,24 @@ def storage(request: pytest.FixtureRequest, tmp_path: os.PathLike[str]) -> Stora
 def repo(storage: Storage) -> Repository:
     """An empty repository."""
     return Repository.create(storage)
+
+
+CLUSTER: dict[str, Any] = {"n_workers": 2, "threads_per_worker": 2, "dashboard_address": ":0", "silence_logs": 50}
+
+
+@pytest.fixture(scope="session")
+def cluster_of_processes() -> Iterator[Client]:
+    """Two worker processes of dask. Starting them takes seconds, so all tests share them."""
+    from distributed import Client, LocalCluster
+
+    with LocalCluster(processes=True, **CLUSTER) as cluster, Client(cluster, set_as_default=False) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def cluster_of_threads() -> Iterator[Client]:
+    """Workers in this process, which may be given the very objects that are here."""
+    from distributed import Client, LocalCluster
+
+    with LocalCluster(processes=False, **CLUSTER) as cluster, Client(cluster, set_as_default=False) as client:
+        yield client

@@ -20,6 +20,7 @@ def blocks(file: Path) -> list[str]:
     return [found["code"] for found in BLOCK.finditer(file.read_text()) if "not-run:" not in found["info"]]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "file", [file for file in FILES if blocks(file)], ids=lambda file: str(file.relative_to(ROOT))
 )

@@ -38,6 +38,7 @@ EXPECTED = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", EXPECTED)
 def test_example_runs(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "with space"  # in paths and in the URLs made of them

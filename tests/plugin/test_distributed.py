@@ -13,34 +13,20 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
-from distributed import Client, LocalCluster
+from distributed import Client
 
 import xarray_icechunk as xi
 from xarray_icechunk import dask_writer
 
 from .conftest import write
 
-CLUSTER: dict[str, Any] = {"n_workers": 2, "threads_per_worker": 2, "dashboard_address": ":0", "silence_logs": 50}
-
-
-@pytest.fixture(scope="module")
-def processes() -> Iterator[Client]:
-    """Two worker processes."""
-    with LocalCluster(processes=True, **CLUSTER) as cluster, Client(cluster, set_as_default=False) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def threads() -> Iterator[Client]:
-    """Workers in this process, which may be given the very objects that are here."""
-    with LocalCluster(processes=False, **CLUSTER) as cluster, Client(cluster, set_as_default=False) as client:
-        yield client
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(params=["processes", "threads"])
 def client(request: pytest.FixtureRequest) -> Iterator[Client]:
     """Each kind of cluster, as the default scheduler."""
-    client: Client = request.getfixturevalue(request.param)
+    client: Client = request.getfixturevalue(f"cluster_of_{request.param}")
     with client.as_current():
         yield client
 
@@ -181,9 +167,11 @@ def test_write_that_is_repeated(
     require_equal(location, big)
 
 
-def test_worker_that_dies(processes: Client, repo: Any, location: str, tmp_path: Path, big: xr.Dataset) -> None:
+def test_worker_that_dies(
+    cluster_of_processes: Client, repo: Any, location: str, tmp_path: Path, big: xr.Dataset
+) -> None:
     flag = tmp_path / "flag"
-    with processes.as_current():
+    with cluster_of_processes.as_current():
         write(repo, troubled(big, Trouble(flag, "exit")))
     assert flag.exists()
     require_equal(location, big)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
-from dask.distributed import Client, LocalCluster
+from dask.distributed import Client
 
 import xarray_icechunk as xi
 from icechunk_engine import Repository
@@ -20,6 +20,7 @@ from . import writing
 from .conftest import s3_at
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "n_writers", "n_commits"),
     by_profile(quick=[("s3", 8, 3), ("ceph", 12, 4)], thorough=[("s3", 8, 5), ("ceph", 20, 10)]),
@@ -48,11 +49,12 @@ def test_independent_writers_lose_nothing(
     assert [info.parent_id for info in history[:-1]] == [info.id for info in history[1:]]
 
 
-def test_a_cluster_writes_one_commit(store: Storage) -> None:
+@pytest.mark.long
+def test_a_cluster_writes_one_commit(store: Storage, cluster_of_processes: Client) -> None:
     repo = Repository.create(store)
     values = dask.array.random.default_rng(0).random((40, 300), chunks=(10, 100))
     dataset = xr.Dataset({"v": (("y", "x"), values)}, coords={"x": np.arange(300)})
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster, Client(cluster):
+    with cluster_of_processes.as_current():
         session = repo.writable_session("main")
         xi.to_icechunk(dataset, session)
         session.commit("by the workers")

@@ -16,6 +16,7 @@ from icechunk_engine import ErrorKind, Repository, Session
 from icechunk_engine.catalog import clock_check, spec_2_repo_file
 from icechunk_engine.transaction import commit
 from tests.engine.transaction.edits import State, data_edits, made, moves, started, state
+from tests.profiles import by_profile
 
 BRANCHES = ("main", "dev", "x")
 TAGS = ("v1", "v2", "v3")
@@ -317,7 +318,7 @@ def test_history_behaves_as_the_model() -> None:
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         HistoryMachine,
         settings=settings(
-            max_examples=max(40, settings().max_examples // 2),
+            max_examples=by_profile(quick=25, thorough=500),
             stateful_step_count=30,
             deadline=None,
             suppress_health_check=list(HealthCheck),

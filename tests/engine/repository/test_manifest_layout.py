@@ -18,6 +18,7 @@ from icechunk_engine.storage import MemoryStorage, Storage
 from icechunk_engine.storage.wrappers import ObservingStorage, StorageCall
 from icechunk_engine.transaction import splitting
 from tests.engine.store.support import array_document
+from tests.profiles import by_profile
 
 GRID = (6, 5)
 
@@ -43,7 +44,7 @@ def configured(split: tuple[int, int] | None) -> ic.RepositoryConfig:
     return config
 
 
-@settings(max_examples=max(200, settings().max_examples))
+@settings(max_examples=by_profile(quick=100, thorough=1000))
 @given(commits=st.lists(st.tuples(edges, st.lists(writes, min_size=1, max_size=4)), min_size=1, max_size=6))
 def test_layout(commits: list[tuple[Any, list[tuple[str, Any]]]]) -> None:
     with pytest.MonkeyPatch.context() as patch:
@@ -92,7 +93,7 @@ class Interrupting(ObservingStorage):
         return function()
 
 
-@settings(max_examples=max(150, settings().max_examples))
+@settings(max_examples=by_profile(quick=80, thorough=1000))
 @given(
     split=edges,
     before=boxes,

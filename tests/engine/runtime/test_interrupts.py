@@ -10,6 +10,7 @@ from tests.bounded import run_bounded
 from tests.engine.runtime import interrupts
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("work", [interrupts.of_shared_loads, interrupts.of_forks, interrupts.of_sessions])
 def test_an_interrupt_anywhere(work: Callable[[], int]) -> None:
     n_places = run_bounded(work, seconds=120)
