@@ -59,7 +59,7 @@ from icechunk_engine.errors import (
     SessionStateError,
     VersionMismatchError,
 )
-from icechunk_engine.format import layout, v1
+from icechunk_engine.format import layout, ref_files
 from icechunk_engine.format.repo_info import SnapshotRecord
 from icechunk_engine.format.snapshot import encode_snapshot, initial_snapshot
 from icechunk_engine.ids import INITIAL_SNAPSHOT_ID, ObjectId, SnapshotId
@@ -86,7 +86,7 @@ class RefFileCatalog(Catalog):
     def find(cls, assets: AssetManager) -> Self:
         key = cls.entry_key()
         try:
-            v1.decode_ref(assets.storage.get(key), key)
+            ref_files.decode_ref(assets.storage.get(key), key)
         except ObjectNotFoundError:
             raise RepositoryNotFoundError(f"no repository of spec version 1 at {assets.storage.identity}") from None
         return cls(assets)
@@ -119,14 +119,14 @@ class RefFileCatalog(Catalog):
         except ObjectNotFoundError:
             self._require_not_upgraded()
             raise unknown_branch(name, list_refs(self._storage).branches) from None
-        return v1.decode_ref(data, key), version
+        return ref_files.decode_ref(data, key), version
 
     def tag_target(self, name: str) -> SnapshotId:
         key = layout.tag_ref_key(_ref_name(name))
         was_deleted = self._has(layout.deleted_tag_key(name))
         if not was_deleted:
             try:
-                return v1.decode_ref(self._storage.get(key), key)
+                return ref_files.decode_ref(self._storage.get(key), key)
             except ObjectNotFoundError:
                 self._require_not_upgraded()
         raise unknown_tag(name, self.tags(), was_deleted=was_deleted)
@@ -237,13 +237,13 @@ class RefFileCatalog(Catalog):
             self._require_snapshot(change.snapshot_id)
             self._require_not_upgraded()
             with suppress(VersionMismatchError):
-                self._storage.create(key, v1.encode_ref(change.snapshot_id))
+                self._storage.create(key, ref_files.encode_ref(change.snapshot_id))
                 return
         raise branch_taken(change.name)
 
     def _move_branch(self, name: str, target: SnapshotId, version: Version) -> None:
         self._require_not_upgraded()
-        self._storage.replace(layout.branch_ref_key(name), v1.encode_ref(target), version)
+        self._storage.replace(layout.branch_ref_key(name), ref_files.encode_ref(target), version)
 
     def _delete_branch(self, name: str) -> None:
         require_deletable(name)
@@ -260,7 +260,7 @@ class RefFileCatalog(Catalog):
             self._require_snapshot(change.snapshot_id)
             self._require_not_upgraded()
             with suppress(VersionMismatchError):
-                self._storage.create(key, v1.encode_ref(change.snapshot_id))
+                self._storage.create(key, ref_files.encode_ref(change.snapshot_id))
                 return
         raise tag_taken(change.name, was_deleted=was_deleted)
 
@@ -299,7 +299,7 @@ class RefFileCatalog(Catalog):
         return FirstFiles(
             config=None if config is None else (layout.CONFIG_YAML, to_yaml(config)),
             others={layout.snapshot_key(INITIAL_SNAPSHOT_ID): snapshot},
-            visible=(self.entry_key(), v1.encode_ref(INITIAL_SNAPSHOT_ID)),
+            visible=(self.entry_key(), ref_files.encode_ref(INITIAL_SNAPSHOT_ID)),
         )
 
     def parent_in_file(self, parent_id: SnapshotId) -> SnapshotId | None:

@@ -1,11 +1,17 @@
-"""Chunk references as columns ⇄ the ``ChunkRef`` tables of a manifest (spec, *Manifest*)."""
+"""Convert chunk references between columns and the ``ChunkRef`` tables of a manifest (spec, *Manifest*).
+
+Reading works in slabs whose columns fit into the cache, because gathering from memory is what takes the time. A slab
+makes tables of distinct strings of its own; the tables of all slabs are merged at the end.
+
+Inline payloads are not copied while they are read: their offsets count in the body of the file. At the end, the body
+is either kept as ``inline_data``, or the payloads are copied so that it can be freed.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +21,8 @@ from icechunk_engine.columns.tables import (
     I64,
     U8,
     BytesTable,
+    Integers,
+    Mask,
     broadcast_column,
     concat_tables,
     gather_ranges,
@@ -30,22 +38,21 @@ from icechunk_engine.format.schema import MAX_NDIM, OBJECT_ID_SIZE
 from icechunk_engine.format.schema import ChunkRef as Slot
 
 Codes = NDArray[np.int32]
-Mask = NDArray[np.bool_]
 
-LEAST_REF = 16
-"""Bytes that a reference takes at least in a file: its offset, its table, and where its chunk is."""
+MIN_REF_BYTES = 16
+"""The fewest bytes that a reference takes in a file: its offset, its table, and the place of its chunk."""
 
 _SLAB_ROWS = 2**14
-"""References read at once, so that what is gathered on the way stays in cache."""
+"""References that are read at once. The arrays gathered on the way then stay in the cache."""
 
 
 def place_refs(arena: Arena, refs: ChunkRefs, frames: BytesTable | None) -> I64:
-    """Reserve the tables of references that are sorted by index; returns their positions.
+    """Reserve the tables of references that are sorted by index; return their positions.
 
     Parameters
     ----------
     frames
-        What to write instead of ``refs.locations``: the same locations, compressed.
+        The compressed locations, to write instead of ``refs.locations``.
     """
     inline, native, virtual = (refs.kinds == kind for kind in (INLINE, NATIVE, VIRTUAL))
     tables = BlockTables(len(refs))
@@ -80,7 +87,7 @@ def _only(codes: Codes, mask: Mask) -> Codes:
     return codes if bool(mask.all()) else np.where(mask, codes, np.int32(NO_CODE))
 
 
-def _ranges(data: U8, starts: NDArray[Any], lengths: I64) -> U8:
+def _ranges(data: U8, starts: Integers, lengths: I64) -> U8:
     starts = starts.astype(np.int64)
     if len(starts) and bool((starts[1:] == starts[:-1] + lengths[:-1]).all()):
         return data[int(starts[0]) : int(starts[-1] + lengths[-1])]
@@ -88,9 +95,10 @@ def _ranges(data: U8, starts: NDArray[Any], lengths: I64) -> U8:
 
 
 def apparent_sizes(refs: ChunkRefs) -> I64:
-    """Bytes that the official verifier charges for each reference, ``int64 (n,)``, rounded up.
+    """Return the bytes that the official verifier counts for each reference, ``int64 (n,)``, rounded up.
 
-    It charges a shared string at every reach. The sum also bounds the bytes that the references take in a file.
+    The verifier counts a shared string each time that a table points to it. So the sum is also an upper bound of the
+    bytes that the references take in a file.
     """
     n = len(refs)
     n_slots, fields = Slot.COMPRESSED_LOCATION + 1, 8 + 8 + OBJECT_ID_SIZE + 4 * 5
@@ -105,7 +113,7 @@ def apparent_sizes(refs: ChunkRefs) -> I64:
 
 
 def merge_equal_strings(refs: ChunkRefs) -> ChunkRefs:
-    """Same references with each location and etag once in its table."""
+    """Merge equal locations and etags, so that each is in its table once."""
     locations_, location_codes = _merge_equal(refs.locations, refs.location_codes)
     etags, etag_codes = _merge_equal(refs.etags, refs.etag_codes)
     return dataclasses.replace(
@@ -121,19 +129,19 @@ def _merge_equal(table: BytesTable, codes: Codes) -> tuple[BytesTable, Codes]:
 
 
 def read_refs(buffer: Buffer, vector: int, n: int, dictionary: bytes | None) -> ChunkRefs:
-    """The references of one array as columns, sorted by index.
+    """Read the references of one array as columns, sorted by index.
 
     Parameters
     ----------
     vector, n
         Position and number of the items of a vector of offsets to ``ChunkRef`` tables.
     dictionary
-        For compressed locations; None when the manifest says that it has none.
+        The dictionary of compressed locations; None if the manifest has none.
 
     Raises
     ------
     FormatError
-        When a table is damaged or names no place for its chunk.
+        A table is damaged, or does not say where its chunk is.
     """
     if n == 0:
         return ChunkRefs.empty(0)
@@ -147,19 +155,19 @@ def read_refs(buffer: Buffer, vector: int, n: int, dictionary: bytes | None) -> 
     inline = refs.kinds == INLINE
     if bool(inline.any()):
         refs = dataclasses.replace(refs, inline_data=buffer.data)
-        # Where the file is mostly payload, or payloads are shared, its body is kept instead of copied from.
+        # If payloads make up most of the file, or are shared, keep its body: copies would not save memory.
         if int(refs.lengths[inline].sum()) * 2 <= buffer.size:
             refs = refs.compact()
     return refs.latest()
 
 
 def read_few_refs(vectors: Vectors) -> list[ChunkRefs]:
-    """:func:`read_refs` of many arrays with few references each, at once.
+    """Do the same as :func:`read_refs` for many arrays with few references each, at once.
 
     Parameters
     ----------
     vectors
-        For each array its vector of offsets to ``ChunkRef`` tables.
+        The vector of offsets to ``ChunkRef`` tables of each array.
 
     Raises
     ------
@@ -167,23 +175,23 @@ def read_few_refs(vectors: Vectors) -> list[ChunkRefs]:
         As :func:`read_refs`, and for compressed locations.
     """
     starts = starts_of(vectors.lengths)
-    tables = vectors.tables(LEAST_REF)
+    tables = vectors.tables(MIN_REF_BYTES)
     ranks = tables.vectors(Slot.INDEX, 4, "the index of a chunk reference").lengths
     filled = vectors.lengths > 0
     if not np.array_equal(ranks, np.repeat(ranks[starts[:-1][filled]], vectors.lengths[filled])):
         raise vectors.buffer.error("its chunk references differ in rank")
     found = [ChunkRefs.empty(0)] * len(vectors)
-    for rank in np.unique(ranks).tolist():
+    for rank in np.unique(ranks).tolist():  # a column holds indices of one rank
         of_rank = np.flatnonzero(filled)[ranks[starts[:-1][filled]] == rank]
         bounds = starts_of(vectors.lengths[of_rank])
         slab = _read_slab(tables.take(np.flatnonzero(ranks == rank)), None)
-        for array, refs in zip(of_rank.tolist(), _cut(_own_inline(slab, tables.buffer), bounds), strict=True):
+        for array, refs in zip(of_rank.tolist(), _divide(_copy_payloads(slab, tables.buffer), bounds), strict=True):
             found[array] = refs.latest()
     return found
 
 
-def _own_inline(refs: ChunkRefs, buffer: Buffer) -> ChunkRefs:
-    """With a copy of the inline payloads that the references name in a file's body, row after row."""
+def _copy_payloads(refs: ChunkRefs, buffer: Buffer) -> ChunkRefs:
+    """Copy the inline payloads out of a file's body, in the order of the rows."""
     inline = refs.kinds == INLINE
     if not bool(inline.any()):
         return refs
@@ -194,12 +202,12 @@ def _own_inline(refs: ChunkRefs, buffer: Buffer) -> ChunkRefs:
     return dataclasses.replace(refs, offsets=offsets, inline_data=payloads)
 
 
-def _cut(refs: ChunkRefs, bounds: I64) -> Iterator[ChunkRefs]:
-    """The rows between one bound and the next, with columns of their own; inline payloads are in the rows' order."""
+def _divide(refs: ChunkRefs, bounds: I64) -> Iterator[ChunkRefs]:
+    """Yield copies of the rows between each bound and the next. Inline payloads must be in the order of the rows."""
     inline = refs.kinds == INLINE
     payloads = starts_of(np.where(inline, refs.lengths, 0))[bounds].tolist()
-    rows_first = np.repeat(payloads[:-1], np.diff(bounds)).astype(np.uint64)
-    refs = dataclasses.replace(refs, offsets=np.where(inline, refs.offsets - rows_first, refs.offsets))
+    first_payload = np.repeat(payloads[:-1], np.diff(bounds)).astype(np.uint64)
+    refs = dataclasses.replace(refs, offsets=np.where(inline, refs.offsets - first_payload, refs.offsets))
     coded = len(refs.locations) > 0 or len(refs.etags) > 0
     for (start, stop), (first, last) in zip(pairwise(bounds.tolist()), pairwise(payloads), strict=True):
         part = refs.copy(slice(start, stop), refs.inline_data[first:last].copy())
@@ -207,7 +215,7 @@ def _cut(refs: ChunkRefs, bounds: I64) -> Iterator[ChunkRefs]:
 
 
 def _read_slab(tables: Tables, dictionary: bytes | None) -> ChunkRefs:
-    """Some references as columns; inline ones are offsets into the file's body."""
+    """Read some references as columns. Offsets of inline ones count in the file's body."""
     n = len(tables)
     index = tables.vectors(Slot.INDEX, 4, "the index of a chunk reference")
     ndim = int(index.lengths[0])
@@ -241,7 +249,11 @@ def _read_slab(tables: Tables, dictionary: bytes | None) -> ChunkRefs:
 
 
 def _kinds(tables: Tables) -> tuple[U8, Mask]:
-    """Kind of each reference, by the first of its places in the reader's order, and whether that is compressed."""
+    """Return the kind of each reference, and the mask of those with a compressed location.
+
+    A table may name several places. The first one counts, in the order in which the official reader looks: native,
+    compressed location, location, inline.
+    """
     native = tables.present(Slot.CHUNK_ID)
     compressed = tables.present(Slot.COMPRESSED_LOCATION) & ~native
     located = tables.present(Slot.LOCATION)
@@ -250,7 +262,7 @@ def _kinds(tables: Tables) -> tuple[U8, Mask]:
         return broadcast_column(NATIVE, len(tables), np.uint8), compressed
     kinds = np.select([native, compressed | located, inline], [NATIVE, VIRTUAL, INLINE], 0).astype(np.uint8)
     if not bool(kinds.all()):
-        raise tables.buffer.error("a chunk reference names no place for its chunk")
+        raise tables.buffer.error("a chunk reference does not say where its chunk is")
     if bool((kinds == kinds[0]).all()):
         kinds = broadcast_column(kinds[0], len(tables), np.uint8)
     return kinds, compressed
@@ -263,7 +275,7 @@ def _read_locations(
     if not bool(compressed.any()):
         return _read_texts(tables.vectors(Slot.LOCATION, 1), plain)
     if dictionary is None:
-        raise tables.buffer.error("it has compressed locations and says that it has none")
+        raise tables.buffer.error("it contains compressed locations but declares that it does not")
     frames, codes = _read_bytes(tables.vectors(Slot.COMPRESSED_LOCATION, 1), compressed)
     try:
         table = locations.decompress(frames, dictionary)
@@ -286,7 +298,7 @@ def _read_texts(vectors: Vectors, wanted: Mask) -> tuple[BytesTable, Codes]:
 
 
 def _read_bytes(vectors: Vectors, wanted: Mask) -> tuple[BytesTable, Codes]:
-    """Distinct contents of the wanted rows' vectors, and the code of each row."""
+    """Return the distinct contents of the wanted rows' vectors, and the code of each row."""
     n = len(vectors)
     if not bool((vectors.present & wanted).any()):
         return BytesTable.empty(), broadcast_column(NO_CODE, n, np.int32)

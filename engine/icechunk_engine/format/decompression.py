@@ -1,44 +1,55 @@
-"""Decompression of stored bytes that nobody trusts: what a file announces costs nothing before it is there.
+"""Decompress bytes that nobody trusts.
 
-A few bytes can stand for gigabytes (a zstd block of 4 bytes for 128 KiB), and a frame can announce any size.
-So callers say how much a file may hold, memory grows with what comes out, and the first byte too many ends the work.
+The danger: 4 bytes of zstd can stand for 128 KiB, and the header of a frame can announce any size. A file of some KiB
+could so exhaust the memory of every reader.
+
+What is always true: *memory grows with the bytes that really come out, and stops at the caller's limit.*
+
+- An announced size above the limit is refused before anything is decompressed.
+- An announced size within the limit is allocated at once only if it is small, or in proportion to the compressed
+  bytes. Otherwise it is only a claim, and memory is allocated as bytes come out.
+- Input is fed in slices so small that one slice cannot expand to more than 16 MiB, and the limit is checked after
+  each. With larger slices, the check would come too late.
+
+So do not decompress stored bytes with the one-call functions of zlib and zstandard, which have no such limit. (For the
+many tiny frames of compressed locations, :mod:`icechunk_engine.format.locations` checks the limit itself.)
 """
 
 from __future__ import annotations
 
 import zlib
-from typing import Any
+from collections.abc import Buffer
 
 import zstandard
 
 _TRUSTED_RATIO = 64
-"""A zstd frame that announces up to this times its own length is decompressed at once: it costs in proportion."""
+"""A zstd frame that announces up to this many times its own length is decompressed at once."""
 
 _TRUSTED_SIZE = 2**20
-"""So is one that announces no more than this."""
+"""A zstd frame that announces up to this many bytes is decompressed at once, too."""
 
 _ZSTD_SLICE = 2**9
-"""Input bytes fed at once. A block of 4 bytes gives up to 128 KiB, so one slice gives at most 16 MiB."""
+"""Input bytes fed at once. A block of 4 bytes can give 128 KiB, so one slice gives at most 16 MiB."""
 
 _GZIP_SLICE = 2**14
-"""Deflate expands at most 1 032 times, so one slice gives at most 16 MiB."""
+"""Input bytes fed at once. Deflate expands at most 1 032 times, so one slice gives at most 16 MiB."""
 
 _GZIP_FORMAT = 31
-"""The ``wbits`` of zlib that stand for a gzip header and trailer."""
-
+"""Value of zlib's ``wbits`` for a gzip header and trailer."""
 
 _EXPANSION = 256
-"""Larger files may hold this many times their own length. The most regular manifests reach 61."""
+"""A file may hold this many times its own length. The most regular manifests reach 61."""
 
 _always_allowed = 2**24
+"""A file may hold at least this many bytes, whatever its own length."""
 
 
 def set_decompression_limit(nbytes: int) -> None:
     """Allow files of a repository to decompress to at least this many bytes.
 
-    A small file can be made to decompress to gigabytes. A file therefore may hold 16 MiB, or 256 times its own length
-    if that is more. Call this before you open a repository that you trust and whose files hold more. It is valid for
-    the whole process; call it in each worker too.
+    A small file can be made to decompress to gigabytes. So a file may hold 16 MiB, or 256 times its own length if that
+    is more. If you trust a repository whose files hold more, call this before you open it. The limit applies to the
+    whole process; call this in each worker, too.
 
     Parameters
     ----------
@@ -48,7 +59,7 @@ def set_decompression_limit(nbytes: int) -> None:
     Raises
     ------
     ValueError
-        For a negative number.
+        The number is negative.
     """
     global _always_allowed
     if nbytes < 0:
@@ -56,13 +67,13 @@ def set_decompression_limit(nbytes: int) -> None:
     _always_allowed = nbytes
 
 
-def fair_limit(compressed_size: int) -> int:
-    """How much a file of this length may hold; see :func:`set_decompression_limit`."""
+def decompressed_limit(compressed_size: int) -> int:
+    """Return how many bytes a file of this length may hold: see :func:`set_decompression_limit`."""
     return max(_always_allowed, _EXPANSION * compressed_size)
 
 
 class DamagedError(ValueError):
-    """The compressed bytes are damaged, cut off, or of another format; the text says which."""
+    """The compressed bytes are damaged, truncated, or of another format; the text says which."""
 
 
 class TooLargeError(ValueError):
@@ -71,7 +82,7 @@ class TooLargeError(ValueError):
     Attributes
     ----------
     limit
-        How many bytes were allowed.
+        Number of bytes that were allowed.
     """
 
     def __init__(self, limit: int) -> None:
@@ -79,22 +90,22 @@ class TooLargeError(ValueError):
         self.limit = limit
 
 
-def unzstd(data: Any, limit: int) -> bytes | bytearray:
-    """What zstd frames hold, one or several in a row.
+def decompress_zstd(data: Buffer, limit: int) -> bytes | bytearray:
+    """Decompress one or several zstd frames in a row.
 
     Parameters
     ----------
     data
         Any contiguous buffer.
     limit
-        The most bytes that may come out.
+        Maximum number of decompressed bytes.
 
     Raises
     ------
     DamagedError
-        For bytes that are not whole, intact zstd frames.
+        The bytes are not whole, intact zstd frames.
     TooLargeError
-        When they hold or announce more than ``limit`` bytes.
+        The frames hold or announce more than ``limit`` bytes.
     """
     frames = memoryview(data).cast("B")
     try:
@@ -105,13 +116,13 @@ def unzstd(data: Any, limit: int) -> bytes | bytearray:
             try:
                 return zstandard.ZstdDecompressor().decompress(frames, allow_extra_data=False)
             except zstandard.ZstdError:
-                pass  # Several frames, perhaps. If not, reading in steps names the damage.
-        return _unzstd_in_steps(frames, limit)
+                pass  # There may be several frames. If not, decompressing in slices says what is damaged.
+        return _decompress_zstd_in_slices(frames, limit)
     except (zstandard.ZstdError, MemoryError) as error:
         raise DamagedError(str(error) or "out of memory") from None
 
 
-def _unzstd_in_steps(frames: memoryview, limit: int) -> bytearray:
+def _decompress_zstd_in_slices(frames: memoryview, limit: int) -> bytearray:
     decompressor = zstandard.ZstdDecompressor()
     found = bytearray()
     at = 0
@@ -135,22 +146,22 @@ def _unzstd_in_steps(frames: memoryview, limit: int) -> bytearray:
     return found
 
 
-def gunzip(data: Any, limit: int) -> bytearray:
-    """What gzip members hold, one or several in a row; zero bytes after the last one are ignored.
+def decompress_gzip(data: Buffer, limit: int) -> bytearray:
+    """Decompress one or several gzip members in a row. Zero bytes after the last one are ignored.
 
     Parameters
     ----------
     data
         Any contiguous buffer.
     limit
-        The most bytes that may come out.
+        Maximum number of decompressed bytes.
 
     Raises
     ------
     DamagedError
-        For bytes that are not whole, intact gzip members.
+        The bytes are not whole, intact gzip members.
     TooLargeError
-        When they hold more than ``limit`` bytes.
+        The members hold more than ``limit`` bytes.
     """
     members = memoryview(data).cast("B")
     found = bytearray()

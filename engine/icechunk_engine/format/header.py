@@ -15,17 +15,21 @@ bytes    content
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Buffer, Iterable
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
 
 import zstandard
 
 from icechunk_engine._version import __version__
 from icechunk_engine.columns.tables import U8, as_u8
 from icechunk_engine.errors import ErrorKind, FormatError
-from icechunk_engine.format.decompression import DamagedError, TooLargeError, fair_limit, unzstd
+from icechunk_engine.format.decompression import (
+    DamagedError,
+    TooLargeError,
+    decompress_zstd,
+    decompressed_limit,
+)
 
 MAGIC = "ICE🧊CHUNK".encode()
 HEADER_SIZE = 39
@@ -34,14 +38,14 @@ COMPRESSION_NONE = 0
 COMPRESSION_ZSTD = 1
 
 MAX_BODY_SIZE = 2**31 - 1
-"""Flatbuffers hold no more: their offsets are signed and have 32 bits."""
+"""The largest flatbuffer: its signed offsets have 32 bits."""
 
 _MIN_WINDOW_LOG = 23
-"""Level 3 would look back 2 MiB only, and lose what recurs in the blocks of large files. Decoders take 8 MiB
-(RFC 8878 §3.1.1.1.2)."""
+"""How far back the compressor looks in large files: 8 MiB, which every decoder must accept (RFC 8878 §3.1.1.1.2).
+Level 3 alone would look back 2 MiB, and miss repetitions from block to block."""
 
 _SMALL_BODY = 2**20
-"""Up to here a body is compressed as a whole: feeding a compressor takes as long as it works."""
+"""Up to this size, a body is compressed in one call, which is faster than feeding it piece by piece."""
 
 _WRITER_NAME_SIZE = 24
 _HEADER = struct.Struct(f"<12s{_WRITER_NAME_SIZE}sBBB")
@@ -82,7 +86,7 @@ class Unpacked:
     spec_version
         1 or 2.
     written_by
-        Name of the writer, without padding.
+        Name of the writer, without the padding.
     """
 
     body: U8
@@ -90,14 +94,14 @@ class Unpacked:
     written_by: str
 
 
-def pack(file_type: FileType, spec_version: int, body: Any, level: int = 3) -> bytes:
-    """A whole file from its flatbuffer (any contiguous buffer)."""
+def pack(file_type: FileType, spec_version: int, body: Buffer, level: int = 3) -> bytes:
+    """Make a file from its flatbuffer, which may be any contiguous buffer."""
     size = memoryview(body).nbytes
     return pack_blocks(file_type, spec_version, [body], size, level)
 
 
-def pack_blocks(file_type: FileType, spec_version: int, blocks: Iterable[Any], size: int, level: int = 3) -> bytes:
-    """A whole file from the pieces of its flatbuffer, which are compressed one by one and may be made on demand.
+def pack_blocks(file_type: FileType, spec_version: int, blocks: Iterable[Buffer], size: int, level: int = 3) -> bytes:
+    """Make a file from the pieces of its flatbuffer. They are compressed one by one and may be made on demand.
 
     Parameters
     ----------
@@ -117,12 +121,12 @@ def pack_blocks(file_type: FileType, spec_version: int, blocks: Iterable[Any], s
     compressor = zstandard.ZstdCompressor(compression_params=parameters)
     stream = compressor.compressobj(size=size)
     out = [header]
-    out.extend(stream.compress(block) for block in blocks)
+    out.extend(stream.compress(memoryview(block)) for block in blocks)
     out.append(stream.flush())
     return b"".join(out)
 
 
-def unpack(data: Any, expected: FileType, name: str = "") -> Unpacked:
+def unpack(data: Buffer, expected: FileType, name: str = "") -> Unpacked:
     """Check a file's header and decompress its body.
 
     Parameters
@@ -137,23 +141,24 @@ def unpack(data: Any, expected: FileType, name: str = "") -> Unpacked:
     Raises
     ------
     FormatError
-        ``invalid-file-format`` for anything but an intact header of the expected type, ``unsupported-spec-version``,
-        and ``deserialization`` for a damaged body.
+        ``invalid-file-format``: the header is damaged or belongs to another kind of file.
+        ``unsupported-spec-version``: a newer version of the format.
+        ``deserialization``: the body is damaged.
     """
     raw = memoryview(data).cast("B")
     name = name or f"this {expected.name.lower().replace('_', ' ')} file"
     if len(raw) < HEADER_SIZE:
         raise FormatError(
             f"invalid icechunk header size: {name} is only {len(raw)} bytes long, less than the {HEADER_SIZE} bytes "
-            f"of a header. It is truncated or no Icechunk file. Restore the object from a backup, or check that the "
-            f"storage points at a repository",
+            f"of a header. It is truncated, or not an Icechunk file. Restore the object from a backup, or check that "
+            f"the storage points to a repository",
             ErrorKind.INVALID_FILE_FORMAT,
         )
     magic, writer, spec_version, file_type, compression = _HEADER.unpack_from(raw)
     if magic != MAGIC:
         raise FormatError(
-            f"invalid magic numbers in file: {name} does not begin with Icechunk's. It is damaged or no Icechunk "
-            f"file. Restore the object from a backup, or check that the storage points at a repository",
+            f"invalid magic numbers in file: {name} does not begin with Icechunk's. It is damaged, or not an Icechunk "
+            f"file. Restore the object from a backup, or check that the storage points to a repository",
             ErrorKind.INVALID_FILE_FORMAT,
         )
     if spec_version not in SPEC_VERSIONS:
@@ -164,8 +169,8 @@ def unpack(data: Any, expected: FileType, name: str = "") -> Unpacked:
         )
     if file_type != expected:
         raise FormatError(
-            f"{name} has file type {file_type} where {expected.value} ({expected.name.lower()}) belongs: another "
-            f"object was stored under this name. Restore it from a backup",
+            f"{name} has file type {file_type} instead of {expected.value} ({expected.name.lower()}): another object "
+            f"was stored under this name. Restore it from a backup",
             ErrorKind.INVALID_FILE_FORMAT,
         )
     frame = raw[HEADER_SIZE:]
@@ -184,22 +189,22 @@ def unpack(data: Any, expected: FileType, name: str = "") -> Unpacked:
 
 def _damaged(name: str, reason: str) -> FormatError:
     return FormatError(
-        f"the compressed body of {name} is damaged ({reason}). Fetch the object again; if it stays so, restore it "
-        f"from a backup or reset the branch to a snapshot that does not need it",
+        f"the compressed body of {name} is damaged ({reason}). Fetch the object again. If the error stays, restore "
+        f"the object from a backup, or reset the branch to a snapshot that does not need it",
         ErrorKind.DESERIALIZATION,
     )
 
 
 def _decompress(frame: memoryview, name: str) -> U8:
-    limit = fair_limit(len(frame))
+    limit = decompressed_limit(len(frame))
     try:
-        body = unzstd(frame, min(limit, MAX_BODY_SIZE))
+        body = decompress_zstd(frame, min(limit, MAX_BODY_SIZE))
     except TooLargeError as error:
         if error.limit == MAX_BODY_SIZE:
-            raise _damaged(name, f"{error}, the most that a file of this format can hold") from None
+            raise _damaged(name, f"{error}, the maximum for a file of this format") from None
         raise FormatError(
             f"{name} has {len(frame)} compressed bytes that stand for more than {limit}: it is damaged, or made to "
-            f"exhaust your memory. If you trust who wrote it, call icechunk_engine.set_decompression_limit(nbytes) "
+            f"exhaust your memory. If you trust its author, call icechunk_engine.set_decompression_limit(nbytes) "
             f"with a higher limit and try again",
             ErrorKind.DESERIALIZATION,
         ) from None

@@ -1,4 +1,4 @@
-"""Names of a repository's objects (spec, *Layout*)."""
+"""The names of a repository's objects (spec, *Layout*)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from urllib.parse import quote, unquote
 from icechunk_engine.ids import ChunkId, ManifestId, SnapshotId
 
 REPO = "repo"
-"""The repo info file: the one mutable object of a spec 2 repository."""
+"""The repo info file: the only mutable object of a spec 2 repository."""
 SNAPSHOTS = "snapshots/"
 MANIFESTS = "manifests/"
 TRANSACTION_LOGS = "transactions/"
@@ -18,39 +18,39 @@ CHUNKS = "chunks/"
 OVERWRITTEN = "overwritten/"
 REFS = "refs/"
 CONFIG_YAML = "config.yaml"
-"""Spec 1 configuration."""
+"""The configuration of a spec 1 repository."""
 
 _END_OF_TIME_MS = 32_503_680_000_000
-"""The year 3000; backup names count down to it so that the newest lists first."""
+"""The year 3000. Backup names count down to it, so a listing begins with the newest backup."""
 
 
 def snapshot_key(snapshot_id: SnapshotId) -> str:
-    """Object of a snapshot."""
+    """Return the name of a snapshot."""
     return f"{SNAPSHOTS}{snapshot_id}"
 
 
 def manifest_key(manifest_id: ManifestId) -> str:
-    """Object of a manifest."""
+    """Return the name of a manifest."""
     return f"{MANIFESTS}{manifest_id}"
 
 
 def transaction_log_key(snapshot_id: SnapshotId) -> str:
-    """Object of the transaction log of a snapshot."""
+    """Return the name of a snapshot's transaction log."""
     return f"{TRANSACTION_LOGS}{snapshot_id}"
 
 
 def chunk_key(chunk_id: ChunkId) -> str:
-    """Object of a native chunk."""
+    """Return the name of a native chunk."""
     return f"{CHUNKS}{chunk_id}"
 
 
 def overwritten_key(name: str) -> str:
-    """Object of a backup; ``name`` is what the repo info stores as ``backup_path``."""
+    """Return the name of a backup. The repo info stores ``name`` as ``backup_path``."""
     return f"{OVERWRITTEN}{name}"
 
 
 def is_backup_name(name: str) -> bool:
-    """False for what no writer calls a backup, and what would lead a storage elsewhere."""
+    """Return False for names that no writer gives a backup, and for those that lead out of the folder of backups."""
     return (
         0 < len(name) <= _MAX_BACKUP_NAME
         and name.isascii()
@@ -61,12 +61,12 @@ def is_backup_name(name: str) -> bool:
 
 
 def backup_name(time_ms: int, random_id: str, of: str = REPO) -> str:
-    """Bare name of a backup of ``repo`` (or ``config.yaml``) made at ``time_ms`` (Unix milliseconds).
+    """Return the bare name of a backup of ``repo`` or ``config.yaml`` made at ``time_ms`` (Unix milliseconds).
 
     Parameters
     ----------
     random_id
-        A fresh 20-character id, e.g. ``str(SnapshotId.random())``.
+        A new id of 20 characters, for example ``str(SnapshotId.random())``.
     """
     return f"{of}.{_END_OF_TIME_MS - time_ms:014d}.{random_id}"
 
@@ -80,39 +80,41 @@ _BRANCH, _TAG = f"{REFS}branch.", f"{REFS}tag."
 _REF_FILE = "/ref.json"
 _TOMBSTONE = f"{_REF_FILE}.deleted"
 _PLAIN = " !$&'()+,-.:;=@_"
-"""Besides letters and digits, what official does not percent-encode in a key (``~`` is; see :func:`_encode`).
+"""The characters besides letters and digits that the official library does not percent-encode in a key.
 
-Its S3 client alone stores names as they are; that differs only for names with other characters than these.
+Its S3 client does not encode at all. That makes a difference only for names with other characters than these.
 """
 
 
 def branch_ref_key(name: str) -> str:
-    """Object of a branch."""
+    """Return the name of a branch's file."""
     return f"{_BRANCH}{_encode(name)}{_REF_FILE}"
 
 
 def tag_ref_key(name: str) -> str:
-    """Object of a tag; it stays when the tag is deleted."""
+    """Return the name of a tag's file, which stays when the tag is deleted."""
     return f"{_TAG}{_encode(name)}{_REF_FILE}"
 
 
 def deleted_tag_key(name: str) -> str:
-    """Tombstone of a tag."""
+    """Return the name of a tag's tombstone."""
     return f"{_TAG}{_encode(name)}{_TOMBSTONE}"
 
 
 def _encode(name: str) -> str:
-    return quote(name, safe=_PLAIN).replace("~", "%7E")
+    return quote(name, safe=_PLAIN).replace("~", "%7E")  # quote never encodes "~", the official library does
 
 
 @dataclass(frozen=True, slots=True)
 class RefFiles:
-    """Names of the refs for which there are files.
+    """The names of the refs that have files.
 
     Attributes
     ----------
+    branches, tags
+        Branches, and tags that exist.
     deleted_tags
-        Tags with a tombstone; they are not among ``tags``.
+        Tags with a tombstone. They are not among ``tags``.
     """
 
     branches: frozenset[str]
@@ -121,7 +123,7 @@ class RefFiles:
 
     @classmethod
     def of_keys(cls, keys: Iterable[str]) -> Self:
-        """Sort a listing of :data:`REFS`; keys that are no refs are left out."""
+        """Find the refs in a listing of :data:`REFS`. Other keys are ignored."""
         branches: set[str] = set()
         tags: set[str] = set()
         deleted: set[str] = set()

@@ -1,7 +1,12 @@
-"""Compressed locations of virtual chunks: one zstd frame a location, with a dictionary (spec, *Manifest*).
+"""Compress and decompress locations of virtual chunks: one zstd frame a location, with a dictionary.
 
-Our own files share locations instead (see :mod:`icechunk_engine.flatbuf.blocks`), which is smaller and faster; this is
-here to read what others wrote, and to write it when the configuration asks for it.
+See *Manifest* in the spec. Our own files share locations instead (:mod:`icechunk_engine.flatbuf.blocks`), which is
+smaller and faster. This module reads the files of other libraries, and writes such files if the user configured it.
+
+All frames of a manifest are decompressed in one call, because a call for each would dominate the time. One call gives
+one run of bytes, so the boundaries of locations come from the sizes that the frames announce. The announced sizes are
+summed and limited first. Afterwards the length of the result must be that sum; otherwise a frame lied, and locations
+would be cut in the wrong places.
 """
 
 from __future__ import annotations
@@ -14,10 +19,10 @@ import zstandard
 from numpy.typing import NDArray
 
 from icechunk_engine.columns.tables import I64, U8, BytesTable, starts_of
-from icechunk_engine.format.decompression import fair_limit
+from icechunk_engine.format.decompression import decompressed_limit
 
 MAX_COMPRESSIBLE_LOCATION = 1024
-"""The official reader's buffer: one longer compressed location makes a whole manifest unreadable for it."""
+"""Size of the official reader's buffer. If one location is longer, the official library cannot read the manifest."""
 
 _MAX_LOCATION = 2**20
 _MIN_SAMPLE_SIZE = 8
@@ -26,16 +31,16 @@ _FRAME_MAGIC = 0xFD2FB528
 
 @dataclass(frozen=True, slots=True)
 class LocationCompression:
-    """When and how manifests compress locations; the defaults are the official ones.
+    """When and how manifests compress locations. The defaults are those of the official library.
 
     Attributes
     ----------
     min_num_chunks
-        Manifests with fewer virtual references are left alone.
+        Smallest number of virtual references for which a manifest compresses locations.
     max_training_samples
-        Locations that the dictionary is made from.
+        Maximum number of locations to train the dictionary with.
     dictionary_max_size_bytes
-        Size limit of the dictionary.
+        Maximum size of the dictionary.
     level
         zstd level of the frames.
     """
@@ -47,7 +52,7 @@ class LocationCompression:
 
 
 def train_dictionary(samples: list[bytes], max_size: int) -> bytes | None:
-    """A zstd dictionary for locations like ``samples``; None when there is nothing to gain."""
+    """Train a zstd dictionary for locations like ``samples``; None if it would gain nothing."""
     if not samples or sum(len(sample) < _MIN_SAMPLE_SIZE for sample in samples) * 2 >= len(samples):
         return None
     try:
@@ -57,41 +62,40 @@ def train_dictionary(samples: list[bytes], max_size: int) -> bytes | None:
 
 
 def compress(locations: BytesTable, dictionary: bytes, level: int) -> BytesTable:
-    """One frame for each location."""
+    """Compress each location to a frame."""
     compressor = zstandard.ZstdCompressor(level=level, dict_data=zstandard.ZstdCompressionDict(dictionary))
     return BytesTable.of(map(compressor.compress, locations.raws()))
 
 
 def decompress(frames: BytesTable, dictionary: bytes) -> BytesTable:
-    """The locations in frames.
+    """Decompress frames to locations.
 
     Raises
     ------
     ValueError
-        When a frame is damaged, empty, or holds more than a location can be.
+        A frame is damaged, empty, or larger than a location can be.
     """
     if len(frames) == 0:
         return frames
     sizes = content_sizes(frames.data, frames.starts[:-1], frames.lengths)
     if bool((sizes == 0).any()) or int(sizes.max()) > _MAX_LOCATION:
         raise ValueError("a compressed location is empty or too long")
-    limit = fair_limit(int(frames.lengths.sum()))
+    limit = decompressed_limit(int(frames.lengths.sum()))
     try:
         decompressor = zstandard.ZstdDecompressor(dict_data=zstandard.ZstdCompressionDict(dictionary))
         if bool((sizes < 0).any()):
             return BytesTable.of(_one_by_one(frames, decompressor, limit))
-        # All frames in one call: a decompressor reads across frames.
         total = int(sizes.sum())
         if total > limit:
             raise ValueError(f"the compressed locations claim to hold {total} bytes, more than {limit}")
         joined = np.ascontiguousarray(frames.data[frames.starts[0] : frames.starts[-1]])
-        text = np.empty(total + 1, np.uint8)
+        text = np.empty(total + 1, np.uint8)  # one byte more, to notice frames that hold more than they announce
         stream = decompressor.stream_reader(memoryview(joined), read_across_frames=True)
         n_read = stream.readinto(memoryview(text))
     except zstandard.ZstdError as error:
         raise ValueError(f"a compressed location is damaged ({error})") from None
     if n_read != total:
-        raise ValueError("compressed locations hold another length than they declare")
+        raise ValueError("compressed locations do not have the length that they declare")
     return BytesTable(text[:total], starts_of(sizes))
 
 
@@ -106,12 +110,12 @@ def _one_by_one(frames: BytesTable, decompressor: zstandard.ZstdDecompressor, li
 
 
 def content_sizes(data: U8, starts: I64, lengths: I64) -> I64:
-    """Sizes that zstd frames declare (RFC 8878 §3.1.1.1), -1 for frames that declare none.
+    """Return the sizes that zstd frames declare (RFC 8878 §3.1.1.1), -1 for frames that declare none.
 
     Raises
     ------
     ValueError
-        When a range does not begin with a frame header.
+        A range does not begin with a frame header.
     """
     padded = np.concatenate([data, np.zeros(18, np.uint8)])
 
@@ -128,5 +132,5 @@ def content_sizes(data: U8, starts: I64, lengths: I64) -> I64:
     flag = descriptor >> 6
     one_byte = np.where(single_segment == 1, number(at, 1), -1)
     sizes = np.select([flag == 1, flag == 2, flag == 3], [number(at, 2) + 256, number(at, 4), number(at, 8)], one_byte)
-    # Eight bytes can say more than a signed number holds.
+    # An 8-byte size may be too large for int64.
     return np.where((flag == 3) & (sizes < 0), np.iinfo(np.int64).max, sizes)

@@ -1,11 +1,20 @@
-"""Manifest files: the chunk references of one or more arrays (spec, *Manifest*)."""
+"""Manifest files: the chunk references of one or more arrays (spec, *Manifest*).
+
+What is always true of a written manifest:
+
+- The references of an array are sorted by index. The official reader uses a binary search. If a reference is out of
+  order, it does not find it, and the chunk reads as fill value without an error.
+- The official reader accepts the file: the flatbuffer has less than 2 GiB, and its verifier counts less than 4 GiB
+  (:func:`apparent_size`). The verifier counts a shared string for each reference that uses it, so a manifest of a few
+  MB can be refused. :mod:`icechunk_engine.transaction.splitting` keeps manifests far below both limits.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Buffer as BytesLike
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
@@ -16,7 +25,7 @@ from icechunk_engine.flatbuf.reader import Buffer, JoinedBuffer, Tables
 from icechunk_engine.flatbuf.writer import OFFSET, Arena, TableLayout
 from icechunk_engine.format import header, locations, schema
 from icechunk_engine.format.chunk_ref_tables import (
-    LEAST_REF,
+    MIN_REF_BYTES,
     apparent_sizes,
     merge_equal_strings,
     place_refs,
@@ -31,10 +40,10 @@ from icechunk_engine.format.schema import Manifest as Slot
 from icechunk_engine.ids import ManifestId, NodeId
 
 MAX_APPARENT_SIZE = 2**30
-"""Apparent size (see :func:`apparent_size`) that a splitter should keep manifests below; a quarter of the limit."""
+"""Largest apparent size (see :func:`apparent_size`) that a splitter should give a manifest: a quarter of the limit."""
 
 _READABLE_APPARENT_SIZE = 2**32 - 2**20
-"""The official verifier refuses more than 4 GiB."""
+"""Largest apparent size that can be written: the official verifier refuses more than 4 GiB."""
 
 _ROOT = TableLayout.of(
     {Slot.ID: "V12", Slot.ARRAYS: OFFSET, Slot.LOCATION_DICTIONARY: OFFSET, Slot.COMPRESSION_ALGORITHM: "u1"}
@@ -42,24 +51,26 @@ _ROOT = TableLayout.of(
 _ARRAY = TableLayout.of({ArraySlot.NODE_ID: "V8", ArraySlot.REFS: OFFSET})
 
 
-_LEAST_ARRAY = 24  # bytes of an array in a file: offset, table, vector of references
+_MIN_ARRAY_BYTES = 24
+"""The fewest bytes that an array takes in a file: an offset, a table and a vector of references."""
 _SMALL_BODY = 2**14
-"""Up to here flatbuffers are read together; large ones gain nothing by that."""
+"""Largest flatbuffer that is read together with others. Larger ones gain nothing from that."""
 
 _OBJECTS_NBYTES = 8192
-"""Python objects of one array's references and of their lookup (measured); columns of few references are smaller."""
+"""Bytes of the Python objects around one array's references and their finder (measured). For few references, the
+columns take less than that."""
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The references of some arrays.
+    """The chunk references of some arrays.
 
     Attributes
     ----------
     manifest_id
-        Name of the file.
+        Id of the manifest, which is also the name of its file.
     arrays
-        Node id and references of each array, sorted by node id; references are sorted by index.
+        Node id and references of each array, sorted by node id. References are sorted by index.
     """
 
     manifest_id: ManifestId
@@ -67,24 +78,23 @@ class Manifest:
 
     @property
     def num_chunk_refs(self) -> int:
-        """References in all arrays."""
+        """Number of references of all arrays."""
         return sum(len(refs) for _, refs in self.arrays)
 
     @property
     def nbytes(self) -> int:
-        """Memory held, with what the objects around the columns take."""
+        """Bytes of memory held, including the Python objects around the columns."""
         return sum(_OBJECTS_NBYTES + refs.nbytes for _, refs in self.arrays)
 
     def get(self, node_id: NodeId) -> ChunkRefs | None:
-        """References of one array; None when it has none here."""
+        """Return the references of one array; None if the manifest does not list it."""
         return next((refs for other, refs in self.arrays if other == node_id), None)
 
 
 def apparent_size(refs: ChunkRefs) -> int:
-    """What the official verifier charges for these references: see MAX_APPARENT_SIZE.
+    """Return the size of a manifest as the official verifier counts it: shared strings count for each reference.
 
-    A string that many references share counts as often as it is reached.
-    :func:`~icechunk_engine.format.chunk_ref_tables.apparent_sizes` gives the single terms.
+    :func:`~icechunk_engine.format.chunk_ref_tables.apparent_sizes` returns the size of each reference.
     """
     return int(apparent_sizes(refs).sum())
 
@@ -96,20 +106,20 @@ def encode_manifest(
     location_compression: LocationCompression | None = None,
     spec_version: int = 2,
 ) -> bytes:
-    """The file of a manifest whose references are sorted by index.
+    """Encode a manifest whose references are sorted by index.
 
     Parameters
     ----------
     level
         zstd level of the whole file.
     location_compression
-        Compress each location too, as the official library does by default. Files become larger by that, not
-        smaller; never done in spec 1, and not where a location is longer than the official reader can take.
+        Also compress each location, as the official library does by default. This makes files larger, not smaller. It
+        is not possible in spec 1, nor if a location is longer than the official reader accepts.
 
     Raises
     ------
     FormatError
-        ``serialization`` when no official reader could read the file: split the manifest.
+        ``serialization``: the file would be too large for official readers. Split the manifest.
     """
     total = sum(apparent_size(refs) for _, refs in manifest.arrays)
     if total > _READABLE_APPARENT_SIZE:
@@ -152,7 +162,7 @@ def encode_manifest(
 
 
 def _dictionary(arrays: tuple[tuple[NodeId, ChunkRefs], ...], compression: LocationCompression | None) -> bytes | None:
-    """Dictionary for the locations, or None where they are not to be compressed."""
+    """Make the dictionary for the locations; None if they are not to be compressed."""
     if compression is None:
         return None
     virtual = [(refs, np.flatnonzero(refs.kinds == VIRTUAL)) for _, refs in arrays]
@@ -168,8 +178,8 @@ def _dictionary(arrays: tuple[tuple[NodeId, ChunkRefs], ...], compression: Locat
     return locations.train_dictionary(samples, compression.dictionary_max_size_bytes)
 
 
-def decode_manifest(data: Any, name: str = "") -> Manifest:
-    """Read a manifest file.
+def decode_manifest(data: BytesLike, name: str = "") -> Manifest:
+    """Decode a manifest file.
 
     Parameters
     ----------
@@ -181,7 +191,7 @@ def decode_manifest(data: Any, name: str = "") -> Manifest:
     Raises
     ------
     FormatError
-        When the bytes are not an intact manifest.
+        The bytes are not an intact manifest.
     """
     return _read_alone(header.unpack(data, FileType.MANIFEST, name).body, name)
 
@@ -191,10 +201,10 @@ def _read_alone(body: U8, name: str) -> Manifest:
     root = buffer.root()
     manifest_id = ManifestId.from_row(root.required_struct(Slot.ID, OBJECT_ID_SIZE, "the manifest's id")[0])
     dictionary = _read_dictionary(root)
-    tables = root.vectors(Slot.ARRAYS, 4, "the list of arrays").tables(_LEAST_ARRAY)
+    tables = root.vectors(Slot.ARRAYS, 4, "the list of arrays").tables(_MIN_ARRAY_BYTES)
     node_ids = _node_ids(tables)
     refs = tables.vectors(ArraySlot.REFS, 4, "the list of chunk references")
-    buffer.require_room(int(refs.lengths.sum()), LEAST_REF)
+    buffer.require_room(int(refs.lengths.sum()), MIN_REF_BYTES)
     starts, lengths = refs.starts.tolist(), refs.lengths.tolist()
     return _manifest(
         buffer,
@@ -206,15 +216,16 @@ def _read_alone(body: U8, name: str) -> Manifest:
     )
 
 
-def decode_manifests(files: Iterable[tuple[Any, str]]) -> list[Manifest]:
-    """:func:`decode_manifest` of several files given with their names; small ones are read together, for speed.
+def decode_manifests(files: Iterable[tuple[BytesLike, str]]) -> list[Manifest]:
+    """Decode several manifest files, given with their names.
 
-    Large ones are asked for one after another, and let go of.
+    Small files are decoded together, which is faster. Large ones are taken from ``files`` one at a time, so that their
+    bytes can be freed before the next one comes.
 
     Raises
     ------
     FormatError
-        When one of them is not an intact manifest.
+        One of the files is not an intact manifest.
     """
     found: dict[int, Manifest] = {}
     small: dict[int, tuple[U8, str]] = {}
@@ -226,7 +237,7 @@ def decode_manifests(files: Iterable[tuple[Any, str]]) -> list[Manifest]:
             found[number] = _read_alone(body, name)
     try:
         together = _read_together([body for body, _ in small.values()]) if len(small) > 1 else []
-    except FormatError:  # one of them is damaged, or special; read alone it says which, and what is wrong
+    except FormatError:  # one file is damaged or unusual; decoding each alone tells which one, and what is wrong
         together = []
     found |= zip(small, together or [_read_alone(*file) for file in small.values()], strict=True)
     return [found[number] for number in range(len(found))]
@@ -238,13 +249,13 @@ def _read_together(bodies: Sequence[U8]) -> list[Manifest]:
     ids = roots.required_struct(Slot.ID, OBJECT_ID_SIZE, "the manifest's id")
     if bool((roots.scalar(Slot.COMPRESSION_ALGORITHM, np.uint8) > schema.LocationCompression.ZSTD_DICTIONARY).any()):
         raise buffer.error("its locations are compressed in a way that is not known")
-    roots.vectors(Slot.LOCATION_DICTIONARY, 1)  # not needed, but read alone a file must have an intact one
+    roots.vectors(Slot.LOCATION_DICTIONARY, 1)  # unused here; checked because decoding a file alone checks it, too
     arrays = roots.vectors(Slot.ARRAYS, 4, "the list of arrays")
-    tables = arrays.tables(_LEAST_ARRAY)
+    tables = arrays.tables(_MIN_ARRAY_BYTES)
     node_ids = _node_ids(tables)
     refs = tables.vectors(ArraySlot.REFS, 4, "the list of chunk references")
     bounds = starts_of(arrays.lengths)
-    if bool((np.diff(starts_of(refs.lengths)[bounds]) * LEAST_REF > np.diff(buffer.starts)).any()):
+    if bool((np.diff(starts_of(refs.lengths)[bounds]) * MIN_REF_BYTES > np.diff(buffer.starts)).any()):
         raise buffer.error("its arrays share their chunk references")
     found = list(zip(node_ids, read_few_refs(refs), strict=True))
     return [
@@ -264,14 +275,14 @@ def _manifest(buffer: Buffer, manifest_id: ManifestId, arrays: list[tuple[NodeId
 
 
 def _read_dictionary(root: Tables) -> bytes | None:
-    """The dictionary of compressed locations (empty when absent); None when the file says that there are none."""
+    """Read the dictionary of compressed locations (empty if absent); None if the file declares no compression."""
     algorithm = int(root.scalar(Slot.COMPRESSION_ALGORITHM, np.uint8, schema.LocationCompression.ZSTD_DICTIONARY)[0])
     if algorithm == schema.LocationCompression.NONE:
         return None
     if algorithm != schema.LocationCompression.ZSTD_DICTIONARY:
         raise FormatError(
-            f"{root.buffer.name} compresses its locations in a way ({algorithm}) that this library does not know. "
-            f"Upgrade it to read this repository",
+            f"{root.buffer.name} compresses its locations with algorithm {algorithm}, which this library does not "
+            f"know. Upgrade it to read this repository",
             ErrorKind.DESERIALIZATION,
         )
     return root.vectors(Slot.LOCATION_DICTIONARY, 1).scalars(np.uint8).tobytes()

@@ -1,7 +1,21 @@
 """The nodes of a hierarchy as columns.
 
-A snapshot may hold tens of thousands of nodes of which a session looks at a few. :meth:`NodeTable.node` therefore
-makes one :class:`Node` when it is asked for, and a commit that touches few nodes copies the columns of the others.
+A snapshot may hold tens of thousands of nodes, and a session looks at a few. So nodes stay columns,
+:meth:`NodeTable.node` makes a :class:`Node` on demand, and a commit that changes few nodes copies the columns of the
+others.
+
+What is always true: *the table is sorted by the raw bytes of the paths.* Two things rely on it:
+
+- Looking up a path is a binary search, here and in the official library. In an unsorted file, nodes would be missing.
+- All descendants of ``/a`` follow each other, because exactly they begin with ``/a/``. In bytewise order they are the
+  rows from ``/a/`` up to ``/a0``, since ``0`` is the byte after ``/``. The node ``/a`` itself need not be next to
+  them: ``/a-b`` sorts between ``/a`` and ``/a/c``.
+
+Sorting by path components or by locale would break both. Tables of files are sorted when they are read
+(:meth:`NodeTable.sorted`), since nobody guarantees their order. A table never changes, so lookups can be cached.
+
+Files of other libraries may give two nodes one path. A lookup then returns the first one. Two nodes with one id can be
+read, too, but not edited, because edits are kept by id.
 """
 
 from __future__ import annotations
@@ -23,6 +37,8 @@ from icechunk_engine.columns.tables import (
     U32,
     U64,
     BytesTable,
+    Integers,
+    Mask,
     concat_tables,
     factorize,
     is_sorted,
@@ -40,19 +56,19 @@ UNNAMED = -1
 """In ``name_codes``: a dimension without a name."""
 
 _MANY = 100
-"""From so many searches on it pays to make an object of each path first."""
+"""After this many searches, a dictionary of all paths is worth its cost."""
 
 
 @dataclass(frozen=True, slots=True)
 class ManifestRef:
-    """A manifest of an array and the box of chunks that it covers.
+    """A manifest of an array, and the box of chunks that it covers.
 
     Attributes
     ----------
     manifest_id
-        Which manifest.
+        The manifest.
     extents
-        One ``(start, stop)`` an axis, in chunks, half-open; empty for an array of rank 0.
+        One half-open ``(start, stop)`` for each axis, in chunks. Empty for an array of rank 0.
     """
 
     manifest_id: ManifestId
@@ -66,15 +82,15 @@ class Node:
     Attributes
     ----------
     node_id
-        The same for the node's whole life, across moves.
+        The id, which stays the same when the node moves.
     path
-        Absolute, canonical.
+        The absolute path in canonical form.
     user_data
         The ``zarr.json`` document, verbatim.
     shape
-        None for a group.
+        The shape of an array; None for a group.
     manifests
-        Where an array's chunk references are; boxes do not overlap.
+        The manifests that hold the array's chunk references. Their extents do not overlap.
     """
 
     node_id: NodeId
@@ -90,7 +106,7 @@ class Node:
 
 
 class _PathIndex:
-    """Row of a path: by binary search at first, by a dictionary once there were so many searches that it pays."""
+    """Find the row of a path: by binary search at first, with a dictionary after many searches."""
 
     __slots__ = ("_n_searches", "_paths", "_rows")
 
@@ -110,7 +126,7 @@ class _PathIndex:
             return self._rows.get(path, -1)
         self._n_searches += 1
         if self._n_searches > _MANY:
-            # Backwards, so that the first of equal paths wins, as in a binary search.
+            # Filled backwards: the first of equal paths must win, as in the binary search.
             rows = range(len(self) - 1, -1, -1)
             self._rows = dict(zip(reversed(self._paths.raws()), rows, strict=True))
             return self._rows.get(path, -1)
@@ -122,20 +138,22 @@ class _PathIndex:
 class NodeTable:
     """Columns of ``n`` nodes, sorted by the raw bytes of their paths.
 
-    Arrays have ragged columns: those of node ``i`` are the entries ``x_starts[i]:x_starts[i + 1]``, none for groups.
+    What only arrays have is in ragged columns: node ``i`` has the entries ``x_starts[i]:x_starts[i + 1]``, and groups
+    have none.
 
     Attributes
     ----------
     node_ids
         ``uint8 (n, 8)``.
     paths, user_data
-        One string a node.
+        One string for each node.
     is_array
         ``bool (n,)``.
     dim_starts
-        ``int64 (n + 1,)``, for ``lengths`` ``uint64`` (elements) and ``num_chunks`` ``uint32``, one entry a dimension.
+        ``int64 (n + 1,)``, for ``lengths`` ``uint64`` (elements) and ``num_chunks`` ``uint32``: one entry for each
+        dimension.
     has_names
-        ``bool (n,)``: whether the array's metadata names its dimensions.
+        ``bool (n,)``: True if the array's metadata names its dimensions.
     name_starts
         ``int64 (n + 1,)``, for ``name_codes`` ``int32``: row of ``names``, or UNNAMED.
     names
@@ -143,17 +161,17 @@ class NodeTable:
     manifest_starts
         ``int64 (n + 1,)``, for ``manifest_ids`` ``uint8 (m, 12)`` and ``extent_starts``.
     extent_starts
-        ``int64 (m + 1,)``, for ``extents`` ``uint32 (k, 2)``: half-open ranges of chunks, one a dimension.
+        ``int64 (m + 1,)``, for ``extents`` ``uint32 (k, 2)``: half-open ranges of chunks, one for each dimension.
     """
 
     node_ids: U8
     paths: BytesTable
     user_data: BytesTable
-    is_array: NDArray[np.bool_]
+    is_array: Mask
     dim_starts: I64
     lengths: U64
     num_chunks: U32
-    has_names: NDArray[np.bool_]
+    has_names: Mask
     name_starts: I64
     name_codes: NDArray[np.int32]
     names: BytesTable
@@ -164,12 +182,12 @@ class NodeTable:
 
     @classmethod
     def of(cls, nodes: Iterable[Node]) -> NodeTable:
-        """Columns of nodes in any order.
+        """Make a table of nodes, given in any order.
 
         Raises
         ------
         InvalidInputError
-            ``bad-metadata`` for a path or dimension name that is no Unicode text.
+            ``bad-metadata``: a path or dimension name is not valid Unicode text.
         """
         listed = list(nodes)
         shapes = [node.shape for node in listed]
@@ -197,7 +215,7 @@ class NodeTable:
             extents=np.array([extent for ref in refs for extent in ref.extents], np.uint32).reshape(-1, 2),
         ).sorted()
 
-    def __reduce__(self) -> tuple[Any, ...]:  # without the cached lookups
+    def __reduce__(self) -> tuple[object, ...]:  # without the cached lookups
         return _unpickle_nodes, (self._columns(),)
 
     def __len__(self) -> int:
@@ -205,7 +223,7 @@ class NodeTable:
 
     @property
     def nbytes(self) -> int:
-        """Memory held by the columns."""
+        """Bytes of memory that the columns hold."""
         return sum(column.nbytes for column in self._columns().values())
 
     def _columns(self) -> dict[str, Any]:
@@ -223,38 +241,38 @@ class NodeTable:
         rows = dict(zip(keys, range(len(self)), strict=True))
         if len(rows) != len(self):
             raise FormatError(
-                "the snapshot gives two nodes the same id, so edits of one cannot be told from edits of the other: it "
-                "is damaged. Both can be read. To write, reset the branch to an earlier snapshot",
+                "the snapshot is damaged: two nodes have the same id. Both can be read, but not edited, because edits "
+                "of one would change the other. To write, reset the branch to an earlier snapshot",
                 ErrorKind.DESERIALIZATION,
             )
         return rows
 
     @cached_property
     def _depths(self) -> I64:
-        """Number of components of each path; 0 for the root."""
+        """Number of components of each path, ``int64 (n,)``; 0 for the root."""
         slashes = starts_of(self.paths.data == ord("/"))
         depths: I64 = np.diff(slashes[self.paths.starts])
         depths[self.paths.lengths == 1] = 0
         return depths
 
     def find(self, path: str) -> int:
-        """Row of the node at a path, -1 if there is none."""
+        """Return the row of the node at a path, -1 if the path has no node."""
         return self._path_index.find(path.encode(errors="surrogatepass"))
 
     def row_of_id(self, node_id: NodeId) -> int:
-        """Row of a node, -1 if it is not here. Raises FormatError when two nodes have one id."""
+        """Return the row of a node, -1 if it is not here. Raises FormatError if two nodes have one id."""
         return self._rows_by_id.get(int.from_bytes(node_id.raw), -1)
 
     def path(self, row: int) -> str:
-        """Path of a node."""
+        """Return the path of a node."""
         return self.paths.text(row)
 
     def node_id(self, row: int) -> NodeId:
-        """Id of a node."""
+        """Return the id of a node."""
         return NodeId(self.node_ids[row].tobytes())
 
     def node(self, row: int) -> Node:
-        """One node as an object. Raises FormatError when the extents of its manifests do not have its rank."""
+        """Return one node as an object. Raises FormatError if the extents of its manifests have another rank."""
         user_data = self.user_data.raw(row)
         node_id = self.node_id(row)
         path = self.paths.text(row)
@@ -279,14 +297,14 @@ class NodeTable:
         manifest_id = ManifestId(self.manifest_ids[i].tobytes())
         if len(extents) != ndim:
             raise FormatError(
-                f"the snapshot gives manifest {manifest_id} of array {path} {len(extents)} extents, but the array has "
-                f"{ndim} dimensions. Delete and rewrite the array, or go back to an earlier snapshot",
+                f"the snapshot is damaged: manifest {manifest_id} of array {path} has {len(extents)} extents, but the "
+                f"array has {ndim} dimensions. Delete and rewrite the array, or go back to an earlier snapshot",
                 ErrorKind.INCONSISTENT_MANIFESTS,
             )
         return ManifestRef(manifest_id, tuple([(start, stop) for start, stop in extents]))
 
     def subtree(self, path: str) -> Sequence[int]:
-        """Rows of the node at a path and of everything below it, in the order of the table."""
+        """Return the rows of the node at a path and of everything below it, in the order of the table."""
         if path == paths.ROOT:
             return range(len(self))
         below = self._below(path)
@@ -294,14 +312,14 @@ class NodeTable:
         return below if row < 0 else [row, *below]
 
     def children(self, path: str) -> Sequence[int]:
-        """Rows of the nodes directly below a path, in the order of the table."""
+        """Return the rows of the nodes directly below a path, in the order of the table."""
         below = self._below(path)
         depth = path.count("/") + 1 if path != paths.ROOT else 1
         rows: list[int] = (np.flatnonzero(self._depths[below.start : below.stop] == depth) + below.start).tolist()
         return rows
 
     def _below(self, path: str) -> range:
-        """Rows of all proper descendants: they follow one another, since they share a prefix."""
+        """Return the rows of all nodes below a path. They follow each other: see the module."""
         prefix = path.encode(errors="surrogatepass") if path != paths.ROOT else b""
         start = bisect_left(self._path_index, prefix + b"/")
         stop = bisect_left(self._path_index, prefix + b"0", start)  # the byte after "/"
@@ -309,19 +327,19 @@ class NodeTable:
 
     @cached_property
     def orphans(self) -> tuple[str, ...]:
-        """Paths of nodes whose parent is not here; the format allows them. The root counts as being here."""
+        """Paths of nodes whose parent does not exist; the format allows that. The root always counts as existing."""
         raws = self.paths.raws()
         present = {b"", b"/", *raws}
         return tuple([raw.decode() for raw in raws if raw.rpartition(b"/")[0] not in present])
 
     def used_manifest_ids(self) -> U8:
-        """Distinct ids of all manifests that nodes refer to, sorted: ``uint8 (k, 12)``."""
+        """Return the distinct ids of all manifests that nodes refer to, sorted: ``uint8 (k, 12)``."""
         return sorted_distinct(row_keys(self.manifest_ids)).view(np.uint8).reshape(-1, ManifestId.SIZE)
 
     # --- changing --------------------------------------------------------------------------------------------------
 
-    def take(self, rows: NDArray[Any]) -> NodeTable:
-        """The nodes at ``rows``, in that order, which must be the order of paths."""
+    def take(self, rows: Integers) -> NodeTable:
+        """Return the nodes at ``rows``. Their order must be that of the paths."""
         if len(rows) == len(self) and bool((rows == np.arange(len(self))).all()):
             return self
         lengths, dim_starts = take_ragged(self.lengths, self.dim_starts, rows)
@@ -347,8 +365,8 @@ class NodeTable:
             extents=extents,
         )
 
-    def replace(self, drop_rows: Sequence[int] | NDArray[Any], nodes: Sequence[Node]) -> NodeTable:
-        """Without some rows, with other nodes; a path that is there more than once stays so."""
+    def replace(self, drop_rows: Sequence[int] | Integers, nodes: Sequence[Node]) -> NodeTable:
+        """Drop some rows and add other nodes. Other rows stay, even if several have one path."""
         dropped = np.zeros(len(self), np.bool_)
         dropped[np.asarray(drop_rows, np.int64)] = True
         kept = np.flatnonzero(~dropped)
@@ -357,13 +375,13 @@ class NodeTable:
         added = NodeTable.of(nodes)
         index = self._path_index if len(added) < _MANY else self.paths.raws()
         places = np.array([bisect_left(index, path) for path in added.paths.raws()], np.int64)
-        # A place counts rows of this table; dropped rows before it do not count.
+        # Places count all rows of this table. Subtract the dropped rows before each place.
         places -= np.searchsorted(np.flatnonzero(dropped), places)
         rows = np.insert(kept, places, len(self) + np.arange(len(added)))
         return _concat(self, added).take(rows)
 
     def sorted(self) -> NodeTable:
-        """The same nodes in the order of their paths."""
+        """Return the same nodes in the order of their paths."""
         if is_sorted(self.paths):
             return self
         raws = self.paths.raws()
@@ -379,7 +397,7 @@ def _starts(lengths: Sequence[int]) -> I64:
 
 
 def _encode_names(names: Sequence[str | None]) -> tuple[BytesTable, NDArray[np.int32]]:
-    """Distinct names and a code each; empty ones count as unnamed."""
+    """Return the distinct names, and the code of each name. Empty names count as unnamed."""
     named = [name for name in names if name]
     for name in dict.fromkeys(named):
         encode_text(name, "a dimension name")
@@ -389,14 +407,14 @@ def _encode_names(names: Sequence[str | None]) -> tuple[BytesTable, NDArray[np.i
 
 
 def without_empty(table: BytesTable, codes: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Codes of names, UNNAMED in place of those whose name is empty."""
+    """Replace the codes of empty names by UNNAMED."""
     if not bool((table.lengths == 0).any()):
         return codes
     return np.where((codes >= 0) & (table.lengths[codes] > 0), codes, np.int32(UNNAMED))
 
 
 def _concat(first: NodeTable, second: NodeTable) -> NodeTable:
-    """All nodes of both; the result is not sorted."""
+    """Join two tables. The result is not sorted."""
 
     def starts(name: str) -> I64:
         before, after = getattr(first, name), getattr(second, name)
@@ -405,7 +423,8 @@ def _concat(first: NodeTable, second: NodeTable) -> NodeTable:
     def items(name: str) -> NDArray[Any]:
         return np.concatenate([getattr(first, name), getattr(second, name)])
 
-    # Dimension names repeat: the second table's are looked up among the first's, so that the table does not grow.
+    # Dimension names repeat. Names of the second table that the first one knows get its code, or the table would grow
+    # with every commit.
     known = {name: code for code, name in enumerate(first.names.raws())}
     added = [name for name in second.names.raws() if name not in known]
     known |= {name: len(known) + i for i, name in enumerate(added)}

@@ -1,6 +1,14 @@
 """The latest entries of the ops log in the repo info, as columns (spec, *Ops log*).
 
-Each update of the repository adds an entry and rewrites the others, up to a thousand by default.
+Each update of a repository adds an entry and rewrites the others, up to a thousand by default, so they stay columns.
+
+The log is a chain through backups. Entry ``i`` names the backup that holds the repo info as that update left it, and
+that backup holds entry ``i`` and all older ones. So entries may be dropped from the end once a backup has them
+(:meth:`UpdateTable.trimmed`), and the file then names that backup. Only the newest entry has no backup: its repo info
+is the file itself.
+
+An update of an unknown kind, or a damaged log, does not stop readers, because refs and snapshots do not depend on it.
+It stops writers: they would have to rewrite the entries, and would lose them for good.
 """
 
 from __future__ import annotations
@@ -13,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from icechunk_engine.columns.tables import I64, BytesTable, concat_tables
+from icechunk_engine.columns.tables import I64, U8, U64, BytesTable, Integers, Mask, concat_tables
 from icechunk_engine.errors import ErrorKind, FormatError
 from icechunk_engine.flatbuf.reader import Tables
 from icechunk_engine.flatbuf.writer import OFFSET, Arena, TableLayout, TableWriter
@@ -25,7 +33,7 @@ UpdateKind = schema.UpdateTag
 
 
 class Availability(IntEnum):
-    """What may be done with the repository."""
+    """Which operations the repository allows."""
 
     ONLINE = 0
     READ_ONLY = 1
@@ -34,14 +42,16 @@ class Availability(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """Availability of the repository.
+    """The status of the repository.
 
     Attributes
     ----------
+    availability
+        Which operations it allows.
     set_at_us
-        When it was set, Unix microseconds.
+        When the status was set, Unix microseconds.
     reason
-        Why it is limited.
+        Why availability is limited.
     """
 
     availability: Availability
@@ -51,22 +61,22 @@ class Status:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateRecord:
-    """One entry of the ops log; which fields count depends on the kind.
+    """One entry of the ops log. The kind decides which fields it uses.
 
     Attributes
     ----------
     kind
-        What was done.
+        The kind of update.
     updated_at_us
-        When, Unix microseconds.
+        When it was made, Unix microseconds.
     name
-        Branch or tag.
+        The branch or tag.
     previous_id, new_id
-        Snapshots before and after.
+        The snapshots before and after.
     from_version, to_version
-        Of a migration.
+        The spec versions before and after a migration.
     flag_id, flag_value
-        A feature flag and its setting; None for the default.
+        A feature flag and its setting, which is None for the default.
     status
         The new status.
     backup_path
@@ -107,7 +117,7 @@ _ROW = np.dtype(
 
 @dataclass(frozen=True, slots=True)
 class _Slots:
-    """Where the fields lie that several kinds have."""
+    """The slots of fields that several kinds have; None if a kind lacks the field."""
 
     name: int | None = None
     previous_id: int | None = None
@@ -139,11 +149,11 @@ class UpdateTable:
     Attributes
     ----------
     rows
-        Structured ``(n,)``: what has a fixed size; fields that a kind does not have are zero.
+        Structured ``(n,)``: the fields of fixed size. Fields that a kind lacks are zero.
     names, backup_paths, reasons
-        Texts; empty where there is none.
+        Texts, empty where an entry has none.
     damage
-        Why the entries could not be read; there are none then. Refs and snapshots can be read all the same.
+        Why the entries could not be read. The table is then empty. Refs and snapshots can still be read.
     """
 
     rows: NDArray[Any]
@@ -154,7 +164,7 @@ class UpdateTable:
 
     @classmethod
     def of(cls, records: Sequence[UpdateRecord]) -> UpdateTable:
-        """Columns of entries, newest first. Raises InvalidInputError for texts that are no Unicode."""
+        """Make a table of entries, newest first. Raises InvalidInputError for texts that are not valid Unicode."""
         rows = np.zeros(len(records), _ROW)
         for row, record in zip(rows, records, strict=True):
             status = record.status or Status(availability=Availability.ONLINE, set_at_us=0)
@@ -178,16 +188,16 @@ class UpdateTable:
         return len(self.rows)
 
     def require_intact(self) -> None:
-        """Raise FormatError when the entries could not be read: an update would lose them for good."""
+        """Raise FormatError if the entries could not be read: an update would lose them for good."""
         if self.damage:
             raise FormatError(
-                f"the ops log cannot be read ({self.damage}). Branches, tags and snapshots can be. To list or make "
+                f"the ops log cannot be read ({self.damage}). Branches, tags and snapshots still can. To list or make "
                 f"updates again, restore the object 'repo' from its newest copy under overwritten/",
                 ErrorKind.DESERIALIZATION,
             )
 
     def record(self, i: int) -> UpdateRecord:
-        """Entry ``i`` as an object, 0 is the newest. Raises FormatError for an entry of unknown kind."""
+        """Return entry ``i`` as an object; 0 is the newest. Raises FormatError for an entry of unknown kind."""
         row = self.rows[i]
         kind = _known_kind(int(row["kind"]))
         slots = _SLOTS[kind]
@@ -215,9 +225,9 @@ class UpdateTable:
         )
 
     def push(self, record: UpdateRecord, backup_path: str) -> UpdateTable:
-        """With a new top entry; the one that was on top gets the name under which its repo info is being kept.
+        """Add a new entry. The entry that was the newest gets the name of the backup of its repo info.
 
-        Raises FormatError when the entries could not be read.
+        Raises FormatError if the entries could not be read.
         """
         self.require_intact()
         top = UpdateTable.of([replace(record, backup_path=None)])
@@ -234,25 +244,26 @@ class UpdateTable:
         )
 
     def trimmed(self, n: int) -> tuple[UpdateTable, str | None]:
-        """The newest entries, and the name of the backup in which the log continues.
+        """Return the newest entries, and the name of the backup in which the log continues.
 
-        The cut is at the first entry after ``n`` ones that has a backup: the backup holds that entry and all older
-        ones. None when nothing is cut; the log then continues where it did.
+        At least ``n`` entries stay, if there are so many. Entries are dropped from the first one after these that has
+        a backup, because that backup holds it and all older ones. The name is None if no entry is dropped: the log
+        then continues where it did.
         """
-        cuts = np.flatnonzero(self.rows["has_backup"][n:])
-        if len(cuts) == 0:
+        with_backup = np.flatnonzero(self.rows["has_backup"][n:])
+        if len(with_backup) == 0:
             return self, None
-        cut = n + int(cuts[0])
+        stop = n + int(with_backup[0])
         kept = UpdateTable(
-            self.rows[:cut],
-            names=BytesTable(self.names.data, self.names.starts[: cut + 1]),
-            backup_paths=BytesTable(self.backup_paths.data, self.backup_paths.starts[: cut + 1]),
-            reasons=BytesTable(self.reasons.data, self.reasons.starts[: cut + 1]),
+            self.rows[:stop],
+            names=BytesTable(self.names.data, self.names.starts[: stop + 1]),
+            backup_paths=BytesTable(self.backup_paths.data, self.backup_paths.starts[: stop + 1]),
+            reasons=BytesTable(self.reasons.data, self.reasons.starts[: stop + 1]),
         )
-        return kept, self.backup_paths.text(cut)
+        return kept, self.backup_paths.text(stop)
 
 
-def _id_row(snapshot_id: SnapshotId | None) -> NDArray[np.uint8]:
+def _id_row(snapshot_id: SnapshotId | None) -> U8:
     return np.zeros(SnapshotId.SIZE, np.uint8) if snapshot_id is None else snapshot_id.to_row()
 
 
@@ -261,8 +272,8 @@ def _known_kind(number: int) -> UpdateKind:
         return UpdateKind(number)
     except ValueError:
         raise FormatError(
-            f"the ops log holds an update of kind {number}, which this library does not know. The repository can be "
-            f"read; upgrade the library to change it or to list its updates",
+            f"the ops log holds an update of kind {number}, which this library does not know. You can read the "
+            f"repository; to change it or list its updates, upgrade the library",
             ErrorKind.UNSUPPORTED_OPERATION_FOR_VERSION,
         ) from None
 
@@ -270,8 +281,8 @@ def _known_kind(number: int) -> UpdateKind:
 # --- reading -------------------------------------------------------------------------------------------------------
 
 
-def read_status(tables: Tables) -> tuple[NDArray[np.uint8], NDArray[np.uint64], NDArray[np.bool_], BytesTable]:
-    """Columns of ``RepoStatus`` tables: availability, time, whether there is a reason, reason."""
+def read_status(tables: Tables) -> tuple[U8, U64, Mask, BytesTable]:
+    """Read ``RepoStatus`` tables as columns: availability, time, mask of those with a reason, reason."""
     fields = schema.RepoStatus
     availability = tables.scalar(fields.AVAILABILITY, np.uint8)
     if bool((availability > max(Availability)).any()):
@@ -285,7 +296,7 @@ def read_status(tables: Tables) -> tuple[NDArray[np.uint8], NDArray[np.uint64], 
 
 
 def read_updates(root: Tables) -> UpdateTable:
-    """Columns of the ``Update`` tables of a repo info. Where they are damaged, the table says so."""
+    """Read the ``Update`` tables of a repo info. If they are damaged, the returned table is empty and says so."""
     try:
         return _read_updates(root.vectors(schema.Repo.LATEST_UPDATES, 4, "the list of updates").tables(20))
     except FormatError as error:
@@ -303,7 +314,7 @@ def _read_updates(tables: Tables) -> UpdateTable:
     reasons: list[tuple[I64, BytesTable]] = []
     for number in _kinds_in(rows):
         if number not in _SLOTS:
-            continue  # a newer kind; see _known_kind
+            continue  # a kind of a newer version: readers ignore it, see _known_kind
         kind = UpdateKind(number)
         of_kind = np.flatnonzero(rows["kind"] == kind)
         if kind in _WITHOUT_FIELDS:
@@ -350,7 +361,7 @@ def _kinds_in(rows: NDArray[Any]) -> list[int]:
 
 
 def _scattered(parts: Sequence[tuple[I64, BytesTable]], n: int) -> BytesTable:
-    """A table of ``n`` texts that has those of the parts at their rows, empty ones elsewhere."""
+    """Put the texts of all parts at their rows into a table of ``n`` texts. Texts of other rows are empty."""
     texts = concat_tables([*(text for _, text in parts), BytesTable.of([""])])
     sources = np.full(n, len(texts) - 1, np.int64)
     if parts:
@@ -398,12 +409,12 @@ _WITHOUT_FIELDS = {kind for kind, layout in _DETAILS.items() if not layout.field
 
 def write_status(
     arena: Arena,
-    availability: NDArray[Any],
-    set_at: NDArray[Any],
-    has_reason: NDArray[np.bool_],
+    availability: Integers,
+    set_at: Integers,
+    has_reason: Mask,
     reasons: BytesTable,
 ) -> I64:
-    """Write ``RepoStatus`` tables from columns; returns their positions."""
+    """Write ``RepoStatus`` tables from columns; return their positions."""
     fields = schema.RepoStatus
     tables = arena.tables(_STATUS, len(availability))
     tables.set(fields.AVAILABILITY, availability)
@@ -413,7 +424,7 @@ def write_status(
 
 
 def write_updates(arena: Arena, updates: UpdateTable) -> I64:
-    """Write the ``Update`` tables; returns their positions. Raises FormatError for entries of unknown kind."""
+    """Write the ``Update`` tables; return their positions. Raises FormatError for entries of unknown kind."""
     fields, rows = schema.Update, updates.rows
     tables = arena.tables(_UPDATE, len(updates))
     tables.set(fields.UPDATE_TYPE_TYPE, rows["kind"])

@@ -1,14 +1,18 @@
 """The repo info file ``repo``: refs, all snapshots, ops log, status, configuration (spec, *Repo info file*).
 
-The one mutable object of a repository. Every commit decodes it, changes it and encodes it anew, so nothing here makes
-an object a snapshot or an update.
+It is the only mutable object of a repository. Every commit decodes it, changes it and encodes it again, and it may
+list thousands of snapshots and updates. So both stay columns, and no objects are made for them.
+
+What is always true: every ref points to a snapshot of the list, since files store refs as positions in the list; and
+the ops log is never empty, and its latest entry has no backup yet. The next update fills in the backup, under which it
+keeps this version of the file. :func:`encode_repo_info` checks both.
 """
 
 from __future__ import annotations
 
+from collections.abc import Buffer as BytesLike
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -40,6 +44,7 @@ from icechunk_engine.format.snapshot_table import (
     write_snapshots,
 )
 from icechunk_engine.ids import INITIAL_SNAPSHOT_ID, SnapshotId
+from icechunk_engine.types import JsonObject
 
 __all__ = [
     "NO_PARENT",
@@ -66,23 +71,23 @@ class RepoInfo:
     Attributes
     ----------
     spec_version
-        Of the repository; 1 only while it is being migrated.
+        Spec version of the repository; 1 only during a migration.
     tags, branches
-        Names and where they point.
+        Names, and the snapshots that they point to.
     deleted_tags
-        Names that are never free again.
+        Names that can never be used again.
     snapshots
-        All snapshots that are known, reachable from a ref or not.
+        All known snapshots, whether a ref leads to them or not.
     status
-        Whether it may be written.
+        Whether the repository may be written.
     metadata
-        Of the repository as a whole.
+        Metadata of the repository as a whole.
     updates
-        Latest entries of the ops log; never empty in what is written.
+        The latest entries of the ops log.
     repo_before_updates
-        Name below ``overwritten/`` of the repo info in which the ops log continues; None when all of it is here.
+        Name below ``overwritten/`` of the repo info in which the ops log continues; None if all of it is here.
     config
-        Persisted configuration; None for the defaults.
+        The persisted configuration; None for the defaults.
     enabled_flags, disabled_flags
         Ids of feature flags that were set, ascending.
     """
@@ -93,16 +98,16 @@ class RepoInfo:
     deleted_tags: frozenset[str]
     snapshots: SnapshotTable
     status: Status
-    metadata: dict[str, Any]
+    metadata: JsonObject
     updates: UpdateTable
     repo_before_updates: str | None = None
-    config: dict[str, Any] | None = None
+    config: JsonObject | None = None
     enabled_flags: tuple[int, ...] = ()
     disabled_flags: tuple[int, ...] = ()
 
 
-def initial_repo_info(created_at_us: int, config: dict[str, Any] | None) -> RepoInfo:
-    """State of a fresh repository: the initial snapshot, and branch ``main`` at it."""
+def initial_repo_info(created_at_us: int, config: JsonObject | None) -> RepoInfo:
+    """Make the state of a new repository: the initial snapshot, and branch ``main``, which points to it."""
     root = SnapshotRecord(
         id=INITIAL_SNAPSHOT_ID,
         parent_id=None,
@@ -126,7 +131,7 @@ def initial_repo_info(created_at_us: int, config: dict[str, Any] | None) -> Repo
 # --- reading -------------------------------------------------------------------------------------------------------
 
 
-def decode_repo_info(data: Any, name: str = "repo") -> RepoInfo:
+def decode_repo_info(data: BytesLike, name: str = "repo") -> RepoInfo:
     """Decode a repo info file.
 
     Parameters
@@ -139,8 +144,9 @@ def decode_repo_info(data: Any, name: str = "repo") -> RepoInfo:
     Raises
     ------
     FormatError
-        The file is damaged, but for its ops log (:attr:`UpdateTable.damage`), or something else;
-        ``unsupported-spec-version``; ``config-deserialization``.
+        The file is damaged, or another kind of file. (A damaged ops log does not raise: see ``UpdateTable.damage``.)
+        ``unsupported-spec-version``: a newer version of the format.
+        ``config-deserialization``: the configuration is damaged.
     """
     unpacked = header.unpack(data, FileType.REPO_INFO, name)
     root = Buffer(unpacked.body, name).root()
@@ -148,8 +154,8 @@ def decode_repo_info(data: Any, name: str = "repo") -> RepoInfo:
     spec_version = int(root.scalar(fields.SPEC_VERSION, np.uint8)[0])
     if spec_version not in SPEC_VERSIONS:
         raise FormatError(
-            f"{name} says that the repository has spec version {spec_version}; this library knows {SPEC_VERSIONS}. "
-            f"Upgrade it to read this repository",
+            f"{name} gives the repository spec version {spec_version}; this library knows {SPEC_VERSIONS}. Upgrade it "
+            f"to read this repository",
             ErrorKind.UNSUPPORTED_SPEC_VERSION,
         )
     snapshot_tables = root.vectors(fields.SNAPSHOTS, 4, "the list of snapshots").tables(24)
@@ -172,7 +178,7 @@ def decode_repo_info(data: Any, name: str = "repo") -> RepoInfo:
 
 
 def _read_refs(root: Tables, slot: int, ids: bytes) -> dict[str, SnapshotId]:
-    """Refs by name; they point to positions in the list of snapshots as it is in the file."""
+    """Read refs by name. They point to positions in the list of snapshots as the file has it, before it is sorted."""
     refs = root.vectors(slot, 4, "the list of branches or tags").tables(16)
     names = refs.strings(schema.Ref.NAME, "the name of a branch or tag").texts()
     indices = refs.scalar(schema.Ref.SNAPSHOT_INDEX, np.uint32).tolist()
@@ -197,7 +203,7 @@ def _optional_text(root: Tables, slot: int) -> str | None:
     return root.strings(slot).text(0) if root.present(slot)[0] else None
 
 
-def _read_config(root: Tables) -> dict[str, Any] | None:
+def _read_config(root: Tables) -> JsonObject | None:
     if not root.present(schema.Repo.CONFIG)[0]:
         return None
     return decode_config(root.vectors(schema.Repo.CONFIG, 1).bytes_table().raw(0))
@@ -229,17 +235,16 @@ _REF = TableLayout.of({schema.Ref.NAME: OFFSET, schema.Ref.SNAPSHOT_INDEX: "<u4"
 
 
 def encode_repo_info(info: RepoInfo, *, level: int = 3) -> bytes:
-    """The whole file.
+    """Encode the whole file.
 
     Raises
     ------
     FormatError
-        ``unsupported-operation-for-version``: the ops log holds entries of a kind that this library does not know
-        and would lose.
+        ``unsupported-operation-for-version``: the ops log holds entries of an unknown kind, which would be lost.
     InvalidInputError
-        ``bad-metadata``: a text, metadata or the configuration cannot be stored.
+        ``bad-metadata``: a text, the metadata or the configuration cannot be stored.
     InternalError
-        A ref points to no snapshot of the list, or the ops log is empty or misformed.
+        A ref points to a snapshot that is not in the list, or the ops log is empty or malformed.
     """
     if len(info.updates) == 0 or info.updates.rows["has_backup"][0]:
         raise InternalError("the ops log must not be empty, and its latest entry must not have a backup yet")

@@ -1,6 +1,7 @@
-"""Slot numbers, struct widths and enums of every file kind: the one home of these facts (spec, *Flatbuffers*).
+"""Slot numbers, struct sizes and enums of all files. No other module states these facts (spec, *Flatbuffers*).
 
-One class a flatbuffer table; each attribute is a field's slot. Slot ``n`` is the vtable entry at byte ``4 + 2 * n``.
+Each class is a flatbuffer table, and each attribute the slot of a field. Slot ``n`` is the vtable entry at byte
+``4 + 2 * n``.
 """
 
 from __future__ import annotations
@@ -8,10 +9,10 @@ from __future__ import annotations
 from enum import IntEnum
 
 IDENTIFIER = b"Ichk"
-"""At bytes 4 to 8 of every flatbuffer; written, never checked."""
+"""The bytes 4 to 8 of every flatbuffer. They are written, but never checked."""
 
 MAX_NDIM = 255
-"""Sanity bound on the rank of a chunk index: a damaged file could claim millions."""
+"""Largest rank of a chunk index that is read. A damaged file could claim millions."""
 
 OBJECT_ID_SIZE = 12
 NODE_ID_SIZE = 8
@@ -141,7 +142,7 @@ class ManifestFileInfoV2:
 
 
 class TransactionLog:
-    """Root of a transaction log. Arrays come before groups in slots 5 and 6 only."""
+    """Root of a transaction log. Note that arrays come before groups in slots 5 and 6 only."""
 
     ID = 0
     NEW_GROUPS = 1
@@ -169,7 +170,7 @@ class ChunkIndices:
 
 
 class MoveOperation:
-    """One node's move."""
+    """The move of one node."""
 
     FROM = 0
     TO = 1
@@ -210,7 +211,7 @@ class Ref:
 
 
 class SnapshotInfo:
-    """One snapshot in the repo info. An absent ``parent_offset`` means row 0, -1 means no parent."""
+    """One snapshot in the repo info. A ``parent_offset`` of -1 means no parent; an absent one means row 0."""
 
     ID = 0
     PARENT_OFFSET = 1
@@ -221,7 +222,7 @@ class SnapshotInfo:
 
 
 class RepoStatus:
-    """Availability of the repository."""
+    """Status of the repository."""
 
     AVAILABILITY = 0
     SET_AT = 1
@@ -238,7 +239,7 @@ class Update:
 
 
 class UpdateTag(IntEnum):
-    """Tag of the union ``Update.update_type``; a number not listed here breaks every other writer."""
+    """Tag of the union ``Update.update_type``. Do not add any: other libraries refuse to write such a repository."""
 
     REPO_INITIALIZED = 1
     REPO_MIGRATED = 2
@@ -266,7 +267,7 @@ class RepoMigratedUpdate:
 
 
 class NamedUpdate:
-    """Fields of tags 5 to 9: a tag or branch, and for deletions and resets where it pointed."""
+    """Fields of tags 5 to 9: a tag or branch, and where it pointed before a deletion or reset."""
 
     NAME = 0
     PREVIOUS_SNAP_ID = 1
@@ -294,7 +295,7 @@ class NewDetachedSnapshotUpdate:
 
 
 class FeatureFlagChangedUpdate:
-    """Fields of tag 15; ``is_set`` false means that the flag went back to its default."""
+    """Fields of tag 15. If ``is_set`` is false, the flag went back to its default."""
 
     ID = 0
     NEW_VALUE = 1

@@ -1,19 +1,24 @@
-"""Snapshot files: all nodes of a hierarchy at one moment (spec, *Snapshot file*). Bytes ⇄ columns.
+"""Snapshot files: all nodes of a hierarchy at one moment (spec, *Snapshot file*).
 
-Nothing here loops over nodes, but for writing spec version 1.
+Files are read into columns and written from columns, without a loop over nodes. The exception is spec version 1, which
+stores chunk lengths instead of numbers of chunks. These are only in the metadata documents, so each is parsed.
+
+What is always true of a written snapshot: *the list of manifest files names exactly the manifests that its nodes
+refer to*, with exact sizes. The official library requires the first, and fetches ``size`` bytes of a manifest: with a
+size that is too small, it reads a truncated file. :func:`encode_snapshot` compares both sets and raises.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Buffer as BytesLike
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 
-from icechunk_engine.columns.tables import I64, U8, U32, U64, gather_ranges, row_keys, starts_of
+from icechunk_engine.columns.tables import I64, U8, U32, U64, Rows, gather_ranges, row_keys, starts_of
 from icechunk_engine.errors import ErrorKind, FormatError, InternalError
 from icechunk_engine.flatbuf.reader import Buffer, Tables
 from icechunk_engine.flatbuf.writer import OFFSET, Arena, TableLayout, TableWriter
@@ -23,6 +28,7 @@ from icechunk_engine.format.metadata import MetadataColumns, encode_text
 from icechunk_engine.format.nodes import UNNAMED, ManifestRef, Node, NodeTable, without_empty
 from icechunk_engine.format.zarr_metadata import MAX_NUM_CHUNKS, regular_chunk_lengths
 from icechunk_engine.ids import INITIAL_SNAPSHOT_ID, ManifestId, NodeId, SnapshotId
+from icechunk_engine.types import JsonObject
 
 __all__ = [
     "INITIAL_MESSAGE",
@@ -38,7 +44,7 @@ __all__ = [
 ]
 
 INITIAL_MESSAGE = "Repository initialized"
-INITIAL_METADATA: dict[str, Any] = {"__icechunk": {"is_root": True}}
+INITIAL_METADATA: JsonObject = {"__icechunk": {"is_root": True}}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,9 +56,9 @@ class ManifestFiles:
     ids
         ``uint8 (m, 12)``.
     sizes
-        ``uint64 (m,)``: bytes of the whole object; 0 for unknown.
+        ``uint64 (m,)``: bytes of the whole object, 0 if unknown.
     num_refs
-        ``uint32 (m,)``: chunk references in it.
+        ``uint32 (m,)``: number of chunk references in it.
     """
 
     ids: U8
@@ -61,7 +67,7 @@ class ManifestFiles:
 
     @classmethod
     def of(cls, files: Sequence[tuple[ManifestId, int, int]]) -> Self:
-        """Columns of ``(id, size in bytes, number of references)``; of equal ids the last one counts."""
+        """Make columns of ``(id, size in bytes, number of references)``. The last one of equal ids stays."""
         by_id = sorted({manifest_id.raw: (size, count) for manifest_id, size, count in files}.items())
         return cls(
             np.frombuffer(b"".join([raw for raw, _ in by_id]), np.uint8).reshape(-1, ManifestId.SIZE),
@@ -74,28 +80,28 @@ class ManifestFiles:
 
     @property
     def nbytes(self) -> int:
-        """Memory held."""
+        """Bytes of memory held."""
         return int(self.ids.nbytes + self.sizes.nbytes + self.num_refs.nbytes)
 
     def counts(self) -> dict[bytes, int]:
-        """Number of references by manifest id."""
+        """Return the number of references of each manifest, by id."""
         raw, size = self.ids.tobytes(), ManifestId.SIZE
         ids = [raw[start : start + size] for start in range(0, len(raw), size)]
         return dict(zip(ids, self.num_refs.tolist(), strict=True))
 
-    def take(self, rows: NDArray[Any]) -> ManifestFiles:
-        """The files at ``rows``."""
+    def take(self, rows: Rows) -> ManifestFiles:
+        """Return the files at ``rows``."""
         return ManifestFiles(self.ids[rows], self.sizes[rows], self.num_refs[rows])
 
     def sorted(self) -> ManifestFiles:
-        """Sorted by id; of equal ids one stays."""
+        """Return the files sorted by id. If an id appears twice, one stays."""
         keys = row_keys(self.ids)
         if bool((keys[1:] > keys[:-1]).all()):
             return self
         return self.take(np.unique(keys, return_index=True)[1])
 
     def union(self, other: ManifestFiles) -> ManifestFiles:
-        """Files of both."""
+        """Return the files of both."""
         return ManifestFiles(
             np.concatenate([self.ids, other.ids]),
             np.concatenate([self.sizes, other.sizes]),
@@ -103,7 +109,7 @@ class ManifestFiles:
         ).sorted()
 
     def restrict(self, used: U8) -> ManifestFiles:
-        """Only the files whose ids are among ``used``, ``uint8 (k, 12)``."""
+        """Return the files whose ids are among ``used``, ``uint8 (k, 12)``."""
         return self.take(np.isin(row_keys(self.ids), row_keys(used)))
 
 
@@ -114,38 +120,38 @@ class Snapshot:
     Attributes
     ----------
     snapshot_id
-        Its own id.
+        The id, which is also the name of the file.
     parent_id
-        Spec 1 only; in spec 2 the repo info knows the parents.
+        The parent, in spec 1 only. In spec 2, the repo info knows the parents.
     flushed_at_us
         When it was written, Unix microseconds.
     message, metadata
-        As given to the commit.
+        Message and metadata of the commit.
     manifest_files
         Exactly the manifests that the nodes refer to.
     nodes
         The hierarchy.
     spec_version
-        Of the file.
+        Spec version of the file.
     """
 
     snapshot_id: SnapshotId
     parent_id: SnapshotId | None
     flushed_at_us: int
     message: str
-    metadata: dict[str, Any]
+    metadata: JsonObject
     manifest_files: ManifestFiles
     nodes: NodeTable
     spec_version: int
 
     @property
     def nbytes(self) -> int:
-        """Memory held, roughly."""
+        """Approximate bytes of memory held."""
         return 1024 + self.manifest_files.nbytes + self.nodes.nbytes
 
 
 def initial_snapshot(flushed_at_us: int, spec_version: int = 2) -> Snapshot:
-    """The first snapshot of every repository: no nodes, a fixed id, message and metadata."""
+    """Make the first snapshot of a repository: no nodes, and a fixed id, message and metadata."""
     return Snapshot(
         snapshot_id=INITIAL_SNAPSHOT_ID,
         parent_id=None,
@@ -161,7 +167,7 @@ def initial_snapshot(flushed_at_us: int, spec_version: int = 2) -> Snapshot:
 # --- reading -------------------------------------------------------------------------------------------------------
 
 
-def decode_snapshot(data: Any, name: str = "") -> Snapshot:
+def decode_snapshot(data: BytesLike, name: str = "") -> Snapshot:
     """Decode a snapshot file of either spec version.
 
     Parameters
@@ -174,7 +180,7 @@ def decode_snapshot(data: Any, name: str = "") -> Snapshot:
     Raises
     ------
     FormatError
-        The file is damaged or something else.
+        The file is damaged, or another kind of file.
     """
     unpacked = header.unpack(data, FileType.SNAPSHOT, name)
     root = Buffer(unpacked.body, name or "this snapshot file").root()
@@ -226,8 +232,8 @@ def _read_nodes(tables: Tables) -> NodeTable:
     is_array = tags == schema.NodeDataType.ARRAY
     if not bool((is_array | (tags == schema.NodeDataType.GROUP)).all()):
         raise FormatError(
-            f"{tables.buffer.name} holds a node that is neither group nor array; a newer version of Icechunk wrote "
-            f"it. Upgrade this library",
+            f"{tables.buffer.name} holds a node that is neither group nor array. A newer version of Icechunk "
+            f"wrote it. Upgrade this library",
             ErrorKind.DESERIALIZATION,
         )
     arrays = tables.take(is_array).children(fields.NODE_DATA, "an array's data")
@@ -240,7 +246,7 @@ def _read_nodes(tables: Tables) -> NodeTable:
     extents = refs.vectors(schema.ManifestRef.EXTENTS, schema.CHUNK_INDEX_RANGE_SIZE, "a manifest's extents")
 
     def starts(lengths: I64) -> I64:
-        """From a length an array to the starts of all nodes."""
+        """Turn the lengths of arrays into the starts of all nodes. Groups have length 0."""
         of_nodes = np.zeros(len(tables), np.int64)
         of_nodes[is_array] = lengths
         return starts_of(of_nodes)
@@ -267,7 +273,7 @@ def _read_nodes(tables: Tables) -> NodeTable:
 
 
 def _read_shapes(arrays: Tables) -> tuple[U64, U32, I64]:
-    """Lengths, numbers of chunks, and rank of each array: from the newer field where there is one, else the older."""
+    """Read lengths, numbers of chunks, and the rank of each array: from the newer field if present, else the older."""
     newer = arrays.vectors(schema.ArrayNodeData.SHAPE_V2, 4)
     dims = newer.tables(8)
     lengths = dims.scalar(schema.DimensionShapeV2.ARRAY_LENGTH, np.uint64)
@@ -335,16 +341,16 @@ _MANIFEST_FILE = TableLayout.of(
 
 
 def encode_snapshot(snapshot: Snapshot, *, level: int = 3) -> bytes:
-    """The whole file, of the spec version that the snapshot says.
+    """Encode a snapshot, in the spec version that it names.
 
     Raises
     ------
     InvalidInputError
-        ``bad-metadata``: message or metadata cannot be stored.
+        ``bad-metadata``: the message or the metadata cannot be stored.
     FormatError
         ``unsupported-operation-for-version``: a rectilinear grid in spec version 1.
     InternalError
-        ``inconsistent-manifests``: the list of manifests is not what the nodes refer to.
+        ``inconsistent-manifests``: the list of manifests does not match the nodes.
     """
     _require_consistent(snapshot)
     is_v1 = snapshot.spec_version == 1
@@ -369,8 +375,8 @@ def encode_snapshot(snapshot: Snapshot, *, level: int = 3) -> bytes:
 def _require_consistent(snapshot: Snapshot) -> None:
     if not np.array_equal(snapshot.nodes.used_manifest_ids(), snapshot.manifest_files.ids):
         raise InternalError(
-            "the manifests listed in a snapshot are not those that its nodes refer to. Nothing was written; "
-            "please report this",
+            "the manifests that a snapshot lists are not those that its nodes refer to. Nothing was written. Please "
+            "report this",
             ErrorKind.INCONSISTENT_MANIFESTS,
         )
 
@@ -394,7 +400,7 @@ def _write_manifest_files(arena: Arena, root: TableWriter, files: ManifestFiles,
 
 
 def _write_nodes(arena: Arena, nodes: NodeTable, *, is_v1: bool) -> I64:
-    """Write all nodes; returns the positions of their tables."""
+    """Write all nodes; return the positions of their tables."""
     fields = schema.NodeSnapshot
     tables = arena.tables(_NODE, len(nodes))
     tables.set(fields.ID, nodes.node_ids)
@@ -433,13 +439,13 @@ def _write_shapes(arena: Arena, arrays: TableWriter, nodes: NodeTable, *, is_v1:
 
 
 def _chunk_lengths(nodes: NodeTable) -> U64:
-    """What spec 1 stores in place of the number of chunks; taken from the arrays' metadata documents."""
+    """Return the chunk lengths of all arrays, from their metadata documents. Spec 1 stores these."""
     found: list[int] = []
     for row in np.flatnonzero(nodes.is_array).tolist():
         edges = regular_chunk_lengths(nodes.user_data.raw(row))
         if edges is None:
             raise FormatError(
-                f"array {nodes.path(row)} has no regular chunk grid, which spec version 1 cannot store. Upgrade the "
+                f"array {nodes.path(row)} has an irregular chunk grid, which spec version 1 cannot store. Upgrade the "
                 f"repository to spec version 2, or use a regular grid",
                 ErrorKind.UNSUPPORTED_OPERATION_FOR_VERSION,
             )

@@ -1,14 +1,22 @@
 """The list of all snapshots in the repo info, as columns (spec, *Repo info file*).
 
-Every update of the repository reads, changes and writes the whole list. So messages and metadata stay encoded, and
-parents, which are stored as positions in the list, are renumbered in one step when a row comes or goes.
+Every update of a repository reads, changes and writes the whole list. So messages and metadata stay encoded, and no
+object is made for a snapshot that nobody looks at.
+
+What is always true: *rows are sorted by snapshot id, and a parent is the row number of another snapshot.* Files have
+this form, too, and the official library finds snapshots in them by binary search: in an unsorted file, it would miss
+some. Adding or removing one row moves the rows behind it, and each ``parents`` entry that
+points there must change with them, in the same step. :meth:`SnapshotTable.insert`, :meth:`SnapshotTable.remove` and
+:func:`read_snapshots` do that; a new method that changes rows must, too. A row number is only valid for the table
+that it came from, so code keeps ids, not rows, from one table to the next.
+
+Chains of parents may be circles in a damaged file, so every walk counts its steps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +26,7 @@ from icechunk_engine.columns.tables import (
     U8,
     U64,
     BytesTable,
+    Integers,
     insert_ragged,
     row_keys,
     starts_of,
@@ -29,6 +38,7 @@ from icechunk_engine.flatbuf.writer import OFFSET, Arena, TableLayout
 from icechunk_engine.format import schema
 from icechunk_engine.format.metadata import MetadataColumns, encode_text
 from icechunk_engine.ids import SnapshotId
+from icechunk_engine.types import JsonObject
 
 NO_PARENT = -1
 
@@ -40,21 +50,21 @@ class SnapshotRecord:
     Attributes
     ----------
     id, parent_id
-        The snapshot and the one it was based on; None for a root.
+        The snapshot and its parent; None for a root.
     flushed_at_us
-        Unix microseconds.
+        When it was written, Unix microseconds.
     message, metadata
-        Copies of the snapshot's.
+        Copies of those in the snapshot's file.
     pruned
-        Snapshots whose transaction logs, oldest first, come before its own in what changed since the parent: the
-        commits in between have expired.
+        Expired snapshots between the parent and this one, oldest first. Their transaction logs, followed by this
+        snapshot's own, say what changed since the parent.
     """
 
     id: SnapshotId
     parent_id: SnapshotId | None
     flushed_at_us: int
     message: str
-    metadata: dict[str, Any]
+    metadata: JsonObject
     pruned: tuple[SnapshotId, ...] = ()
 
 
@@ -71,9 +81,9 @@ class SnapshotTable:
     flushed_at
         ``uint64 (n,)``: Unix microseconds.
     messages
-        One a snapshot.
+        One for each snapshot.
     metadata
-        One list a snapshot, values in FlexBuffers.
+        One list for each snapshot, with values in FlexBuffers.
     pruned_starts
         ``int64 (n + 1,)``, for ``pruned_ids`` ``uint8 (k, 12)``: see :class:`SnapshotRecord`.
     """
@@ -88,7 +98,7 @@ class SnapshotTable:
 
     @classmethod
     def of(cls, records: Sequence[SnapshotRecord]) -> SnapshotTable:
-        """A table of distinct snapshots, whose parents must be among them."""
+        """Make a table of distinct snapshots. Their parents must be among them."""
         records = sorted(records, key=lambda record: record.id.raw)
         rows = {record.id: row for row, record in enumerate(records)}
         parents = [NO_PARENT if record.parent_id is None else rows[record.parent_id] for record in records]
@@ -104,18 +114,18 @@ class SnapshotTable:
 
     @classmethod
     def of_root(cls, record: SnapshotRecord) -> SnapshotTable:
-        """A table of one snapshot, whose parent does not count."""
+        """Make a table of one snapshot, without its parent."""
         return cls.of([replace(record, parent_id=None)])
 
     def __len__(self) -> int:
         return len(self.parents)
 
     def find(self, snapshot_id: SnapshotId) -> int:
-        """Row of a snapshot, -1 if it is not here."""
+        """Return the row of a snapshot, -1 if it is not here."""
         return int(self.find_rows(snapshot_id.to_row().reshape(1, -1))[0])
 
     def find_rows(self, ids: U8) -> I64:
-        """Rows of many snapshots given as ``uint8 (k, 12)``, -1 for those that are not here."""
+        """Return the rows of the snapshots ``uint8 (k, 12)``, -1 for each one that is not here."""
         if len(self) == 0:
             return np.full(len(ids), -1, np.int64)
         keys, wanted = row_keys(self.ids), row_keys(ids)
@@ -123,11 +133,11 @@ class SnapshotTable:
         return np.where(keys[rows] == wanted, rows, -1)
 
     def id(self, row: int) -> SnapshotId:
-        """Id of the snapshot in a row."""
+        """Return the id of the snapshot in a row."""
         return SnapshotId(self.ids[row].tobytes())
 
     def record(self, row: int) -> SnapshotRecord:
-        """One snapshot as an object. Raises FormatError when its metadata is damaged."""
+        """Return one snapshot as an object. Raises FormatError if its metadata is damaged."""
         parent = int(self.parents[row])
         pruned = self.pruned_ids[self.pruned_starts[row] : self.pruned_starts[row + 1]]
         return SnapshotRecord(
@@ -140,7 +150,7 @@ class SnapshotTable:
         )
 
     def ancestry_rows(self, row: int) -> I64:
-        """Rows of a snapshot and all its ancestors, newest first. Raises FormatError when they form a circle."""
+        """Return the rows of a snapshot and its ancestors, newest first. Raises FormatError if they form a circle."""
         parents = self.parents.tolist()
         rows = []
         while row != NO_PARENT:
@@ -151,7 +161,7 @@ class SnapshotTable:
         return np.array(rows, np.int64)
 
     def ancestors(self, row: int) -> Iterator[SnapshotRecord]:
-        """A snapshot and its ancestors one by one, for who may not need all. Raises FormatError as above."""
+        """Yield a snapshot and its ancestors, newest first. Raises FormatError if they form a circle."""
         for _ in range(len(self)):
             yield self.record(row)
             row = int(self.parents[row])
@@ -160,7 +170,7 @@ class SnapshotTable:
         raise _circle()
 
     def insert(self, info: SnapshotRecord) -> SnapshotTable:
-        """With one more snapshot, whose parent must be here.
+        """Add one snapshot, whose parent must be here.
 
         Raises
         ------
@@ -169,7 +179,7 @@ class SnapshotTable:
         SnapshotNotFoundError
             The parent is unknown.
         InvalidInputError
-            ``bad-metadata``: message or metadata cannot be stored.
+            ``bad-metadata``: the message or the metadata cannot be stored.
         """
         place = int(np.searchsorted(row_keys(self.ids), row_keys(info.id.to_row().reshape(1, -1)))[0])
         if place < len(self) and self.id(place) == info.id:
@@ -187,7 +197,7 @@ class SnapshotTable:
                     f"expired and was collected. Redo the change in a new session"
                 )
 
-        def column(ours: NDArray[Any], other: NDArray[Any]) -> NDArray[Any]:
+        def column[T: np.generic](ours: NDArray[T], other: NDArray[T]) -> NDArray[T]:
             return np.concatenate([ours[:place], other, ours[place:]])
 
         parents = column(self.parents, np.array([parent], np.int32))
@@ -204,26 +214,26 @@ class SnapshotTable:
             pruned_ids=pruned_ids,
         )
 
-    def remove(self, rows: NDArray[Any]) -> SnapshotTable:
-        """Without the snapshots at ``rows``, none of which may be the parent of one that stays."""
+    def remove(self, rows: Integers) -> SnapshotTable:
+        """Remove the snapshots at ``rows``. None of them may be the parent of a snapshot that stays."""
         keep = np.ones(len(self), np.bool_)
         keep[rows] = False
         parents = self.parents[keep]
         if not bool(keep[parents[parents != NO_PARENT]].all()):
-            raise InternalError("a snapshot was to be removed whose children stay; give them other parents first")
+            raise InternalError("cannot remove a snapshot whose children stay. Give them other parents first")
         return self._take(np.flatnonzero(keep))
 
     def replace_parents(
-        self, rows: NDArray[Any], parents: NDArray[Any], pruned: Sequence[Sequence[SnapshotId]] | None = None
+        self, rows: Integers, parents: Integers, pruned: Sequence[Sequence[SnapshotId]] | None = None
     ) -> SnapshotTable:
-        """With other parents for the snapshots at ``rows``.
+        """Give the snapshots at ``rows`` other parents.
 
         Parameters
         ----------
         rows, parents
-            Distinct rows, and the row of the new parent of each, or NO_PARENT.
+            Distinct rows, and for each the row of its new parent, or NO_PARENT.
         pruned
-            New pruned lists of the same rows; they keep theirs by default.
+            New pruned lists of these rows. By default they keep theirs.
         """
         changed = self.parents.copy()
         changed[rows] = parents
@@ -238,9 +248,9 @@ class SnapshotTable:
         pruned_ids, pruned_starts = take_ragged(pool, pool_starts, sources)
         return replace(table, pruned_ids=pruned_ids, pruned_starts=pruned_starts)
 
-    def _take(self, rows: NDArray[Any]) -> SnapshotTable:
-        """The snapshots at ``rows`` in that order; parents are renumbered, those that are not taken become -1."""
-        new_rows = np.full(len(self) + 1, NO_PARENT, np.int32)  # the last one is what -1 becomes
+    def _take(self, rows: Integers) -> SnapshotTable:
+        """Return the snapshots at ``rows``, in that order. A parent that is not taken becomes NO_PARENT."""
+        new_rows = np.full(len(self) + 1, NO_PARENT, np.int32)  # the last entry is for NO_PARENT itself, which is -1
         new_rows[rows] = np.arange(len(rows), dtype=np.int32)
         pruned_ids, pruned_starts = take_ragged(self.pruned_ids, self.pruned_starts, rows)
         return SnapshotTable(
@@ -265,7 +275,7 @@ def _id_rows(ids: Sequence[SnapshotId]) -> U8:
 
 
 def read_snapshots(tables: Tables) -> SnapshotTable:
-    """Columns of the ``SnapshotInfo`` tables. Raises FormatError."""
+    """Read the ``SnapshotInfo`` tables. Raises FormatError."""
     fields = schema.SnapshotInfo
     parents = tables.scalar(fields.PARENT_OFFSET, np.int32)
     if len(parents) and (int(parents.min()) < NO_PARENT or int(parents.max()) >= len(tables)):
@@ -302,7 +312,7 @@ _INFO = TableLayout.of(
 
 
 def write_snapshots(arena: Arena, table: SnapshotTable) -> I64:
-    """Write the ``SnapshotInfo`` tables; returns their positions."""
+    """Write the ``SnapshotInfo`` tables; return their positions."""
     fields = schema.SnapshotInfo
     tables = arena.tables(_INFO, len(table))
     tables.set(fields.ID, table.ids)

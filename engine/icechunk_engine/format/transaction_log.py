@@ -1,17 +1,22 @@
-"""Transaction log files: what one commit changed, by node id (spec, *Transaction log*)."""
+"""Transaction log files: what one commit changed, by node id (spec, *Transaction log*).
+
+Diffs and rebases read logs instead of comparing snapshots and manifests. So a log must list every node and chunk that
+its commit changed: a chunk that it lacks would be overwritten by a rebase without a conflict.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Buffer as BytesLike
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
 from icechunk_engine.columns.tables import U8, U32, BytesTable
 from icechunk_engine.flatbuf.blocks import BlockTables
 from icechunk_engine.flatbuf.reader import Buffer, Tables
-from icechunk_engine.flatbuf.writer import OFFSET, Arena, TableLayout
+from icechunk_engine.flatbuf.writer import OFFSET, Arena, TableLayout, TableWriter
 from icechunk_engine.format import header, schema
 from icechunk_engine.format.header import FileType
 from icechunk_engine.format.schema import MAX_NDIM
@@ -21,14 +26,15 @@ from icechunk_engine.format.schema import MoveOperation as MoveSlot
 from icechunk_engine.format.schema import TransactionLog as Slot
 from icechunk_engine.ids import NodeId, SnapshotId
 
-_LEAST_INDEX = 12  # bytes: offset and table
+_MIN_INDEX_BYTES = 12
+"""The fewest bytes that a chunk index takes in a file: an offset and a table."""
 _SLAB_ROWS = 2**14
-"""Chunk indices read at once, so that what is gathered on the way stays in cache."""
+"""Chunk indices that are read at once. The arrays gathered on the way then stay in the cache."""
 
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """A node that got another path; one entry for each node of a moved subtree."""
+    """A node with a new path. A moved subtree has one entry for each of its nodes."""
 
     source: str
     target: str
@@ -45,11 +51,11 @@ class TransactionLog:
     snapshot_id
         The commit's snapshot, which also names the file.
     new_groups, new_arrays, deleted_groups, deleted_arrays, updated_arrays, updated_groups
-        ``uint8 (k, 8)``: node ids, sorted; updated means the metadata document.
+        ``uint8 (k, 8)``: node ids, sorted. A node is updated if its metadata document changed.
     updated_chunks
-        Array → ``uint32 (n, ndim)``: chunks set or deleted, sorted.
+        Array → ``uint32 (n, ndim)``: chunks that were set or deleted, sorted.
     moved_nodes
-        Sorted by target path.
+        Moves, sorted by target path.
     """
 
     snapshot_id: SnapshotId
@@ -64,12 +70,12 @@ class TransactionLog:
 
     @property
     def num_chunks(self) -> int:
-        """Chunks that the commit set or deleted."""
+        """Number of chunks that the commit set or deleted."""
         return sum(len(indices) for indices in self.updated_chunks.values())
 
     @classmethod
     def empty(cls, snapshot_id: SnapshotId) -> Self:
-        """A commit that changed nothing."""
+        """Make the log of a commit that changed nothing."""
         none = np.empty((0, NodeId.SIZE), np.uint8)
         return cls(
             snapshot_id=snapshot_id,
@@ -99,7 +105,7 @@ _MOVE = TableLayout.of({MoveSlot.FROM: OFFSET, MoveSlot.TO: OFFSET, MoveSlot.NOD
 
 
 def encode_transaction_log(log: TransactionLog, *, level: int = 3, spec_version: int = 2) -> bytes:
-    """The file of a transaction log; all vectors are written, empty ones too."""
+    """Encode a transaction log. All vectors are written, even empty ones, as the official library does."""
     arena = Arena(schema.IDENTIFIER)
     root = arena.tables(_ROOT, 1)
     arena.set_root(root)
@@ -126,7 +132,7 @@ def encode_transaction_log(log: TransactionLog, *, level: int = 3, spec_version:
     return header.pack_blocks(FileType.TRANSACTION_LOG, spec_version, arena.blocks(), size, level)
 
 
-def _write_moves(arena: Arena, root: Any, moves: Sequence[Move]) -> None:
+def _write_moves(arena: Arena, root: TableWriter, moves: Sequence[Move]) -> None:
     items = arena.offset_vectors([len(moves)])
     root.point(Slot.MOVED_NODES, items.positions)
     tables = arena.tables(_MOVE, len(moves))
@@ -141,8 +147,8 @@ def _id_rows(ids: Iterable[NodeId]) -> U8:
     return np.frombuffer(b"".join([node_id.raw for node_id in ids]), np.uint8).reshape(-1, NodeId.SIZE)
 
 
-def decode_transaction_log(data: Any, name: str = "") -> TransactionLog:
-    """Read a transaction log file. Raises FormatError when the bytes are none."""
+def decode_transaction_log(data: BytesLike, name: str = "") -> TransactionLog:
+    """Decode a transaction log file. Raises FormatError if the bytes are not an intact log."""
     body = header.unpack(data, FileType.TRANSACTION_LOG, name).body
     buffer = Buffer(body, name or "this transaction log")
     root = buffer.root()
@@ -162,7 +168,7 @@ def _read_updated_chunks(tables: Tables) -> dict[NodeId, U32]:
     buffer = tables.buffer
     ids = tables.required_struct(ChunksSlot.NODE_ID, NodeId.SIZE, "a node id")
     chunks = tables.vectors(ChunksSlot.CHUNKS, 4, "the list of an array's changed chunks")
-    buffer.require_room(int(chunks.lengths.sum()), _LEAST_INDEX)
+    buffer.require_room(int(chunks.lengths.sum()), _MIN_INDEX_BYTES)
     updated: dict[NodeId, U32] = {}
     for row, start, length in zip(ids, chunks.starts.tolist(), chunks.lengths.tolist(), strict=True):
         updated[NodeId.from_row(row)] = _read_indices(buffer, start, length)
@@ -172,7 +178,7 @@ def _read_updated_chunks(tables: Tables) -> dict[NodeId, U32]:
 
 
 def _read_indices(buffer: Buffer, vector: int, n: int) -> U32:
-    """Chunk indices ``(n, ndim)`` from the ``n`` offsets at ``vector``; ``(0, 0)`` when there are none."""
+    """Read the chunk indices ``(n, ndim)`` to which the ``n`` offsets at ``vector`` point; ``(0, 0)`` if n is 0."""
     slabs: list[U32] = []
     for first in range(0, n, _SLAB_ROWS):
         items = vector + 4 * np.arange(first, min(first + _SLAB_ROWS, n), dtype=np.int64)

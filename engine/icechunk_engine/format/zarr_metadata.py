@@ -1,7 +1,7 @@
-"""What the engine must know of a ``zarr.json`` document: group or array, and the array's chunk grid. Pure.
+"""Parse a ``zarr.json`` document as far as the engine needs it: group or array, and an array's chunk grid. Pure.
 
-Everything else in the document (data type, codecs, attributes) belongs to zarr; the bytes are stored verbatim.
-Chunk grids ``regular`` and ``rectilinear`` exist. A shard is one chunk here.
+Everything else in the document (data type, codecs, attributes) belongs to zarr, and the bytes are stored verbatim. The
+engine knows the chunk grids ``regular`` and ``rectilinear``. A shard counts as one chunk.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, NoReturn
+from typing import Literal, NoReturn, TypeGuard, cast
 
 from icechunk_engine.errors import ErrorKind, InvalidInputError
+from icechunk_engine.types import Json, JsonObject
 
 MAX_DEPTH = 500
-"""Deepest nesting of objects and arrays in a document that is read or written."""
+"""Deepest nesting of objects and arrays in a document. Deeper ones could exhaust the stack of zarr and others."""
 _BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[\]{}]', re.DOTALL)
 
 MAX_ARRAY_LENGTH = 2**64 - 1
@@ -27,18 +28,18 @@ _MAX_REASON_CHARS = 1000
 
 @dataclass(frozen=True, slots=True)
 class ArrayShape:
-    """Extent of an array in elements and in chunks, as snapshots store it (spec, *Array nodes*).
+    """The shape of an array in elements and in chunks, as snapshots store it (spec, *Array nodes*).
 
     Attributes
     ----------
     lengths
-        Elements along each axis.
+        Number of elements along each axis.
     num_chunks
-        Chunks along each axis.
+        Number of chunks along each axis.
     dimension_names
-        One entry an axis, None for an unnamed one; None when the metadata names no dimensions at all.
+        One entry for each axis, None for an unnamed axis. None if the metadata does not name dimensions.
     regular
-        False for a rectilinear grid. Snapshots do not store it, so it is True there and takes no part in ``==``.
+        False for a rectilinear grid. Snapshots do not store this: shapes from there have True, and ``==`` ignores it.
     """
 
     lengths: tuple[int, ...]
@@ -57,21 +58,22 @@ _GROUP: tuple[Literal["group"], None] = ("group", None)
 
 
 class _Refused(Exception):
-    """A rule is broken; the message is finished by :func:`_explained`."""
+    """The document breaks a rule. :func:`_explained` turns this into the error that users see."""
 
 
 def parse_node_metadata(data: bytes, *, for_write: bool = False, path: str | None = None) -> NodeMetadata:
-    """Kind and shape of the node that a ``zarr.json`` document describes.
+    """Return the kind and shape of the node that a ``zarr.json`` document describes.
 
     Parameters
     ----------
     data
         The document.
     for_write
-        Also refuse what can be stored but never read back: chunk key encodings other than ``default`` with ``/``,
-        and rectilinear grids that do not cover the array. Repositories that hold such arrays can be read.
+        Also refuse arrays whose chunks could be stored but not read back: those with a chunk key encoding other than
+        ``default`` with ``/``, and rectilinear grids that do not cover the array. Existing arrays of this sort can be
+        opened.
     path
-        Of the node, for messages.
+        Path of the node, for messages.
 
     Returns
     -------
@@ -80,8 +82,8 @@ def parse_node_metadata(data: bytes, *, for_write: bool = False, path: str | Non
     Raises
     ------
     InvalidInputError
-        ``bad-metadata``: no JSON object, or no ``node_type`` that is ``group`` or ``array``.
-        ``invalid-array-metadata``: shape, chunk grid or dimension names are missing or make no sense.
+        ``bad-metadata``: the document is not a JSON object, its ``node_type`` is neither ``group`` nor ``array``, or
+        its shape, chunk grid or dimension names are missing or wrong.
     """
     with _explained(path):
         document = _decode(data)
@@ -100,9 +102,9 @@ def parse_node_metadata(data: bytes, *, for_write: bool = False, path: str | Non
 
 
 def regular_chunk_lengths(data: bytes) -> tuple[int, ...] | None:
-    """Chunk edge along each axis of an array with a regular grid; None for groups and rectilinear grids.
+    """Return the chunk length along each axis of an array with a regular grid; None for groups and other grids.
 
-    Spec version 1 stores this in place of the number of chunks.
+    Spec version 1 stores this instead of the number of chunks.
     """
     with _explained(None):
         document = _decode(data)
@@ -113,7 +115,7 @@ def regular_chunk_lengths(data: bytes) -> tuple[int, ...] | None:
 
 
 def require_shallow(data: bytes) -> None:
-    """Raise ValueError for a JSON document whose nesting would exhaust the stack of whoever parses or walks it."""
+    """Raise ValueError for a JSON document that is nested more than :data:`MAX_DEPTH` levels deep."""
     if data.count(b"[") + data.count(b"{") <= MAX_DEPTH:
         return
     depth = 0
@@ -130,17 +132,17 @@ def _explained(path: str | None) -> Iterator[None]:
     except _Refused as refused:
         whose = f"of {path} " if path is not None else ""
         reason = str(refused)
-        if len(reason) > _MAX_REASON_CHARS:  # it quotes the document, which may hold anything
+        if len(reason) > _MAX_REASON_CHARS:  # the reason quotes the document, which may be of any size
             reason = f"{reason[: _MAX_REASON_CHARS // 2]} … {reason[-_MAX_REASON_CHARS // 2 :]}"
         raise InvalidInputError(
             f"bad metadata: the zarr.json {whose}was refused: {reason}", ErrorKind.BAD_METADATA
         ) from None
 
 
-def _decode(data: bytes) -> dict[str, Any]:
+def _decode(data: bytes) -> JsonObject:
     try:
         require_shallow(data)
-        document = json.loads(bytes(data).decode(), parse_constant=_refuse_constant)
+        document: Json = json.loads(bytes(data).decode(), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise _Refused(
             f"it is not a JSON document in UTF-8 ({error}). Write it with json.dumps(…, allow_nan=False)"
@@ -154,7 +156,7 @@ def _refuse_constant(token: str) -> NoReturn:
     raise ValueError(f'bare {token} is not JSON; write the string "{token}" where Zarr allows it')
 
 
-def _parse_array(document: dict[str, Any]) -> ArrayShape:
+def _parse_array(document: JsonObject) -> ArrayShape:
     lengths = _sizes(document.get("shape"), "shape")
     grid = document.get("chunk_grid")
     if not isinstance(grid, dict):
@@ -182,20 +184,21 @@ def _parse_array(document: dict[str, Any]) -> ArrayShape:
     )
 
 
-def _configuration(grid: dict[str, Any]) -> dict[str, Any]:
+def _configuration(grid: JsonObject) -> JsonObject:
     configuration = grid.get("configuration")
     if not isinstance(configuration, dict):
         raise _Refused("'chunk_grid' needs a 'configuration' object")
     return configuration
 
 
-def _regular_num_chunks(configuration: dict[str, Any], lengths: Sequence[int]) -> list[int]:
+def _regular_num_chunks(configuration: JsonObject, lengths: Sequence[int]) -> list[int]:
     edges = _sizes(configuration.get("chunk_shape"), "chunk_grid.configuration.chunk_shape")
     _require_rank("chunk_shape", len(edges), len(lengths))
     return [-(-length // edge) if edge else 0 for length, edge in zip(lengths, edges, strict=True)]
 
 
-def _rectilinear_edges(grid: dict[str, Any], lengths: Sequence[int]) -> list[tuple[Any, int]]:
+def _rectilinear_edges(grid: JsonObject, lengths: Sequence[int]) -> list[tuple[Json, int]]:
+    """Return the edges of each axis with the length of the axis."""
     shapes = _configuration(grid).get("chunk_shapes")
     if not isinstance(shapes, list):
         raise _Refused("a rectilinear grid needs 'chunk_shapes': for each axis one edge length or a list of them")
@@ -203,15 +206,18 @@ def _rectilinear_edges(grid: dict[str, Any], lengths: Sequence[int]) -> list[tup
     return list(zip(shapes, lengths, strict=True))
 
 
-def _axis_num_chunks(edges: Any, length: int) -> int:
-    """Number of chunks along a rectilinear axis: a bare edge repeats; a list holds edges and ``[edge, count]``."""
+def _axis_num_chunks(edges: Json, length: int) -> int:
+    """Return the number of chunks along a rectilinear axis.
+
+    A single edge length repeats to the end. A list holds edge lengths and pairs ``[edge length, count]``.
+    """
     if _is_size(edges):
         return -(-length // edges) if edges else 0
     return sum(count for _, count in _runs(edges))
 
 
-def _runs(edges: Any) -> list[tuple[int, int]]:
-    """``(edge, count)`` pairs of one rectilinear axis."""
+def _runs(edges: Json) -> list[tuple[int, int]]:
+    """Return the pairs ``(edge length, count)`` of one rectilinear axis."""
     if not isinstance(edges, list):
         raise _Refused(f"'chunk_shapes' holds {edges!r}: write one edge length an axis, or a list of them")
     runs = []
@@ -225,20 +231,22 @@ def _runs(edges: Any) -> list[tuple[int, int]]:
     return runs
 
 
-def _dimension_names(names: Any, ndim: int) -> tuple[str | None, ...] | None:
+def _dimension_names(names: Json, ndim: int) -> tuple[str | None, ...] | None:
     if names is None:
         return None
-    if not isinstance(names, list) or not all(name is None or isinstance(name, str) for name in names):
+    if not _is_list_of_names(names):
         raise _Refused("'dimension_names' must be a list of strings and nulls")
     if any(0xD800 <= ord(letter) <= 0xDFFF for name in names if name is not None for letter in name):
-        raise _Refused(
-            f"'dimension_names' holds lone surrogates, which are not text: {names!r}", ErrorKind.BAD_METADATA
-        )
+        raise _Refused(f"'dimension_names' contains lone surrogates, which are not text: {names!r}")
     _require_rank("dimension_names", len(names), ndim)
     return tuple([name or None for name in names])
 
 
-def _require_readable(document: dict[str, Any], shape: ArrayShape) -> None:
+def _is_list_of_names(value: Json) -> TypeGuard[list[str | None]]:
+    return isinstance(value, list) and all(name is None or isinstance(name, str) for name in value)
+
+
+def _require_readable(document: JsonObject, shape: ArrayShape) -> None:
     encoding = document.get("chunk_key_encoding", "default")
     name = encoding.get("name") if isinstance(encoding, dict) else encoding
     configuration = encoding.get("configuration") or {} if isinstance(encoding, dict) else {}
@@ -250,27 +258,32 @@ def _require_readable(document: dict[str, Any], shape: ArrayShape) -> None:
             f'chunk_key_encoding={{"name": "default", "separator": "/"}}'
         )
     if not shape.regular:
-        for axis, (edges, length) in enumerate(_rectilinear_edges(document["chunk_grid"], shape.lengths)):
+        grid = cast(JsonObject, document["chunk_grid"])  # checked when the shape was parsed
+        for axis, (edges, length) in enumerate(_rectilinear_edges(grid, shape.lengths)):
             covered = length if _is_size(edges) else sum(edge * count for edge, count in _runs(edges))
             if covered < length:
                 raise _Refused(f"the chunks along axis {axis} cover {covered} of {length} elements; add chunks")
 
 
-def _is_size(value: Any) -> bool:
-    return type(value) is int and 0 <= value <= MAX_ARRAY_LENGTH
+def _is_size(value: Json) -> TypeGuard[int]:
+    return type(value) is int and 0 <= value <= MAX_ARRAY_LENGTH  # not bool, which is a subclass of int
 
 
-def _sizes(value: Any, name: str) -> list[int]:
-    if not isinstance(value, list) or not all(map(_is_size, value)):
+def _is_list_of_sizes(value: Json) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(map(_is_size, value))
+
+
+def _sizes(value: Json, name: str) -> list[int]:
+    if not _is_list_of_sizes(value):
         raise _Refused(f"'{name}' must be a list of non-negative integers below 2**64, not {value!r}")
     return value
 
 
 def _require_rank(name: str, found: int, ndim: int) -> None:
     if found != ndim:
-        raise _Refused(f"'{name}' has {found} entries for an array of rank {ndim}; give one an axis")
+        raise _Refused(f"'{name}' has {found} entries for an array of rank {ndim}. Give one entry for each axis")
 
 
-def _json_type(value: Any) -> str:
+def _json_type(value: Json) -> str:
     names = {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
     return names.get(type(value), "a number")

@@ -38,7 +38,7 @@ from icechunk_engine.errors import (
     VersionMismatchError,
 )
 from icechunk_engine.errors.foreign import describe
-from icechunk_engine.format import layout, v1
+from icechunk_engine.format import layout, ref_files
 from icechunk_engine.format.ops_log import Availability, Status, UpdateKind, UpdateRecord, UpdateTable
 from icechunk_engine.format.repo_info import RepoInfo, encode_repo_info
 from icechunk_engine.format.snapshot_table import SnapshotRecord, SnapshotTable
@@ -152,7 +152,7 @@ def _read_refs(storage: Storage) -> Refs:
 
 def _read_ref(storage: Storage, key: str) -> SnapshotId | None:
     try:
-        return v1.decode_ref(storage.get(key), key)
+        return ref_files.decode_ref(storage.get(key), key)
     except ObjectNotFoundError:
         return None  # deleted since it was listed
 

@@ -432,7 +432,7 @@ def test_what_makes_no_sense_is_refused() -> None:
         nowhere(tables)
         tables.shared(schema.ChunkRef.LOCATION, BytesTable.of([b"\xff"]), np.zeros(3, np.int32), terminated=True)
 
-    assert "no place" in refused(hand_written(3, nowhere))
+    assert "does not say where its chunk is" in refused(hand_written(3, nowhere))
     assert "index" in refused(hand_written(3, no_index))
     assert "300 dimensions" in refused(hand_written(3, flat))
     assert "compressed locations" in refused(hand_written(3, packed))

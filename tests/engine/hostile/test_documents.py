@@ -18,7 +18,7 @@ from icechunk_engine import ErrorKind, Repository, RepositoryConfig
 from icechunk_engine.columns.tables import BytesTable
 from icechunk_engine.config.yaml_form import MAX_DEPTH, from_yaml, to_yaml
 from icechunk_engine.flatbuf import flexbuffers
-from icechunk_engine.format import header, layout, v1
+from icechunk_engine.format import header, layout, message_pack
 from icechunk_engine.format.metadata import MetadataColumns
 from icechunk_engine.format.snapshot import decode_snapshot
 from tests.bounded import run_bounded
@@ -158,7 +158,7 @@ def load_message_packs() -> list[str]:
     ends = []
     for raw in [*DEEP_MESSAGE_PACK.values(), *WIDE_MESSAGE_PACK.values()]:
         with pytest.raises(ic.FormatError) as caught:
-            v1.loads(raw)
+            message_pack.loads(raw)
         ends.append(str(caught.value))
     return ends
 
@@ -181,7 +181,7 @@ def many_empty_maps() -> list[str]:
             lists.decode(1, spec_version)
         ends.append(str(caught.value))
     with pytest.raises(ic.FormatError):
-        v1.loads(b"\xdd" + (2**24).to_bytes(4) + b"\x80" * 2**24)
+        message_pack.loads(b"\xdd" + (2**24).to_bytes(4) + b"\x80" * 2**24)
     return ends
 
 

@@ -19,7 +19,7 @@ import icechunk_engine as ic
 from icechunk_engine import ErrorKind, Repository
 from icechunk_engine.catalog.ancestry_graph import children_first
 from icechunk_engine.flatbuf.reader import Buffer
-from icechunk_engine.format import layout, schema, v1
+from icechunk_engine.format import layout, ref_files, schema
 from icechunk_engine.format.header import FileType, pack
 from icechunk_engine.format.repo_info import RepoInfo, SnapshotRecord, decode_repo_info, encode_repo_info
 from icechunk_engine.format.snapshot import decode_snapshot, encode_snapshot
@@ -305,4 +305,4 @@ def test_an_update_and_a_status_without_a_date(place: Path, time_us: int) -> Non
 )
 def test_a_hostile_ref_file(data: bytes) -> None:
     with pytest.raises(ic.FormatError, match="damaged"):
-        v1.decode_ref(data, "refs/branch.main/ref.json")
+        ref_files.decode_ref(data, "refs/branch.main/ref.json")

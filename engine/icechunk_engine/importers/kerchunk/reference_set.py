@@ -14,7 +14,7 @@ from typing import IO
 import fsspec
 
 from icechunk_engine.errors import ErrorKind, InvalidInputError, ObjectNotFoundError, StorageError
-from icechunk_engine.format.decompression import DamagedError, TooLargeError, gunzip, unzstd
+from icechunk_engine.format.decompression import DamagedError, TooLargeError, decompress_gzip, decompress_zstd
 from icechunk_engine.importers.kerchunk import templates as rendering
 from icechunk_engine.importers.kerchunk.gen_items import generated
 from icechunk_engine.importers.kerchunk.json_members import ReferenceDocument, bad_json
@@ -139,7 +139,9 @@ def _read(source: object, storage_options: Mapping[str, object] | None) -> bytes
 
 
 def _unpacked(data: bytes, budget: Budget) -> bytes | bytearray:
-    unpack = gunzip if data.startswith(_GZIP_MAGIC) else unzstd if data.startswith(_ZSTD_MAGIC) else None
+    unpack = (
+        decompress_gzip if data.startswith(_GZIP_MAGIC) else decompress_zstd if data.startswith(_ZSTD_MAGIC) else None
+    )
     if unpack is None:
         return data
     try:

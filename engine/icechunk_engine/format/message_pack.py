@@ -1,56 +1,33 @@
-"""What only spec version 1 has: ref files, and MessagePack metadata values
-(https://github.com/msgpack/msgpack/blob/master/spec.md).
+"""MessagePack, in which spec version 1 stores metadata values.
 
-Reads all of MessagePack but extension types. Writes what the official library writes: the shortest integers, 64 bit
-floats, maps sorted by key.
+The reader accepts all of MessagePack (https://github.com/msgpack/msgpack/blob/master/spec.md) except extension types.
+The writer writes the same bytes as the official library: the shortest integers, 64-bit floats, maps sorted by key.
+
+Lengths in a file are claims. A list of a million items may announce them in 5 bytes, so the reader counts values as it
+reads them (``left``), and never allocates for an announced length.
 """
 
 from __future__ import annotations
 
-import json
 import struct
-from typing import Any
+from typing import cast
 
 import numpy as np
 
 from icechunk_engine.errors import ErrorKind, FormatError, InvalidInputError
-from icechunk_engine.flatbuf.flexbuffers import MAX_VALUES
-from icechunk_engine.ids import SnapshotId
+from icechunk_engine.flatbuf.flexbuffers import MAX_VALUES, FlexValue
 
 MAX_DEPTH = 128
 """Deepest nesting of arrays and maps that is written or read."""
 
 
-_MAX_REF_FILE = 2**12
-"""Official's files have 35 bytes."""
-
-
-def encode_ref(snapshot_id: SnapshotId) -> bytes:
-    """The file of a branch or tag."""
-    return b'{"snapshot":"%s"}' % str(snapshot_id).encode()
-
-
-def decode_ref(data: bytes, key: str) -> SnapshotId:
-    """Snapshot that the ref file ``key`` points to. Raises FormatError."""
-    try:
-        if len(data) > _MAX_REF_FILE:
-            raise ValueError
-        return SnapshotId.from_str(json.loads(data)["snapshot"])
-    except (ValueError, KeyError, TypeError, RecursionError):  # a bad id is a ValueError too
-        raise FormatError(
-            f'{key} is damaged: it should be like {{"snapshot":"1CECHNKREP0F1RSTCMT0"}}, not {data[:80]!r}. '
-            f"Restore it from a copy, or write the id of the snapshot that it should point to",
-            ErrorKind.DESERIALIZATION,
-        ) from None
-
-
-def dumps(value: Any) -> bytes:
+def dumps(value: object) -> bytes:
     """Encode a JSON-like value (None, bool, int, float, str, list or tuple, dict with str keys).
 
     Raises
     ------
     InvalidInputError
-        ``bad-metadata`` for other types, integers beyond 64 bits, and nesting deeper than :data:`MAX_DEPTH`.
+        ``bad-metadata``: another type, an integer beyond 64 bits, or nesting deeper than :data:`MAX_DEPTH`.
     """
     out = bytearray()
     try:
@@ -64,24 +41,24 @@ def dumps(value: Any) -> bytes:
     return bytes(out)
 
 
-def loads(data: bytes, left: list[int] | None = None) -> Any:
-    """Decode one value; bin becomes ``bytes``.
+def loads(data: bytes, left: list[int] | None = None) -> FlexValue:
+    """Decode one value. The type *bin* becomes ``bytes``.
 
     Parameters
     ----------
     left
-        As in :func:`flexbuffers.loads`.
+        As in :func:`icechunk_engine.flatbuf.flexbuffers.loads`.
 
     Raises
     ------
     FormatError
-        ``deserialization`` when the bytes are not exactly one value.
+        ``deserialization``: the bytes are not exactly one value.
     """
     reader = _Reader(bytes(data), [MAX_VALUES] if left is None else left)
     try:
         value = reader.value(0)
         if reader.position != len(data):
-            raise ValueError("bytes are left over")
+            raise ValueError("bytes follow the value")
     except (ValueError, TypeError) as error:  # UnicodeDecodeError is a ValueError; TypeError: unhashable map keys
         raise FormatError(
             f"a MessagePack value is damaged: {error}. Restore the file that holds it from a copy",
@@ -90,7 +67,7 @@ def loads(data: bytes, left: list[int] | None = None) -> Any:
     return value
 
 
-def _write(out: bytearray, value: Any, depth: int) -> None:
+def _write(out: bytearray, value: object, depth: int) -> None:
     if depth > MAX_DEPTH:
         raise TypeError(f"it is nested deeper than {MAX_DEPTH}")
     if isinstance(value, np.generic):
@@ -135,7 +112,7 @@ def _write_int(out: bytearray, value: int) -> None:
 
 
 def _write_head(out: bytearray, n: int, short: int, n_short: int, long: tuple[int | None, int, int]) -> None:
-    """Type and length: in one byte below ``n_short``, else the code of the shortest that there is, and the length."""
+    """Write a type and a length: in one byte if the length is below ``n_short``, else with the shortest code."""
     if n < n_short:
         out.append(short | n)
     elif n < 1 << 8 and long[0] is not None:
@@ -163,7 +140,7 @@ class _Reader:
         self.left = left
         self.position = 0
 
-    def value(self, depth: int) -> Any:
+    def value(self, depth: int) -> FlexValue:
         if depth > MAX_DEPTH:
             raise ValueError(f"it is nested deeper than {MAX_DEPTH}")
         self.left[0] -= 1
@@ -181,20 +158,22 @@ class _Reader:
             return _CONSTANTS[head]
         if head in _SCALARS:
             code = ">" + _SCALARS[head]
-            return struct.unpack(code, self.take(struct.calcsize(code)))[0]
+            number: int | float = struct.unpack(code, self.take(struct.calcsize(code)))[0]
+            return number
         if head in _LONG:
             kind, width = _LONG[head]
             return self.sized(kind, int.from_bytes(self.take(width)), depth)
         raise ValueError(f"type byte {head:#x} is not used")
 
-    def sized(self, kind: int, n: int, depth: int) -> Any:
+    def sized(self, kind: int, n: int, depth: int) -> FlexValue:
         if kind == _STR:
             return self.take(n).decode()
         if kind == _BIN:
             return self.take(n)
         if kind == _ARRAY:
             return [self.value(depth + 1) for _ in range(n)]
-        return {self.value(depth + 1): self.value(depth + 1) for _ in range(n)}
+        # Keys of metadata are strings. Others are read as they are; unhashable ones raise TypeError, see loads.
+        return {cast(str, self.value(depth + 1)): self.value(depth + 1) for _ in range(n)}
 
     def take(self, n: int) -> bytes:
         if n > len(self.data) - self.position:
