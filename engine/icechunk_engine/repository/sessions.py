@@ -1,0 +1,170 @@
+"""Sessions of a repository: reading a snapshot, writing to a branch, moving nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+
+from icechunk_engine._runtime.observing import operation
+from icechunk_engine._runtime.pools import async_twin
+from icechunk_engine.catalog.base import Catalog
+from icechunk_engine.catalog.dates import us_of_datetime
+from icechunk_engine.errors import ErrorKind, InvalidInputError, SnapshotNotFoundError
+from icechunk_engine.ids import SnapshotId
+from icechunk_engine.repository.base import RepositoryBase, resolve_ref, show_arguments
+from icechunk_engine.session import IcechunkStore, Session, SessionMode
+from icechunk_engine.session.preloading import start_preload
+from icechunk_engine.transaction.conflicts import ConflictSolver
+from icechunk_engine.workspace.context import RepositoryContext
+
+
+class SessionMethods(RepositoryBase):
+    """The methods of :class:`Repository` that begin sessions."""
+
+    def _context(self) -> RepositoryContext:
+        return RepositoryContext(
+            assets=self._assets,
+            config=self._config,
+            resolver=self._resolver,
+            default_commit_metadata=dict(self._default_commit_metadata),
+        )
+
+    @operation(
+        lambda self, *refs, **named: (
+            f"opening a snapshot to read ({show_arguments(refs, named)}) of {self.storage.identity}"
+        )
+    )
+    def readonly_session(
+        self,
+        branch: str | None = None,
+        *,
+        tag: str | None = None,
+        snapshot_id: str | None = None,
+        as_of: datetime | None = None,
+    ) -> Session:
+        """Open a committed snapshot for reading.
+
+        Parameters
+        ----------
+        branch, tag, snapshot_id
+            The snapshot to read; give exactly one of them.
+        as_of
+            With ``branch``: open its newest snapshot that was not written after this time, which must have a time
+            zone.
+
+        Raises
+        ------
+        RefNotFoundError, SnapshotNotFoundError
+            The ref or snapshot does not exist, or the branch had no snapshot at that time.
+        """
+        return self._readonly_session(self._catalog(), branch, tag, snapshot_id, as_of)
+
+    def _readonly_session(
+        self,
+        catalog: Catalog,
+        branch: str | None,
+        tag: str | None,
+        snapshot_id: str | None,
+        as_of: datetime | None,
+    ) -> Session:
+        found = catalog.snapshot(resolve_ref(catalog, branch, tag, snapshot_id)).id
+        if as_of is not None:
+            if branch is None:
+                raise InvalidInputError(
+                    "as_of argument must be provided together with a branch name", ErrorKind.INVALID_REF_TYPE
+                )
+            found = _newest_at(catalog, branch, found, as_of)
+        start_preload(self._assets, found)
+        return Session(self._context(), found)
+
+    readonly_session_async = async_twin(readonly_session)
+
+    @operation(
+        lambda self, *refs, **named: (
+            f"opening a branch to write ({show_arguments(refs, named)}) of {self.storage.identity}"
+        )
+    )
+    def writable_session(self, branch: str) -> Session:
+        """Begin a session that starts from a branch's present tip and commits to that branch.
+
+        Raises
+        ------
+        RefNotFoundError
+            The branch does not exist.
+        ReadOnlyError
+            The repository's status forbids writing.
+        """
+        catalog = self._catalog()
+        tip = catalog.branch_tip(branch)
+        catalog.require_online()
+        start_preload(self._assets, tip)
+        return Session(self._context(), tip, branch=branch, mode=SessionMode.writable)
+
+    writable_session_async = async_twin(writable_session)
+
+    @operation(
+        lambda self, *refs, **named: (
+            f"opening a branch to rearrange ({show_arguments(refs, named)}) of {self.storage.identity}"
+        )
+    )
+    def rearrange_session(self, branch: str) -> Session:
+        """Begin a session that moves and renames nodes (:meth:`Session.move`) and does nothing else.
+
+        Raises
+        ------
+        RefNotFoundError
+            The branch does not exist.
+        ReadOnlyError
+            The repository's status forbids writing.
+        SessionStateError
+            ``feature-flag-disabled``: ``move_node`` is switched off.
+        FormatError
+            ``unsupported-spec-version``: spec version 1 has no moves.
+        """
+        catalog = self._catalog()
+        tip = catalog.branch_tip(branch)
+        catalog.require_online()
+        catalog.require_moves_allowed()
+        start_preload(self._assets, tip)
+        return Session(self._context(), tip, branch=branch, mode=SessionMode.rearrange)
+
+    rearrange_session_async = async_twin(rearrange_session)
+
+    @contextmanager
+    def transaction(
+        self,
+        branch: str,
+        *,
+        message: str,
+        metadata: dict[str, Any] | None = None,
+        rebase_with: ConflictSolver | None = None,
+        rebase_tries: int = 1_000,
+    ) -> Iterator[IcechunkStore]:
+        """Provide a store to write to, and commit if the block ends without an exception.
+
+        >>> from icechunk_engine import Repository, in_memory_storage
+        >>> import zarr
+        >>> repo = Repository.create(in_memory_storage())
+        >>> with repo.transaction("main", message="first") as store:
+        ...     _ = zarr.create_group(store)
+        >>> next(repo.ancestry(branch="main")).message
+        'first'
+        """
+        session = self.writable_session(branch)
+        yield session.store
+        session.commit(message, metadata, rebase_with=rebase_with, rebase_tries=rebase_tries)
+
+
+def _newest_at(catalog: Catalog, branch: str, tip: SnapshotId, time: datetime) -> SnapshotId:
+    """Return the newest snapshot of a branch that was not written after a time. Raises SnapshotNotFoundError."""
+    early = catalog.newest_at(tip, us_of_datetime(time))
+    if early is None:
+        *_, first = catalog.history(tip)
+        raise SnapshotNotFoundError(
+            f"branch {branch!r} does not have a snapshot before or at {time.isoformat()}; its first is of "
+            f"{first.written_at.isoformat()}",
+            ErrorKind.NO_SNAPSHOT_AT_TIME,
+        )
+    return early
