@@ -197,7 +197,7 @@ class HistoryMethods(RepositoryBase):
 
 
 def _commits_between(catalog: Catalog, start: SnapshotId, stop: SnapshotId) -> list[SnapshotRecord]:
-    """Return the commits after one snapshot up to another, oldest first. Raises InvalidInputError if none leads there."""
+    """Return the commits after one snapshot up to another, oldest first. Raises InvalidInputError without a path."""
     records: list[SnapshotRecord] = []
     for record in catalog.ancestry(stop):
         if record.id == start:
