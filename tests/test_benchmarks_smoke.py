@@ -1,4 +1,4 @@
-"""Every benchmark runs at a tiny size on this library, so that none can rot; the workloads check their own results."""
+"""Every benchmark runs at a tiny size on this library, so none can rot. The workloads check their own results."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_workload_runs(workload: workloads.Workload, tmp_path: Path) -> None:
     result = child.run_stage("ours", stage="run", **job)
     assert result["seconds"]
     assert result["peak_bytes"] > 0
-    # Reading writes nothing, nor do servers that hold all in memory; everything else leaves its trace on the disk.
+    # Reading writes nothing to the disk, and neither do servers in memory. All other workloads do.
     is_far = workload.name.startswith("network_")
     assert (result["disk_bytes"] == 0) is (is_far or workload.name == "coordinates_listed")
     assert bool(result["requests"]) is is_far

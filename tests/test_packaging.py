@@ -1,4 +1,4 @@
-"""What is distributed: one pure wheel with both packages, and an sdist that it can be built from."""
+"""The distribution: one pure wheel with both packages, and an sdist that builds it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from the unpacked sdist, as installers do it."""
+    """Build the wheel from the unpacked sdist, as installers do."""
     folder = tmp_path_factory.mktemp("unpacked")
     with tarfile.open(sdist) as archive:
         archive.extractall(folder, filter="data")

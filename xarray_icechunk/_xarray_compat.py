@@ -56,7 +56,7 @@ def set_pipeline(array: zarr.Array[Any], pipeline: Any) -> None:
 
 
 def validate_region(zarr_store: ZarrStore, dataset: Dataset) -> Dataset:
-    """Check ``region``, work out its "auto" parts, and drop what a region write may not touch.
+    """Check ``region``, find its "auto" parts, and drop the variables that a region write must not touch.
 
     xarray 2026.9 ``ZarrStore._validate_and_autodetect_region``. A copy of its rules would drift from xarray's.
     """
@@ -65,7 +65,7 @@ def validate_region(zarr_store: ZarrStore, dataset: Dataset) -> Dataset:
 
 
 def validate_encoding(zarr_store: ZarrStore, encoding: Mapping[Any, Any]) -> None:
-    """Raise an error if there is an encoding for a variable that exists.
+    """Raise an error if the encoding names a variable that already exists.
 
     xarray 2026.9 ``ZarrStore._validate_encoding``.
     """

@@ -16,7 +16,7 @@ BLOCK = re.compile(r"^```python(?P<info>[^\n]*)\n(?P<code>.*?)^```", re.MULTILIN
 
 
 def blocks(file: Path) -> list[str]:
-    """The code of a file; a block that cannot run says why behind ``python``: ``not-run: <reason>``."""
+    """Return the code blocks of a file, except those marked ```` ```python not-run: <reason> ````."""
     return [found["code"] for found in BLOCK.finditer(file.read_text()) if "not-run:" not in found["info"]]
 
 
@@ -25,7 +25,7 @@ def blocks(file: Path) -> list[str]:
     "file", [file for file in FILES if blocks(file)], ids=lambda file: str(file.relative_to(ROOT))
 )
 def test_blocks_run(file: Path, tmp_path: Path) -> None:
-    # A main guard, because workers of a cluster import the main module.
+    # The workers of a cluster import the main module, so it needs a main guard.
     body = "\n".join(blocks(file))
     script = tmp_path / "blocks.py"
     indented = "".join(f"    {line}" if line.strip() else line for line in body.splitlines(keepends=True))

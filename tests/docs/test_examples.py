@@ -1,4 +1,4 @@
-"""Every example runs as a script of its own, as a reader would start it, and says what its text promises."""
+"""Every example runs as a script, as a reader would start it, and prints the expected text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
-# What each prints, in this order; the examples compare data themselves and fail if anything differs.
+# Parts of the output in their order. The examples compare data themselves and fail if anything differs.
 EXPECTED = {
     "distributed_write.py": ["dask cluster: {'day': 40, 'point': 50000}, mean 280.0 K", "day 0 is 0, day 39 is 39"],
     "main_job.py": [
@@ -41,7 +41,7 @@ EXPECTED = {
 @pytest.mark.long
 @pytest.mark.parametrize("name", EXPECTED)
 def test_example_runs(name: str, tmp_path: Path) -> None:
-    folder = tmp_path / "with space"  # in paths and in the URLs made of them
+    folder = tmp_path / "with space"  # tests spaces in paths and URLs
     folder.mkdir()
     done = subprocess.run(
         [sys.executable, str(EXAMPLES / name)],

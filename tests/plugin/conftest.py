@@ -1,4 +1,4 @@
-"""Repositories and datasets for the plugin's tests, and the engine's entry point where it is not installed."""
+"""Repositories and datasets for the plugin's tests. They also register the entry point if it is not installed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="session", autouse=True)
 def installed_engine(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """In a bare checkout, make the entry points of pyproject.toml known as an installation would."""
+    """Register the entry points of pyproject.toml, unless the package is installed."""
     if "icechunk" in importlib.metadata.entry_points(group="xarray.backends").names:
         return
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -67,7 +67,7 @@ def dataset() -> xr.Dataset:
 
 
 def write(repo: Any, obj: Any, message: str = "write", **kwargs: Any) -> str:
-    """Write in a session of its own and commit; the snapshot id."""
+    """Write in a new session, commit, and return the snapshot id."""
     session = repo.writable_session("main")
     xi.to_icechunk(obj, session, **kwargs)
     snapshot_id: str = session.commit(message)

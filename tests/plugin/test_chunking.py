@@ -1,4 +1,4 @@
-"""Two snapshots never share a task key, one snapshot always has the same keys."""
+"""Two snapshots never share a task key. One snapshot always gets the same keys."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def snapshots(repo: Any) -> list[str]:
 
 
 def sums(*datasets: xr.Dataset) -> list[tuple[float, ...]]:
-    """All sums in one graph, where equal keys would collide."""
+    """Compute all sums in one graph, in which equal keys would collide."""
     computed = dask.compute([[ds[name].sum() for name in ("a", "b", "c")] for ds in datasets])[0]
     return [tuple(float(value) for value in row) for row in computed]
 

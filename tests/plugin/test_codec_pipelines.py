@@ -1,4 +1,4 @@
-"""Arrays behind a network are read and written with many requests at a time, and as rightly as any."""
+"""Remote arrays are read and written with many requests at a time, and with the right values."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ONE_CHUNK = {"a": {"chunks": (100,), "compressors": None}}
 
 
 class Far(WrapperStorage):
-    """A memory that takes a while to answer, and knows how many calls of a kind were under way at once."""
+    """A slow storage in memory that counts how many calls of each kind run at the same time."""
 
     def __init__(self) -> None:
         super().__init__(ic.in_memory_storage())
@@ -64,7 +64,7 @@ def dataset() -> xr.Dataset:
 
 
 def written(repo: ic.Repository, dataset: xr.Dataset) -> xr.Dataset:
-    """The dataset, written and opened again."""
+    """Write the dataset and open it again."""
     session = repo.writable_session("main")
     to_icechunk(dataset, session, mode="w", encoding=ONE_CHUNK)
     session.commit("dataset")

@@ -1,4 +1,4 @@
-"""Writes from workers of a dask cluster: every chunk arrives, whatever happens to the workers."""
+"""Workers of a dask cluster write: every chunk arrives, whatever happens to the workers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.long
 
 @pytest.fixture(params=["processes", "threads"])
 def client(request: pytest.FixtureRequest) -> Iterator[Client]:
-    """Each kind of cluster, as the default scheduler."""
+    """Use each kind of cluster as the default scheduler."""
     client: Client = request.getfixturevalue(f"cluster_of_{request.param}")
     with client.as_current():
         yield client
@@ -33,7 +33,7 @@ def client(request: pytest.FixtureRequest) -> Iterator[Client]:
 
 @pytest.fixture
 def big() -> xr.Dataset:
-    """Chunked as below: 220 chunks, those of ``small`` and ``line`` inline."""
+    """A dataset that gets 220 chunks. Those of ``small`` and ``line`` are inline."""
     rng = np.random.default_rng(3)
     return xr.Dataset(
         {
@@ -55,7 +55,7 @@ def chunked(ds: xr.Dataset) -> xr.Dataset:
 
 
 def require_equal(location: str, expected: xr.Dataset) -> None:
-    """Both readers see it."""
+    """Check that both libraries read it."""
     xr.testing.assert_identical(xi.open_dataset(location).load(), expected)
     repository = icechunk.Repository.open(icechunk.local_filesystem_storage(location))
     official = xr.open_zarr(repository.readonly_session("main").store, chunks=None)
@@ -109,7 +109,7 @@ def test_from_one_snapshot_into_the_next(client: Client, repo: Any, location: st
 
 
 def once(flag: Path) -> bool:
-    """True for one caller only, of all processes."""
+    """Return True to one caller only, in all processes."""
     try:
         os.close(os.open(flag, os.O_CREAT | os.O_EXCL))
     except FileExistsError:
@@ -119,7 +119,7 @@ def once(flag: Path) -> bool:
 
 @dataclass
 class Trouble:
-    """Passes blocks on, but for one, whose first time raises or ends the process."""
+    """Return the block. One block raises an error or ends the process the first time."""
 
     flag: Path
     how: str
@@ -146,7 +146,7 @@ def test_task_that_fails_once(client: Client, repo: Any, location: str, tmp_path
 
 @dataclass
 class ForgetfulTarget:
-    """An array as dask writes into it, of which one write is done and then reported as failed."""
+    """A target of dask. One of its writes succeeds and then reports a failure."""
 
     array: zarr.Array
     flag: Path

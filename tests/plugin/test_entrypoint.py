@@ -57,7 +57,7 @@ print("icechunk_engine" in sys.modules or "zarr" in sys.modules)
 def test_listing_engines_does_not_load_the_engine() -> None:
     code = """
 import warnings
-warnings.simplefilter("ignore")  # other engines' own
+warnings.simplefilter("ignore")  # from other engines
 import sys
 import xarray
 print("icechunk" in xarray.backends.list_engines(), "icechunk_engine" in sys.modules)
@@ -117,7 +117,7 @@ def test_guessing_never_raises(repo: Any, tmp_path: Path, location: str) -> None
 
 
 def test_empty_repository(repo: Any, location: str) -> None:
-    """A new repository holds an empty root group, or says that it holds nothing."""
+    """A new repository opens as an empty dataset, or the error says that it is empty."""
     try:
         opened = xr.open_dataset(location, engine="icechunk")
     except KeyError as error:
@@ -236,7 +236,7 @@ def test_where_a_dataset_comes_from(repo: Any, location: str, dataset: xr.Datase
 
 
 def test_written_back_elsewhere(repo: Any, location: str, tmp_path: Path, dataset: xr.Dataset) -> None:
-    """What the engine adds to the encodings is no obstacle to writing."""
+    """You can write a dataset with the encodings that the engine adds."""
     write(repo, dataset)
     opened = xi.open_dataset(location)
     opened.to_netcdf(tmp_path / "copy.nc")
@@ -326,7 +326,7 @@ def test_opening_from_many_threads_leaves_the_configuration(repo: Any, location:
 
 
 def test_variables_behave_like_any_other(repo: Any, location: str, dataset: xr.Dataset) -> None:
-    """The engine's own variable class must not get in the way of xarray's operations."""
+    """xarray's operations work with the engine's variable class."""
     write(repo, dataset)
     opened = xr.open_dataset(location, engine="icechunk")
     for change in (

@@ -1,4 +1,4 @@
-"""What names a repository and a snapshot, and what is refused."""
+"""The ways to name a repository and a snapshot, and the errors for wrong ones."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .conftest import write
 
 @pytest.fixture
 def history(repo: Any, dataset: xr.Dataset) -> list[str]:
-    """Two snapshots; the first has a tag and a branch of its own."""
+    """Two snapshots. The first has a tag and a branch."""
     first = write(repo, dataset, "first")
     repo.create_tag("v1", first)
     repo.create_branch("old", first)

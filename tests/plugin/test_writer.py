@@ -1,4 +1,4 @@
-"""to_icechunk and store_dask, on this machine's schedulers."""
+"""to_icechunk and store_dask with the schedulers of one machine."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_memory_arrays_need_no_fork(repo: Any, dataset: xr.Dataset, monkeypatch:
 
 
 class Meeting(LatencyStorage):
-    """Lets the first chunks pass only when several are on their way."""
+    """Blocks the first chunks until several are in flight."""
 
     def __init__(self, n_parties: int) -> None:
         super().__init__(ic.in_memory_storage(), write_latency_ms=1)
@@ -67,7 +67,7 @@ class Meeting(LatencyStorage):
 
 
 def test_memory_arrays_are_written_together_on_a_network() -> None:
-    """One after another, they would never meet."""
+    """Arrays are written at the same time. One after another, they would block for ever."""
     repo = ic.Repository.create(Meeting(8))
     dataset = xr.Dataset({f"v{n}": ("x", np.random.default_rng(n).random(200)) for n in range(8)})
     session = repo.writable_session("main")
@@ -165,7 +165,7 @@ def test_region(repo: Any, dataset: xr.Dataset, region: Any, chunked: bool) -> N
     expected.temperature[2:4] = 7
     expected["count"][2:4] = 7
     xr.testing.assert_equal(read(repo), expected)
-    assert isinstance(region, str) or set(region) == {"time", "x"}  # the caller's mapping is left alone
+    assert isinstance(region, str) or set(region) == {"time", "x"}  # the caller's mapping does not change
     assert region == "auto" or region in ({"time": "auto", "x": "auto"}, {"time": slice(2, 4), "x": slice(None)})
 
 
@@ -278,7 +278,7 @@ def test_failing_graph_leaves_the_session_as_it_was(repo: Any, dataset: xr.Datas
     with pytest.raises(RuntimeError, match="no more data"):
         xi.to_icechunk(broken, session, mode="a")
     assert repr(session.status()) == status
-    xi.to_icechunk(lazy, session, mode="a")  # and it can be tried again
+    xi.to_icechunk(lazy, session, mode="a")  # a second attempt works
     session.commit("good")
     xr.testing.assert_identical(read(repo), dataset)
     xr.testing.assert_identical(read(repo, group="kept"), dataset)
@@ -319,7 +319,7 @@ def test_only_sessions_are_written_to(repo: Any, dataset: xr.Dataset, wrong: Any
 
 
 def test_a_fork_can_be_written_to(repo: Any, dataset: xr.Dataset, lazy: xr.Dataset) -> None:
-    """What a worker does that has a session of its own."""
+    """Write and commit as a worker with its own session."""
     session = repo.writable_session("main")
     xi.to_icechunk(dataset.isel(x=slice(0, 4)), session, group="a")
     forks = [pickle.loads(pickle.dumps(session.fork())) for _ in range(2)]
@@ -379,7 +379,7 @@ def test_store_dask(session: Session, split_every: int | None) -> None:
 
 
 def test_equal_writes_are_each_done(session: Session) -> None:
-    """The same blocks into the same array twice are two writes, even where dask remembers results by name."""
+    """Writing the same blocks to the same array twice is two writes, even if dask caches results by name."""
     source = da.ones((8, 6), chunks=(2, 3))
     fork = session.fork()
     target = zarr.open_array(fork.store, path="a", mode="r+")

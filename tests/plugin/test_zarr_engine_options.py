@@ -1,4 +1,4 @@
-"""Arguments that programs carry over from xarray's Zarr engine."""
+"""Options of xarray's Zarr engine that programs still pass."""
 
 from __future__ import annotations
 
