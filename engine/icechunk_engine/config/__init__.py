@@ -1,14 +1,18 @@
-"""Configuration: what users set, how it is stored in the repository, and the effective values.
+"""Configuration: the values that users set, their stored form, and the effective values.
 
-======================  ========================================================================
-:mod:`.base`            what all configuration classes share
-:mod:`.repository`      :class:`RepositoryConfig` and its small parts
-:mod:`.storage`         requests, retries, storage classes
-:mod:`.manifest`        splitting, preloading, location compression
-:mod:`.conditions`      conditions on arrays and axes; :mod:`.rust_regex` evaluates expressions
-:mod:`.containers`      virtual chunk containers and their stores; :mod:`.urls` has the URL rules
-:mod:`.resolved`        :func:`resolve`: plain values, nothing unset
-======================  ========================================================================
+========================  ======================================================================
+:mod:`.base`              base class of all configuration classes
+:mod:`.repository`        :class:`RepositoryConfig` and its small parts
+:mod:`.storage`           requests, retries, storage classes
+:mod:`.manifest`          splitting, preloading, location compression
+:mod:`.array_conditions`  conditions on arrays and axes
+:mod:`.rust_regex`        regular expressions of conditions; :mod:`.automaton` runs them
+:mod:`.containers`        virtual chunk containers and their stores
+:mod:`.virtual_urls`      rules for URLs of virtual chunks
+:mod:`.http_headers`      which HTTP headers can be sent
+:mod:`.yaml_form`         the stored form of spec 1
+:mod:`.resolved`          :func:`resolve`: effective values, nothing unset
+========================  ======================================================================
 """
 
 from icechunk_engine._runtime.observing import initialize_logs, set_logs_filter, shutdown_telemetry

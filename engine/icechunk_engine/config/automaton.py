@@ -1,9 +1,19 @@
-"""Search by simulation of an automaton: linear in the text, whatever the expression.
+"""Search for a regular expression by simulating an automaton.
 
-Expressions are stored with a repository, so somebody else chose them. A backtracking matcher takes exponential time
-for some (``(a+)+$``). Here all ways through the expression advance together, one character at a time (Thompson's
-construction), and the sets of places that occur are remembered (a lazy deterministic automaton), so that the usual
-character costs one look into a dictionary.
+Expressions are stored with a repository, so someone else may have chosen them. A backtracking matcher takes
+exponential time for some of them, such as ``(a+)+$``.
+
+Invariant: a search takes time linear in the length of the text, and memory bounded by constants, whatever the
+expression. It holds for three reasons:
+
+- All ways through the expression advance together, one character at a time (Thompson's construction). A character
+  therefore costs at most as many steps as the program has, which is at most :data:`MAX_SIZE`.
+- The sets of steps that occur are remembered (a lazy deterministic automaton), so a character usually costs one
+  dictionary lookup. The memory for them is bounded, and starts anew when it is full.
+- :data:`MAX_WORK` bounds the steps that one search takes beyond the remembered ones.
+
+Features that depend on earlier parts of the match, such as back references, would break it. Greediness does not exist
+here, because a search only asks *whether* something matches.
 """
 
 from __future__ import annotations
@@ -16,13 +26,13 @@ Predicate = Callable[[str], bool]
 """Whether one character belongs to a class."""
 
 MAX_SIZE = 10_000
-"""Steps of an expression, after its counted repetitions were written out."""
+"""Maximum number of steps of an expression, with counted repetitions written out."""
 
 MAX_WORK = 200_000
-"""Steps that one search may take beyond what is remembered: about a tenth of a second."""
+"""Maximum number of steps of one search beyond the remembered ones. They take about a tenth of a second."""
 
 _MAX_REMEMBERED = 30_000
-"""Places in all remembered sets together; then remembering begins anew."""
+"""Maximum number of steps in all remembered sets together."""
 
 
 class TooLarge(ValueError):
@@ -30,7 +40,7 @@ class TooLarge(ValueError):
 
 
 class Before(IntEnum):
-    """What the assertions need to know of the character before a position."""
+    """The kind of the character before a position, as far as assertions need it."""
 
     NOTHING = 0
     NEWLINE = 1
@@ -40,7 +50,7 @@ class Before(IntEnum):
 
 
 Assertion = Callable[[Before, str], bool]
-"""Whether a position between two characters will do; the character after it is empty at the end of the text."""
+"""Whether a position between two characters is allowed. The second character is empty at the end of the text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +60,9 @@ class Node:
     Attributes
     ----------
     size
-        Steps of its program.
+        Number of steps of its program.
     depth
-        How deeply it is nested.
+        Depth of nesting.
     """
 
     size: int
@@ -68,14 +78,14 @@ class Char(Node):
 
 @dataclass(frozen=True, slots=True)
 class Position(Node):
-    """No character, at a position that an assertion allows."""
+    """A position that an assertion allows. It takes no character."""
 
     holds: Assertion
 
 
 @dataclass(frozen=True, slots=True)
 class Sequence_(Node):
-    """One part after another."""
+    """Parts one after the other."""
 
     parts: tuple[Node, ...]
 
@@ -89,7 +99,7 @@ class Choice(Node):
 
 @dataclass(frozen=True, slots=True)
 class Repeat(Node):
-    """A part, ``low`` to ``high`` times; None is without end."""
+    """A part, ``low`` to ``high`` times. None means without limit."""
 
     part: Node
     low: int
@@ -140,15 +150,15 @@ def _checked(size: int) -> int:
 
 
 class Program:
-    """An expression that can be searched for.
+    """A compiled expression.
 
-    Step ``i`` is a class (go on at ``i + 1`` after a character of it), an assertion (go on at ``i + 1`` where it
-    holds), or a fork (go on at each of some steps). The one after the last is the match.
+    Step ``i`` is a class (continue at ``i + 1`` after a matching character), an assertion (continue at ``i + 1`` if it
+    holds), or a fork (continue at several steps). Reaching the step after the last one is a match.
 
     Parameters
     ----------
     is_word
-        Which characters make words, for the assertions.
+        Whether a character is part of a word, for assertions.
     """
 
     def __init__(self, expression: Node, is_word: Predicate) -> None:
@@ -162,7 +172,7 @@ class Program:
         self._start = self._state(frozenset([0]))
 
     def _write(self, node: Node, at: int) -> int:
-        """Write a part's program from step ``at`` on; returns the step after it."""
+        """Write the program of a part from step ``at``. Return the step after it."""
         match node:
             case Char(accepts=accepts):
                 self._chars[at] = accepts
@@ -208,7 +218,7 @@ class Program:
         return at
 
     def search(self, text: str) -> bool:
-        """True when the expression matches anywhere in the text; False also when finding out takes too much work."""
+        """Return True if the expression matches anywhere in the text. Return False if the search takes too long."""
         work = MAX_WORK
         state, before = self._start, Before.NOTHING
         for after in (*text, ""):
@@ -233,7 +243,7 @@ class Program:
         return Before.WORD if self._is_word(char) else Before.OTHER
 
     def _advance(self, places: frozenset[int], before: Before, after: str) -> tuple[_State, int]:
-        """The state after a character, or a match before it; and how many steps that took."""
+        """Return the state after a character, or the match before it, and the number of steps taken."""
         seen: set[int] = set()
         following: set[int] = {0}  # a match may begin anywhere
         to_do = list(places)
@@ -259,7 +269,7 @@ class Program:
         if known is None:
             self._n_remembered += len(places)
             if self._n_remembered > _MAX_REMEMBERED:
-                # Other threads may be searching: they go on from the states that they hold.
+                # Other threads may be searching. They continue with the states that they have.
                 self._states, self._n_remembered = {}, len(places)
                 self._start = _State(frozenset([0]))
             known = self._states[places] = _State(places)
@@ -268,7 +278,7 @@ class Program:
 
 
 class _State:
-    """Places that are reached together, and where each character leads from there, as far as it is known."""
+    """Steps that are reached together, and the known next state for each character."""
 
     __slots__ = ("following", "places")
 

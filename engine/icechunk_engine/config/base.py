@@ -1,10 +1,11 @@
-"""What all configuration classes share: checked fields, the persisted form, merging, printing.
+"""Base of all configuration classes: checked fields, the stored form, merging, printing.
 
-A configuration class is a plain slotted dataclass whose fields are made with :func:`setting`. None means "not set
-here": the effective value then comes from another configuration (:meth:`Settings.merge`) or is the default that the
-field names (``effective``). Fields are checked at every assignment.
+A configuration class is a slotted dataclass whose fields are made with :func:`setting`. None means "not set here": the
+value comes from another configuration (:meth:`Settings.merge`), or it is the field's ``effective`` default.
 
-The persisted form (spec, *Configuration*) is what JSON can hold: a map with every field, null for those not set.
+Invariant: a field always has a checked value, because every assignment is checked, not only the constructor.
+
+The stored form (spec, *Configuration*) is a JSON object with all fields. Fields that are not set are null.
 """
 
 from __future__ import annotations
@@ -12,60 +13,65 @@ from __future__ import annotations
 import dataclasses
 import html
 import operator
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self, SupportsIndex, overload
 
 from icechunk_engine.errors import ErrorKind, FormatError, InvalidInputError
 from icechunk_engine.errors.foreign import describe
 from icechunk_engine.errors.redaction import redacted
+from icechunk_engine.types import Json, JsonObject
 
 
-class Kind:
-    """How the values of a field are checked, persisted and printed.
+class Kind[T](ABC):
+    """How the values of a field are checked, stored and merged.
 
-    Checks raise with the rule: TypeError for a value of another type, OverflowError for a number out of range,
-    ValueError for everything else.
+    Errors contain the rule: TypeError for a wrong type, OverflowError for a number out of range, and ValueError for
+    everything else.
     """
 
     __slots__ = ()
 
-    def check(self, value: Any) -> Any:
-        """The value in canonical form."""
-        return value
+    @abstractmethod
+    def check(self, value: object) -> T:
+        """Return the value in canonical form. Raises if it is invalid."""
 
-    def to_plain(self, value: Any) -> Any:
-        """Persisted form of a checked value."""
-        return value
+    @abstractmethod
+    def to_plain(self, value: T) -> Json:
+        """Return the stored form of a checked value."""
 
-    def from_plain(self, plain: Any) -> Any:
-        """Inverse of :meth:`to_plain`; the result is checked afterwards."""
+    def from_plain(self, plain: Json) -> object:
+        """Invert :meth:`to_plain`. The caller checks the result."""
         return plain
 
-    def merge(self, old: Any, new: Any) -> Any:
+    def merge(self, old: T, new: T) -> T:
         """Combine two values that are both set."""
         return new
 
 
 @dataclass(frozen=True, slots=True)
-class Integer(Kind):
+class Integer(Kind[int]):
     """Integers from ``lowest`` to ``highest``."""
 
     lowest: int
     highest: int
 
-    def check(self, value: Any) -> int:
+    def check(self, value: object) -> int:
         rule = f"must be an integer from {self.lowest} to {self.highest}"
+        if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+            raise TypeError(rule)
         try:
             number = operator.index(value)
-        except TypeError:
+        except TypeError:  # an array of numpy
             raise TypeError(rule) from None
-        if isinstance(value, bool):
-            raise TypeError(rule)
         if not self.lowest <= number <= self.highest:
             raise OverflowError(rule)
         return number
+
+    def to_plain(self, value: int) -> int:
+        return value
 
 
 U8 = Integer(0, 2**8 - 1)
@@ -76,41 +82,47 @@ I32 = Integer(-(2**31), 2**31 - 1)
 
 
 @dataclass(frozen=True, slots=True)
-class Flag(Kind):
+class Flag(Kind[bool]):
     """True or False."""
 
-    def check(self, value: Any) -> bool:
+    def check(self, value: object) -> bool:
         if not isinstance(value, bool):
             raise TypeError("must be True or False")
         return value
 
+    def to_plain(self, value: bool) -> bool:
+        return value
+
 
 @dataclass(frozen=True, slots=True)
-class Text(Kind):
+class Text(Kind[str]):
     """A string."""
 
-    def check(self, value: Any) -> str:
+    def check(self, value: object) -> str:
         if not isinstance(value, str):
             raise TypeError("must be a string")
         return value
 
+    def to_plain(self, value: str) -> str:
+        return value
+
 
 @dataclass(frozen=True, slots=True)
-class Choice(Kind):
-    """A member of an enumeration; persisted under the name given here."""
+class Choice[E: Enum](Kind[E]):
+    """A member of an enumeration, stored under the name given here."""
 
-    enum: type[Enum]
-    names: Mapping[Any, str]
+    enum: type[E]
+    names: Mapping[E, str]
 
-    def check(self, value: Any) -> Enum:
+    def check(self, value: object) -> E:
         if not isinstance(value, self.enum):
             raise TypeError(f"must be one of {', '.join(map(repr, self.enum))}")
         return value
 
-    def to_plain(self, value: Any) -> str:
+    def to_plain(self, value: E) -> str:
         return self.names[value]
 
-    def from_plain(self, plain: Any) -> Any:
+    def from_plain(self, plain: Json) -> E:
         for member, name in self.names.items():
             if name == plain:
                 return member
@@ -118,40 +130,52 @@ class Choice(Kind):
 
 
 @dataclass(frozen=True, slots=True)
-class Part(Kind):
-    """Another configuration class. Two set values are merged field by field unless ``whole``."""
+class Part[S: Settings](Kind[S]):
+    """Another configuration class. Two values are merged field by field, unless ``whole`` is True."""
 
-    type: type[Settings]
+    settings_type: type[S]
     whole: bool = False
 
-    def check(self, value: Any) -> Any:
-        if not isinstance(value, self.type):
-            raise TypeError(f"must be a {self.type.__name__}")
+    def check(self, value: object) -> S:
+        if not isinstance(value, self.settings_type):
+            raise TypeError(f"must be a {self.settings_type.__name__}")
         return value
 
-    def to_plain(self, value: Any) -> Any:
+    def to_plain(self, value: S) -> JsonObject:
         return value.to_plain()
 
-    def from_plain(self, plain: Any) -> Any:
-        return self.type.from_plain(plain)
+    def from_plain(self, plain: Json) -> S:
+        return self.settings_type.from_plain(plain)
 
-    def merge(self, old: Any, new: Any) -> Any:
+    def merge(self, old: S, new: S) -> S:
         return new if self.whole else old.merge(new)
 
 
-def setting(kind: Kind, *, default: Any = None, effective: Any = None, kw_only: bool = False) -> Any:
-    """A dataclass field of a configuration class.
+@overload
+def setting[T](kind: Kind[T], *, effective: T | None = None, kw_only: bool = False) -> T | None: ...
+@overload
+def setting[T](kind: Kind[T], *, default: T) -> T: ...
+def setting[T](
+    kind: Kind[T], *, default: T | None = None, effective: T | None = None, kw_only: bool = False
+) -> T | None:
+    """Make a dataclass field of a configuration class.
 
     Parameters
     ----------
     kind
         Rules for the values.
     default
-        Of the constructor; None for "not set". ``dataclasses.MISSING`` for a field that must be given.
+        Default of the constructor. None means "not set".
     effective
-        What holds when no configuration sets the field.
+        The value if no configuration sets the field.
     """
     return dataclasses.field(default=default, kw_only=kw_only, metadata={"kind": kind, "effective": effective})
+
+
+def required_setting[T](kind: Kind[T]) -> T:
+    """Make a dataclass field that has no default."""
+    value: T = dataclasses.field(metadata={"kind": kind, "effective": None})
+    return value
 
 
 class _Row(NamedTuple):
@@ -162,7 +186,7 @@ class _Row(NamedTuple):
 
 
 class OutOfRangeError(InvalidInputError, OverflowError):
-    """A number that its field cannot hold; an OverflowError, too, as in official's package."""
+    """A number is out of range for its field. Official raises an OverflowError here."""
 
 
 class Settings:
@@ -170,7 +194,7 @@ class Settings:
 
     __slots__ = ()
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         field = _fields(type(self)).get(name)
         if field is not None and (value is not None or field.default is not None):
             try:
@@ -183,17 +207,17 @@ class Settings:
                 raise refusal(message, ErrorKind.INVALID_CONFIG) from None
         object.__setattr__(self, name, value)
 
-    def to_plain(self) -> Any:
-        """Persisted form: a map with every field, None for those not set."""
-        plain = {}
+    def to_plain(self) -> JsonObject:
+        """Return the stored form: an object with all fields, None for those not set."""
+        plain: JsonObject = {}
         for name, field in _fields(type(self)).items():
             value = getattr(self, name)
             plain[name] = None if value is None else field.metadata["kind"].to_plain(value)
         return plain
 
     @classmethod
-    def from_plain(cls, plain: Any) -> Self:
-        """Inverse of :meth:`to_plain`. Missing and null entries are not set; unknown ones are ignored.
+    def from_plain(cls, plain: object) -> Self:
+        """Invert :meth:`to_plain`. Missing and null fields are not set, and unknown fields are ignored.
 
         Raises
         ------
@@ -219,7 +243,7 @@ class Settings:
             raise _unreadable(str(error)) from None
 
     def merge(self, other: Self) -> Self:
-        """A configuration in which what ``other`` sets goes before what this one sets."""
+        """Return a configuration with the fields of both. Fields that ``other`` sets take precedence."""
         values = {}
         for name, field in _fields(type(self)).items():
             old, new = getattr(self, name), getattr(other, name)
@@ -259,7 +283,7 @@ class Settings:
             default = field.metadata["effective"] if defaults is None else getattr(defaults, name)
             if isinstance(kind, Part):
                 yield _Row(depth, name, "", False)
-                part: Settings = kind.type() if value is None else value
+                part: Settings = kind.settings_type() if value is None else value
                 yield from part._rows(depth + 1, default)
             elif value is None:
                 yield _Row(depth, name, str(default), default is not None)
@@ -267,20 +291,22 @@ class Settings:
                 yield _Row(depth, name, redacted(repr(value)), False)
 
 
-_FIELDS: dict[type[Settings], dict[str, dataclasses.Field[Any]]] = {}
+_FIELDS: dict[type[Settings], dict[str, dataclasses.Field[object]]] = {}
 
 
-def _fields(cls: type[Settings]) -> dict[str, dataclasses.Field[Any]]:
+def _fields(cls: type[Settings]) -> dict[str, dataclasses.Field[object]]:
     fields = _FIELDS.get(cls)
     if fields is None:
         fields = _FIELDS[cls] = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     return fields
 
 
-def effective(settings: Settings | None, cls: type[Settings], name: str) -> Any:
-    """Value of a field, or its default when nothing sets it."""
+def effective[T](settings: Settings | None, cls: type[Settings], name: str, expected: type[T]) -> T:
+    """Return the value of a field, or its effective default if nothing sets it."""
     value = None if settings is None else getattr(settings, name)
-    return _fields(cls)[name].metadata["effective"] if value is None else value
+    found: object = _fields(cls)[name].metadata["effective"] if value is None else value
+    assert isinstance(found, expected)
+    return found
 
 
 def _unreadable(message: str) -> FormatError:

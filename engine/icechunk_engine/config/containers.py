@@ -1,4 +1,4 @@
-"""Virtual chunk containers: which URL prefixes a repository's virtual chunks may lie in, and how to reach them."""
+"""Virtual chunk containers: URL prefixes for the virtual chunks of a repository, and how to reach them."""
 
 # ruff: noqa: RUF009 (setting() makes a dataclass field)
 
@@ -9,15 +9,15 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from icechunk_engine.config import virtual_urls
-from icechunk_engine.config.base import U32, Choice, Flag, Kind, Settings, Text, setting
+from icechunk_engine.config.base import U32, Choice, Flag, Kind, Settings, Text, required_setting, setting
 from icechunk_engine.config.http_headers import problem_of_headers
 from icechunk_engine.errors import ErrorKind, InvalidInputError
 from icechunk_engine.errors.foreign import describe
 from icechunk_engine.errors.redaction import MASK, masked, redacted
-from icechunk_engine.types import IntegerEnum
+from icechunk_engine.types import IntegerEnum, Json, JsonObject
 
 
 class ChecksumAlgorithm(IntegerEnum):
@@ -41,7 +41,7 @@ _CHECKSUM_NAMES = {
 
 @dataclass(slots=True, repr=False)
 class S3Options(Settings):
-    """Where and how to talk to S3 or a compatible object store."""
+    """How to reach S3 or a compatible object store."""
 
     region: str | None = setting(Text())
     endpoint_url: str | None = setting(Text())
@@ -56,7 +56,7 @@ class S3Options(Settings):
 class ObjectStoreConfig:
     """Kind of object store and its options: ``ObjectStoreConfig.S3(options)``, ``.Gcs(opts)``, …
 
-    Credentials have no place here: the configuration is stored in the repository, for every reader to see.
+    Do not put credentials here. The configuration is stored in the repository, where every reader can see it.
     """
 
     __slots__ = ()
@@ -71,17 +71,17 @@ class ObjectStoreConfig:
     Http: ClassVar[type[HttpStore]]
 
     name: ClassVar[str]
-    """In the persisted form."""
+    """Name in the stored form."""
     schemes: ClassVar[frozenset[str]]
-    """Of the URL prefixes that such a store can serve."""
+    """Schemes of the URL prefixes that this kind of store serves."""
 
-    def to_plain(self) -> Any:
-        """Persisted form."""
+    def to_plain(self) -> Json:
+        """Return the stored form."""
         raise NotImplementedError
 
     @staticmethod
-    def from_plain(plain: Any) -> ObjectStoreConfig:
-        """Inverse of :meth:`to_plain`; raises ValueError."""
+    def from_plain(plain: Json) -> ObjectStoreConfig:
+        """Invert :meth:`to_plain`. Raises ValueError."""
         if plain == InMemoryStore.name:
             return InMemoryStore()
         if isinstance(plain, Mapping) and len(plain) == 1:
@@ -91,10 +91,11 @@ class ObjectStoreConfig:
             if name == LocalFileSystemStore.name and isinstance(options, str):
                 return LocalFileSystemStore(options)
             if name in _MAP_STORES and isinstance(options, Mapping):
-                return _MAP_STORES[name](dict(options))
+                return _MAP_STORES[name](_checked_options(options, name))
             if name == HttpStore.name and isinstance(options, Mapping):
                 opts = {key: value for key, value in options.items() if key != "headers"}
-                return HttpStore(opts, options.get("headers"))
+                headers = options.get("headers")
+                return HttpStore(_checked_options(opts, "Http"), _checked_options(headers, "Http"))
         raise ValueError("must be an object store such as 'in_memory' or {'s3': {…}}")
 
     def _repr_html_(self) -> str:
@@ -103,12 +104,12 @@ class ObjectStoreConfig:
 
 @dataclass(slots=True, repr=False)
 class InMemoryStore(ObjectStoreConfig):
-    """A named memory storage of this process, at ``memory://name/``. Official knows it, but cannot read from it."""
+    """A named memory storage of this process, at ``memory://name/``. Official cannot read from it."""
 
     name = "in_memory"
     schemes = frozenset({"memory"})
 
-    def to_plain(self) -> Any:
+    def to_plain(self) -> Json:
         return self.name
 
     def __repr__(self) -> str:
@@ -117,7 +118,7 @@ class InMemoryStore(ObjectStoreConfig):
 
 @dataclass(slots=True, repr=False)
 class LocalFileSystemStore(ObjectStoreConfig):
-    """Local files. Only the container's URL prefix says which; the path here is kept but not used."""
+    """Local files. The URL prefix of the container says which files. The path here is stored but not used."""
 
     name = "local_file_system"
     schemes = frozenset({"file"})
@@ -127,8 +128,8 @@ class LocalFileSystemStore(ObjectStoreConfig):
     def __post_init__(self) -> None:
         self.path = os.fspath(self.path)
 
-    def to_plain(self) -> Any:
-        return {self.name: self.path}
+    def to_plain(self) -> Json:
+        return {self.name: os.fspath(self.path)}
 
     def __repr__(self) -> str:
         return f"ObjectStoreConfig.LocalFileSystem({self.path!r})"
@@ -144,7 +145,7 @@ class _S3Family(ObjectStoreConfig):
         if not isinstance(self.options, S3Options):
             raise TypeError(f"ObjectStoreConfig.{self.variant} needs S3Options, not {describe(self.options)}")
 
-    def to_plain(self) -> Any:
+    def to_plain(self) -> Json:
         return {self.name: self.options.to_plain()}
 
     def __repr__(self) -> str:
@@ -161,7 +162,7 @@ class S3Store(_S3Family):
 
 
 class S3CompatibleStore(_S3Family):
-    """Object stores with the interface of S3: MinIO, Ceph, R2, …"""
+    """S3-compatible object stores: MinIO, Ceph, R2, …"""
 
     __slots__ = ()
     name = "s3_compatible"
@@ -187,8 +188,8 @@ class _OptionsStore(ObjectStoreConfig):
     def __post_init__(self) -> None:
         self.opts = _checked_options(self.opts, self.variant)
 
-    def to_plain(self) -> Any:
-        return {self.name: dict(self.opts or {})}
+    def to_plain(self) -> Json:
+        return {self.name: {**(self.opts or {})}}
 
     def __repr__(self) -> str:
         return f"ObjectStoreConfig.{self.variant}({masked(self.opts or {})})"
@@ -204,7 +205,7 @@ class GcsStore(_OptionsStore):
 
 
 class AzureStore(_OptionsStore):
-    """Azure Blob Storage; ``opts`` must name the ``account``."""
+    """Azure Blob Storage. ``opts`` must contain the ``account``."""
 
     __slots__ = ()
     name = "azure"
@@ -214,7 +215,7 @@ class AzureStore(_OptionsStore):
 
 @dataclass(slots=True, repr=False)
 class HttpStore(ObjectStoreConfig):
-    """A web server. Headers are stored in the repository's configuration in clear, for every reader to see."""
+    """A web server. The repository stores the headers in clear text, where every reader can see them."""
 
     name = "http"
     schemes = frozenset({"http", "https"})
@@ -226,9 +227,9 @@ class HttpStore(ObjectStoreConfig):
         self.opts = _checked_options(self.opts, "Http")
         self.headers = _checked_options(self.headers, "Http")
 
-    def to_plain(self) -> Any:
-        headers = {"headers": dict(self.headers)} if self.headers else {}
-        return {self.name: dict(self.opts or {}) | headers}
+    def to_plain(self) -> Json:
+        headers: JsonObject = {"headers": {**self.headers}} if self.headers else {}
+        return {self.name: {**(self.opts or {}), **headers}}
 
     def __repr__(self) -> str:
         headers = f", {dict.fromkeys(self.headers, MASK)}" if self.headers else ""
@@ -259,7 +260,7 @@ AnyObjectStoreConfig = (
 )
 
 
-def _checked_options(options: Any, variant: str) -> dict[str, str]:
+def _checked_options(options: object, variant: str) -> dict[str, str]:
     if options is None:
         return {}
     if not isinstance(options, Mapping) or not all(isinstance(text, str) for pair in options.items() for text in pair):
@@ -267,70 +268,70 @@ def _checked_options(options: Any, variant: str) -> dict[str, str]:
     return dict(options)
 
 
-@dataclass(slots=True, repr=False)
-class _Shown(Settings):
-    """Prints one store as a configuration prints."""
-
-    store: ObjectStoreConfig = setting(Kind(), default=dataclasses.MISSING)
-
-
 @dataclass(frozen=True, slots=True)
-class _StoreKind(Kind):
-    def check(self, value: Any) -> Any:
+class _StoreKind(Kind[ObjectStoreConfig]):
+    def check(self, value: object) -> ObjectStoreConfig:
         if not isinstance(value, ObjectStoreConfig):
             raise TypeError("must be an ObjectStoreConfig, e.g. ObjectStoreConfig.S3(S3Options())")
         return value
 
-    def to_plain(self, value: Any) -> Any:
+    def to_plain(self, value: ObjectStoreConfig) -> Json:
         return value.to_plain()
 
-    def from_plain(self, plain: Any) -> Any:
+    def from_plain(self, plain: Json) -> ObjectStoreConfig:
         return ObjectStoreConfig.from_plain(plain)
 
 
+@dataclass(slots=True, repr=False)
+class _Shown(Settings):
+    """Prints a store like a configuration."""
+
+    store: ObjectStoreConfig = required_setting(_StoreKind())
+
+
 class _OfUnknownOrigin(Settings):
-    """Remembers who wrote a container: a stored one must not decide where its reader's credentials go."""
+    """Remembers who wrote a container, because a stored one must not decide where the reader's credentials go."""
 
     __slots__ = ("is_stored",)
 
 
 @dataclass(slots=True, repr=False)
 class VirtualChunkContainer(_OfUnknownOrigin):
-    """A URL prefix that virtual chunks may lie under, and the store that serves it.
+    """A URL prefix of virtual chunks, and the store that serves it.
 
     Parameters
     ----------
     url_prefix
-        Such as ``s3://bucket/prefix/``; ends in ``/``.
+        Prefix such as ``s3://bucket/prefix/``. It must end in ``/``.
     store
         Kind and options of the object store.
     name
-        Allows locations ``vcc://name/rest``, which move with the container's prefix.
+        Optional name. Locations ``vcc://name/rest`` follow the prefix of the container if it changes.
 
     Attributes
     ----------
     is_stored
-        True when the container came with a repository's stored configuration, and you have not set its prefix or
-        store since. It says who wrote it and is not part of its value.
+        True if the container comes from the stored configuration of a repository and you have not set its prefix or
+        store since. It is not part of the container's value.
     """
 
-    url_prefix: str = setting(Text(), default=dataclasses.MISSING)
-    store: ObjectStoreConfig = setting(_StoreKind(), default=dataclasses.MISSING)
+    url_prefix: str = required_setting(Text())
+    store: ObjectStoreConfig = required_setting(_StoreKind())
     name: str | None = setting(Text())
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         Settings.__setattr__(self, name, value)
         if name in ("url_prefix", "store"):
             self.is_stored = False
 
 
 def validate_container(container: VirtualChunkContainer) -> None:
-    """Refuse a container that no virtual chunk could be read through (spec, *Virtual chunk containers*).
+    """Refuse an invalid container, through which no chunk could be read (spec, *Virtual chunk containers*).
 
     Raises
     ------
     InvalidInputError
-        ``invalid-config``, with what to write instead.
+        ``invalid-config``. The message says what to write instead.
     """
     problem = _container_problem(container)
     if problem is not None:
@@ -340,20 +341,20 @@ def validate_container(container: VirtualChunkContainer) -> None:
 
 
 def is_valid_container(container: VirtualChunkContainer) -> bool:
-    """True when :func:`validate_container` would accept it. Invalid ones in a stored configuration are ignored."""
+    """Return True if :func:`validate_container` accepts it. Invalid stored containers are ignored."""
     return _container_problem(container) is None
 
 
 def _container_problem(container: VirtualChunkContainer) -> str | None:
     prefix, store = container.url_prefix, container.store
     if container.name is not None and (not container.name or "/" in container.name):
-        return "its name must not be empty or hold '/'"
+        return "its name must not be empty or contain '/'"
     if not prefix.endswith("/"):
         return f"the prefix must end in '/'; write {prefix + '/'!r}"
     scheme = virtual_urls.scheme_of(prefix)
     if scheme not in store.schemes:
         known = " or ".join(f"{name}://" for name in sorted(store.schemes))
-        return f"{store!r} serves {known} only; use the store that fits the prefix"
+        return f"{store!r} only serves {known}; use a store for the scheme of the prefix"
     if isinstance(store, HttpStore) and (problem := problem_of_headers(store.headers or {})) is not None:
         return problem
     try:
@@ -361,7 +362,7 @@ def _container_problem(container: VirtualChunkContainer) -> str | None:
     except ValueError as error:
         return str(error)
     if "?" in prefix or "#" in prefix:
-        return "the prefix must not hold '?' or '#'; write %3F and %23 for these characters in a key"
+        return "the prefix must not contain '?' or '#'; write %3F and %23 for these characters in a key"
     if scheme == "file":
         return None if virtual_urls.path_of(canonical) else "give a directory, such as file:///data/, not the root"
     authority = virtual_urls.authority_of(canonical)
@@ -370,7 +371,7 @@ def _container_problem(container: VirtualChunkContainer) -> str | None:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class VirtualChunkSpec:
-    """One chunk reference for ``IcechunkStore.set_virtual_refs``.
+    """One virtual chunk reference for ``IcechunkStore.set_virtual_refs``.
 
     Attributes
     ----------
@@ -381,9 +382,9 @@ class VirtualChunkSpec:
     offset, length
         Byte range in the object.
     etag_checksum
-        The object must have this etag when it is read.
+        Reading fails if the object no longer has this etag.
     last_updated_at_checksum
-        The object must not have been modified after this time when it is read.
+        Reading fails if the object was modified after this time.
     """
 
     index: list[int]
@@ -409,7 +410,7 @@ def s3_store(
     requester_pays: bool = False,
     checksum_algorithm: ChecksumAlgorithm | None = None,
 ) -> S3Store | S3CompatibleStore:
-    """Store of a container on S3, or with ``s3_compatible`` on a store with the same interface."""
+    """Return the store of a container on S3, or on an S3-compatible store with ``s3_compatible=True``."""
     options = S3Options(
         region=region,
         endpoint_url=endpoint_url,
@@ -424,22 +425,22 @@ def s3_store(
 
 
 def gcs_store(opts: Mapping[str, str] | None = None) -> GcsStore:
-    """Store of a container on Google Cloud Storage."""
+    """Return the store of a container on Google Cloud Storage."""
     return GcsStore(opts)
 
 
 def azure_store(*, account: str, config: Mapping[str, str] | None = None) -> AzureStore:
-    """Store of a container on Azure Blob Storage."""
+    """Return the store of a container on Azure Blob Storage."""
     return AzureStore({"account": account, **(config or {})})
 
 
 def http_store(opts: Mapping[str, str] | None = None, headers: Mapping[str, str] | None = None) -> HttpStore:
-    """Store of a container on a web server; headers are sent with every request.
+    """Return the store of a container on a web server. Headers are sent with every request.
 
     Raises
     ------
     InvalidInputError
-        ``invalid-config``: headers that cannot be sent.
+        ``invalid-config``: the headers cannot be sent.
     """
     store = HttpStore(opts, headers)
     problem = problem_of_headers(store.headers or {})
@@ -449,5 +450,5 @@ def http_store(opts: Mapping[str, str] | None = None, headers: Mapping[str, str]
 
 
 def local_filesystem_store(path: str | os.PathLike[str]) -> LocalFileSystemStore:
-    """Store of a container of local files."""
+    """Return the store of a container of local files."""
     return LocalFileSystemStore(path)

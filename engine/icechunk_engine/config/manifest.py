@@ -1,12 +1,11 @@
-"""Configuration of manifests: splitting, loading ahead, compression of virtual locations."""
+"""Configuration of manifests: splitting, preloading, compression of virtual locations."""
 
 # ruff: noqa: RUF009 (setting() makes a dataclass field)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from icechunk_engine.config.array_conditions import (
     NEVER_SPLIT,
@@ -17,6 +16,7 @@ from icechunk_engine.config.array_conditions import (
     SplitSizes,
 )
 from icechunk_engine.config.base import I32, U16, U32, Kind, Part, Settings, setting
+from icechunk_engine.types import Json
 
 _COORDINATE_NAMES = (
     r"^\bt\b$|^(time|min|hour|day|week|month|year)[0-9]*$",
@@ -26,66 +26,74 @@ _COORDINATE_NAMES = (
     r"^x?(nav_lon|lon|glam)[a-z0-9]*$",
     r"^(x|i|nlon|rlon|ni)$",
 )
-"""Names by which the CF conventions' coordinate variables usually go."""
+"""Usual names of coordinate variables in the CF conventions."""
 
 
 def default_preload_condition() -> ManifestPreloadCondition:
-    """Small manifests of arrays that look like coordinates."""
+    """Return the default condition: small manifests of arrays that look like coordinates."""
     condition = ManifestPreloadCondition
     return condition.or_conditions([condition.name_matches(names) for names in _COORDINATE_NAMES]) & (
         condition.from_plain({"num_refs": {"from": "Unbounded", "to": {"Included": 1000}}})
     )
 
 
-class _SplitSizesKind(Kind):
+class _SplitSizesKind(Kind[SplitSizes]):
     __slots__ = ()
 
-    def check(self, value: Any) -> SplitSizes:
+    def check(self, value: object) -> SplitSizes:
+        if not isinstance(value, Iterable):
+            raise TypeError(_SPLIT_SIZES)
         try:
             sizes = [(condition, [(rule, size) for rule, size in rules]) for condition, rules in value]
         except (TypeError, ValueError):
-            sizes = None
-        if sizes is None or not all(
+            raise TypeError(_SPLIT_SIZES) from None
+        if not all(
             isinstance(condition, ManifestSplitCondition)
             and all(isinstance(rule, ManifestSplitDimCondition) for rule, _ in rules)
             for condition, rules in sizes
         ):
-            raise TypeError(
-                "must be pairs of a ManifestSplitCondition and pairs of a ManifestSplitDimCondition and a size"
-            )
+            raise TypeError(_SPLIT_SIZES)
         return [(condition, [(rule, _check_size(size)) for rule, size in rules]) for condition, rules in sizes]
 
-    def to_plain(self, value: Any) -> Any:
+    def to_plain(self, value: SplitSizes) -> Json:
         return [
             [condition.to_plain(), [{"condition": rule.to_plain(), "num_chunks": size} for rule, size in rules]]
             for condition, rules in value
         ]
 
-    def from_plain(self, plain: Any) -> Any:
-        try:
-            return [
-                (
-                    ManifestSplitCondition.from_plain(condition),
-                    [
-                        # A stored size of 0 makes no sense and must not keep anybody from opening the repository.
-                        (ManifestSplitDimCondition.from_plain(rule["condition"]), rule["num_chunks"] or NEVER_SPLIT)
-                        for rule in rules
-                    ],
-                )
-                for condition, rules in plain
-            ]
-        except (TypeError, KeyError):
-            raise ValueError("must be a list of [condition, [{'condition': …, 'num_chunks': …}, …]]") from None
+    def from_plain(self, plain: Json) -> SplitSizes:
+        if not isinstance(plain, list):
+            raise ValueError(_STORED_SPLIT_SIZES)
+        return [_stored_entry(entry) for entry in plain]
+
+
+_SPLIT_SIZES = "must be pairs of a ManifestSplitCondition and pairs of a ManifestSplitDimCondition and a size"
+_STORED_SPLIT_SIZES = "must be a list of [condition, [{'condition': …, 'num_chunks': …}, …]]"
+
+
+def _stored_entry(entry: Json) -> tuple[ManifestSplitCondition, list[tuple[ManifestSplitDimCondition, int]]]:
+    match entry:
+        case [condition, [*rules]]:
+            return ManifestSplitCondition.from_plain(condition), [_stored_rule(rule) for rule in rules]
+    raise ValueError(_STORED_SPLIT_SIZES)
+
+
+def _stored_rule(rule: Json) -> tuple[ManifestSplitDimCondition, int]:
+    match rule:
+        case {"condition": condition, "num_chunks": size}:
+            # A stored size of 0 makes no sense, but must not prevent anyone from opening the repository.
+            return ManifestSplitDimCondition.from_plain(condition), U32.check(size or NEVER_SPLIT)
+    raise ValueError(_STORED_SPLIT_SIZES)
 
 
 type ManifestSplitValues = dict[ManifestSplitDimCondition, int]
-"""Split sizes, in chunks, by the axes that they are for; the first that matches an axis counts."""
+"""Split sizes, in chunks, by condition on the axis. The first condition that matches an axis counts."""
 
 type SplitSizesDict = dict[ManifestSplitCondition, ManifestSplitValues]
-"""Split sizes by the arrays that they are for; see :meth:`ManifestSplittingConfig.from_dict`."""
+"""Split sizes by condition on the array. See :meth:`ManifestSplittingConfig.from_dict`."""
 
 
-def _check_size(size: Any) -> int:
+def _check_size(size: object) -> int:
     number = U32.check(size)
     if number == 0:
         raise ValueError("needs split sizes of at least one chunk")
@@ -94,10 +102,10 @@ def _check_size(size: Any) -> int:
 
 @dataclass(slots=True, repr=False)
 class ManifestSplittingConfig(Settings):
-    """How the references of one array are divided among manifests.
+    """How the chunk references of an array are split into manifests.
 
-    The rules of every entry whose array condition matches are used, in order; each axis takes its size, in chunks,
-    from the first rule that matches it. An axis that no rule matches stays whole.
+    All entries whose array condition matches apply, in order. Each axis takes its size, in chunks, from the first rule
+    that matches it. An axis without a matching rule is not split.
     """
 
     split_sizes: SplitSizes | None = setting(_SplitSizesKind())
@@ -106,23 +114,23 @@ class ManifestSplittingConfig(Settings):
     def from_dict(
         split_sizes: Mapping[ManifestSplitCondition, Mapping[ManifestSplitDimCondition, int]],
     ) -> ManifestSplittingConfig:
-        """Rules as nested dicts, whose order counts."""
+        """Make rules from nested dicts. Their order counts."""
         return ManifestSplittingConfig(
             tuple((condition, tuple(rules.items())) for condition, rules in split_sizes.items())
         )
 
     def to_dict(self) -> dict[ManifestSplitCondition, dict[ManifestSplitDimCondition, int]]:
-        """Inverse of :meth:`from_dict`."""
+        """Invert :meth:`from_dict`."""
         return {condition: dict(rules) for condition, rules in self.split_sizes or ()}
 
     def edges_for(
         self, path: str, ndim: int, dimension_names: tuple[str | None, ...] | None = None
     ) -> tuple[int, ...] | None:
-        """Split size along each axis of an array, in chunks (spec, *Manifest splitting*).
+        """Return the split size along each axis of an array, in chunks (spec, *Manifest splitting*).
 
         Returns
         -------
-        ``2**32 - 1`` for an axis that stays whole; None when no rule is about any axis of this array.
+        Sizes, with ``2**32 - 1`` for an axis that is not split, or None if no rule matches any axis.
         """
         names = dimension_names if dimension_names is not None else (None,) * ndim
         edges: dict[int, int] = {}
@@ -137,7 +145,7 @@ class ManifestSplittingConfig(Settings):
 
 @dataclass(slots=True, repr=False)
 class ManifestPreloadConfig(Settings):
-    """Which manifests are loaded when a session starts; only warms the cache."""
+    """Which manifests are loaded into the cache when a session starts."""
 
     max_total_refs: int | None = setting(U32, effective=10_000)
     preload_if: ManifestPreloadCondition | None = setting(
@@ -160,7 +168,7 @@ class ManifestVirtualChunkLocationCompressionConfig(Settings):
 class ManifestConfig(Settings):
     """Configuration of manifests."""
 
-    # Merged as official does it: the newer preload configuration replaces the older one.
+    # As in official, a newer preload or splitting configuration replaces the older one as a whole.
     preload: ManifestPreloadConfig | None = setting(Part(ManifestPreloadConfig, whole=True))
     splitting: ManifestSplittingConfig | None = setting(Part(ManifestSplittingConfig, whole=True))
     virtual_chunk_location_compression: ManifestVirtualChunkLocationCompressionConfig | None = setting(

@@ -15,13 +15,13 @@ from icechunk_engine.config.containers import VirtualChunkContainer, validate_co
 from icechunk_engine.config.manifest import ManifestConfig
 from icechunk_engine.config.storage import StorageRetriesSettings, StorageSettings
 from icechunk_engine.errors.foreign import describe
-from icechunk_engine.types import IntegerEnum
+from icechunk_engine.types import IntegerEnum, Json, JsonObject
 
 
 class _WithDefault(EnumType):
-    """So that ``CompressionAlgorithm()`` is the default, as in official's package."""
+    """Makes ``CompressionAlgorithm()`` return the default, as in official's package."""
 
-    def __call__(cls, value: Any = 0, *args: Any, **kwargs: Any) -> Any:
+    def __call__(cls, value: object = 0, *args: Any, **kwargs: Any) -> Any:  # as EnumType declares it
         return super().__call__(value, *args, **kwargs)
 
 
@@ -32,7 +32,7 @@ class CompressionAlgorithm(IntegerEnum, metaclass=_WithDefault):
 
     @staticmethod
     def default() -> CompressionAlgorithm:
-        """The only one there is."""
+        """Return the only algorithm."""
         return CompressionAlgorithm.Zstd
 
 
@@ -47,7 +47,7 @@ class CompressionConfig(Settings):
 
     @staticmethod
     def default() -> CompressionConfig:
-        """Nothing set."""
+        """Return a configuration with nothing set."""
         return CompressionConfig()
 
 
@@ -73,23 +73,23 @@ class CachingConfig(Settings):
 
     @staticmethod
     def default() -> CachingConfig:
-        """Nothing set."""
+        """Return a configuration with nothing set."""
         return CachingConfig()
 
 
 @dataclass(slots=True, repr=False)
 class RepoUpdateRetryConfig(Settings):
-    """How often an update of the repository starts anew after another writer was faster."""
+    """How often an update of the repository is retried after a conflict with another writer."""
 
     default: StorageRetriesSettings | None = setting(
         Part(StorageRetriesSettings), effective=StorageRetriesSettings(100, 50, 30_000)
     )
 
 
-class _ContainersKind(Kind):
+class _ContainersKind(Kind[dict[str, VirtualChunkContainer]]):
     __slots__ = ()
 
-    def check(self, value: Any) -> dict[str, VirtualChunkContainer]:
+    def check(self, value: object) -> dict[str, VirtualChunkContainer]:
         if not isinstance(value, Mapping) or not all(
             isinstance(prefix, str) and isinstance(container, VirtualChunkContainer)
             for prefix, container in value.items()
@@ -97,10 +97,10 @@ class _ContainersKind(Kind):
             raise TypeError("must map URL prefixes to VirtualChunkContainers")
         return dict(value)
 
-    def to_plain(self, value: Any) -> Any:
+    def to_plain(self, value: dict[str, VirtualChunkContainer]) -> JsonObject:
         return {prefix: value[prefix].to_plain() for prefix in sorted(value)}
 
-    def from_plain(self, plain: Any) -> Any:
+    def from_plain(self, plain: Json) -> dict[str, VirtualChunkContainer]:
         if not isinstance(plain, Mapping):
             raise ValueError("must map URL prefixes to containers")
         return {prefix: VirtualChunkContainer.from_plain(container) for prefix, container in plain.items()}
@@ -135,20 +135,20 @@ class RepositoryConfig(Settings):
 
     @staticmethod
     def default() -> RepositoryConfig:
-        """Nothing set."""
+        """Return a configuration with nothing set."""
         return RepositoryConfig()
 
     def get_virtual_chunk_container(self, name: str) -> VirtualChunkContainer | None:
-        """The container with that URL prefix."""
+        """Return the container with this URL prefix, or None."""
         return (self.virtual_chunk_containers or {}).get(name)
 
     def set_virtual_chunk_container(self, cont: VirtualChunkContainer) -> None:
-        """Add a container. It takes the place of those with the same URL prefix or the same name.
+        """Add a container. It replaces containers with the same URL prefix or the same name.
 
         Raises
         ------
         InvalidInputError
-            ``invalid-config``: no chunk could be read through that container.
+            ``invalid-config``: the container is invalid, so no chunk could be read through it.
         """
         if not isinstance(cont, VirtualChunkContainer):
             raise TypeError(f"cont must be a VirtualChunkContainer, not {describe(cont)}")
@@ -161,17 +161,16 @@ class RepositoryConfig(Settings):
         self.virtual_chunk_containers = others | {cont.url_prefix: cont}
 
     def clear_virtual_chunk_containers(self) -> None:
-        """Remove all containers, also the stored ones when this configuration is merged with them."""
+        """Remove all containers. Merging with a stored configuration then removes its containers too."""
         self.virtual_chunk_containers = {}
 
     def to_dict(self) -> dict[str, Any]:
-        """Persisted form: every key, None for what is not set (spec, *Configuration*)."""
-        plain: dict[str, Any] = self.to_plain()
-        return plain
+        """Return the stored form: every key, with None for fields that are not set (spec, *Configuration*)."""
+        return self.to_plain()
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any] | None) -> Self:
-        """Inverse of :meth:`to_dict`; partial maps and unknown keys are fine, None is the empty configuration.
+    def from_dict(cls, data: Mapping[str, object] | None) -> Self:
+        """Invert :meth:`to_dict`. Keys may be missing, and unknown keys are ignored. None is the empty configuration.
 
         Raises
         ------
@@ -181,8 +180,8 @@ class RepositoryConfig(Settings):
         return cls.from_plain(data if data is not None else {})
 
     @classmethod
-    def from_stored(cls, data: Mapping[str, Any] | None) -> Self:
-        """:meth:`from_dict` for what a repository holds; its containers are marked (``is_stored``)."""
+    def from_stored(cls, data: Mapping[str, object] | None) -> Self:
+        """Read the configuration of a repository. Like :meth:`from_dict`, but marks containers with ``is_stored``."""
         config = cls.from_dict(data)
         for container in (config.virtual_chunk_containers or {}).values():
             container.is_stored = True

@@ -22,11 +22,11 @@ from icechunk_engine.config.repository import (
     RepositoryConfig,
     RepoUpdateRetryConfig,
 )
-from icechunk_engine.config.storage import StorageSettings
+from icechunk_engine.config.storage import StorageRetriesSettings, StorageSettings
 
-# A configuration may have been stored by anybody: what would fail, or cost time or memory without bound, is limited.
+# Someone else may have stored the configuration. These limits prevent failures and unbounded time or memory.
 _MIN_LEVEL, _MAX_LEVEL = -(2**17), 22
-"""Of zstd."""
+"""Compression levels of zstd."""
 _MAX_DICTIONARY = 2**20
 _MAX_BACKOFF_MS = 60_000
 
@@ -62,7 +62,7 @@ class ResolvedLocationCompression:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResolvedConfig:
-    """Effective configuration of an open repository; :func:`resolve` makes it."""
+    """Effective configuration of an open repository. See :func:`resolve`."""
 
     inline_chunk_threshold_bytes: int
     compression_level: int
@@ -79,44 +79,50 @@ class ResolvedConfig:
     """None: nothing is configured."""
     max_concurrent_manifest_fetches: int
     virtual_chunk_containers: dict[str, VirtualChunkContainer]
-    """By URL prefix; invalid ones, which only a stored configuration can hold, are left out."""
+    """Containers by URL prefix, without the invalid ones that a stored configuration can have."""
     storage: StorageSettings
-    """What was set; the storage knows its own defaults."""
+    """The settings that were set. The storage has its own defaults."""
 
 
 def resolve(config: RepositoryConfig | None = None) -> ResolvedConfig:
-    """Effective values of a configuration that is already merged with the stored one."""
+    """Return the effective values of a configuration that is already merged with the stored one."""
     config = config if config is not None else RepositoryConfig()
     manifest = config.manifest if config.manifest is not None else ManifestConfig()
-    retries = effective(None, RepoUpdateRetryConfig, "default")
+    retries = effective(None, RepoUpdateRetryConfig, "default", StorageRetriesSettings)
     if config.repo_update_retries is not None and config.repo_update_retries.default is not None:
         retries = retries.merge(config.repo_update_retries.default)
     compression = manifest.virtual_chunk_location_compression
     splitting = manifest.splitting
 
+    def retry(name: str) -> int:
+        return effective(retries, StorageRetriesSettings, name, int)
+
     def general(name: str) -> int:
-        return int(effective(config, RepositoryConfig, name))
+        return effective(config, RepositoryConfig, name, int)
 
     return ResolvedConfig(
         inline_chunk_threshold_bytes=general("inline_chunk_threshold_bytes"),
-        compression_level=min(effective(config.compression, CompressionConfig, "level"), _MAX_LEVEL),
+        compression_level=min(effective(config.compression, CompressionConfig, "level", int), _MAX_LEVEL),
         max_concurrent_requests=general("max_concurrent_requests"),
         caching=ResolvedCaching(
-            **{name: effective(config.caching, CachingConfig, name) for name in ResolvedCaching.__dataclass_fields__}
+            **{
+                name: effective(config.caching, CachingConfig, name, int)
+                for name in ResolvedCaching.__dataclass_fields__
+            }
         ),
         num_updates_per_repo_info_file=max(1, general("num_updates_per_repo_info_file")),
-        repo_update_max_tries=max(1, retries.max_tries),
-        repo_update_initial_backoff_ms=min(retries.initial_backoff_ms, _MAX_BACKOFF_MS),
-        repo_update_max_backoff_ms=min(retries.max_backoff_ms, _MAX_BACKOFF_MS),
+        repo_update_max_tries=max(1, retry("max_tries")),
+        repo_update_initial_backoff_ms=min(retry("initial_backoff_ms"), _MAX_BACKOFF_MS),
+        repo_update_max_backoff_ms=min(retry("max_backoff_ms"), _MAX_BACKOFF_MS),
         splitting=splitting if splitting is not None and splitting.split_sizes is not None else None,
         preload=ResolvedPreload(
-            max_total_refs=effective(manifest.preload, ManifestPreloadConfig, "max_total_refs"),
-            preload_if=effective(manifest.preload, ManifestPreloadConfig, "preload_if"),
-            max_arrays_to_scan=effective(manifest.preload, ManifestPreloadConfig, "max_arrays_to_scan"),
+            max_total_refs=effective(manifest.preload, ManifestPreloadConfig, "max_total_refs", int),
+            preload_if=effective(manifest.preload, ManifestPreloadConfig, "preload_if", ManifestPreloadCondition),
+            max_arrays_to_scan=effective(manifest.preload, ManifestPreloadConfig, "max_arrays_to_scan", int),
         ),
         location_compression=None if compression is None else _location_compression(compression),
         max_concurrent_manifest_fetches=max(
-            1, effective(manifest, ManifestConfig, "max_concurrent_manifest_fetches_during_commit")
+            1, effective(manifest, ManifestConfig, "max_concurrent_manifest_fetches_during_commit", int)
         ),
         virtual_chunk_containers={
             container.url_prefix: container
@@ -129,7 +135,7 @@ def resolve(config: RepositoryConfig | None = None) -> ResolvedConfig:
 
 def _location_compression(compression: ManifestVirtualChunkLocationCompressionConfig) -> ResolvedLocationCompression:
     def value(name: str) -> int:
-        return int(effective(compression, ManifestVirtualChunkLocationCompressionConfig, name))
+        return effective(compression, ManifestVirtualChunkLocationCompressionConfig, name, int)
 
     return ResolvedLocationCompression(
         min_num_chunks=value("min_num_chunks"),

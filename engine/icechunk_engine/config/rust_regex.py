@@ -1,12 +1,16 @@
-"""Search with regular expressions in the syntax of the format's reference implementation (Rust's ``regex`` crate).
+"""Search with regular expressions in the syntax of Rust's ``regex`` crate, which the reference implementation uses.
 
-Conditions of the configuration hold such expressions, so every reader must agree on what they match, and no expression
-may take anybody much time. An expression is parsed here by Rust's rules and simulated (:mod:`.automaton`). Only
-*whether* something matches is asked, so greediness does not matter.
+Conditions in a stored configuration have such expressions.
 
-Not known here are ``\\p{…}`` other than general categories, the flag ``-u``, expressions nested more than 64 levels
-deep, and those of more than 10 000 steps (each repetition that is counted counts). They match nothing, as an invalid
-expression does, and :func:`problem` says so.
+Invariant: an expression matches here exactly if it matches in the reference implementation, or it matches nothing and
+:func:`problem` says why. Readers must agree, because the condition decides how manifests are split. So this module
+parses by Rust's rules and never passes a whole expression to :mod:`re`, whose syntax looks the same but differs
+(``$``, ``\\Z``, ``\\b{start}``, nested classes). :mod:`re` only tests single characters against a class.
+:mod:`.automaton` runs the search in linear time.
+
+Not supported are ``\\p{…}`` other than general categories, the flag ``-u``, expressions nested more than 64 levels
+deep, and expressions with more than 10 000 steps, counting each repetition. They match nothing, like invalid
+expressions.
 """
 
 from __future__ import annotations
@@ -105,7 +109,7 @@ _GROUP_NAME = re.compile(r"\(\?P?<[A-Za-z_][A-Za-z0-9_.\[\]]*>")
 
 @lru_cache(maxsize=4096)
 def search(pattern: str, text: str) -> bool:
-    """True when the expression matches anywhere in ``text``; False also when it cannot be evaluated."""
+    """Return True if the expression can be evaluated and matches anywhere in ``text``."""
     if _IS_LITERAL(pattern):
         return pattern in text
     program = _compiled(pattern)
@@ -113,12 +117,12 @@ def search(pattern: str, text: str) -> bool:
 
 
 def is_valid(pattern: str) -> bool:
-    """True when the expression is one that this module can evaluate."""
+    """Return True if this module can evaluate the expression."""
     return isinstance(_compiled(pattern), Program)
 
 
 def problem(pattern: str) -> str | None:
-    """What of a valid expression cannot be evaluated here; None for others, also for invalid ones."""
+    """Return why a valid expression cannot be evaluated here. Return None for all others, even for invalid ones."""
     found = _compiled(pattern)
     return str(found) if isinstance(found, Unsupported) else None
 
@@ -135,16 +139,16 @@ def _compiled(pattern: str) -> Program | _Invalid:
 
 
 class _Invalid(Exception):
-    """The expression is not valid in Rust either."""
+    """The expression is invalid in Rust, too."""
 
 
 class Unsupported(_Invalid):
-    """The expression uses what cannot be evaluated here; the text says what."""
+    """The expression uses an unsupported feature. The message names it."""
 
 
 @lru_cache(maxsize=1024)
 def _one_of(members: str) -> Predicate:
-    """The class of an expression for one character."""
+    """Return the predicate of a regular expression for one character."""
     return re.compile(members).fullmatch  # type: ignore[return-value]
 
 
@@ -157,7 +161,7 @@ def _any_of(classes: list[Predicate]) -> Predicate:
 
 
 class _Parser:
-    """Recursive descent over one expression; every method returns its part of the automaton."""
+    """Recursive descent parser. Each method returns its part of the automaton."""
 
     def __init__(self, pattern: str) -> None:
         self.text = pattern
@@ -171,7 +175,7 @@ class _Parser:
         try:
             expression = self._alternation()
         except TooLarge:
-            raise Unsupported(f"it stands for more than {MAX_SIZE} steps") from None
+            raise Unsupported(f"it has more than {MAX_SIZE} steps") from None
         except RecursionError:
             raise Unsupported("it is nested too deeply") from None
         if self.at < len(self.text):
@@ -238,13 +242,13 @@ class _Parser:
             self.at = match.end()
             low, comma, high = match.groups()
             if max(len(low), len(high or "")) > _MAX_DIGITS:
-                raise Unsupported(f"it stands for more than {MAX_SIZE} steps")
+                raise Unsupported(f"it has more than {MAX_SIZE} steps")
             bounds = int(low), (int(high) if high else None) if comma else int(low)
             if bounds[1] is not None and bounds[1] < bounds[0]:
                 raise _Invalid("repetition count out of order")
         else:
             bounds = _REPETITIONS[operator]
-        if self._peek() == "?":  # lazy: the same set of matching texts
+        if self._peek() == "?":  # a lazy repetition matches the same texts
             self.at += 1
         repeated = repeat(operand, *bounds)
         if repeated.depth > _MAX_DEPTH:
@@ -252,7 +256,7 @@ class _Parser:
         return repeated
 
     def _atom(self) -> Node | None:
-        """One item; None for flags, which cannot be repeated."""
+        """Parse one item. Return None for flags, which cannot be repeated."""
         taken = self._take()
         if taken == "(":
             return self._group()
@@ -268,7 +272,7 @@ class _Parser:
         return char(self._folded(taken))
 
     def _folded(self, literal: str) -> Predicate:
-        """The class of one character, or both cases of it."""
+        """Return the predicate of one character, or of both its cases."""
         return self._class_of(re.escape(literal)) if "i" in self.flags else literal.__eq__
 
     def _class_of(self, members: str) -> Predicate:
@@ -299,7 +303,7 @@ class _Parser:
     def _new_flags(self, match: re.Match[str]) -> frozenset[str]:
         on, off = match[1], (match[2] or "-")[1:]
         if "u" in off:
-            raise Unsupported("the flag -u is not known")
+            raise Unsupported("the flag -u is not supported")
         if len(set(on + off)) != len(on + off) or not (on or off or match[3] == ":"):
             raise _Invalid("no such flags")
         return (self.flags | set(on)) - set(off)
@@ -315,7 +319,7 @@ class _Parser:
         return char(self._folded(self._escaped_char()) if members is None else self._class_of(members))
 
     def _class_escape(self) -> str | None:
-        """``\\d``, ``\\pL`` and their like, as :mod:`re` writes them; None when the escape is a single character."""
+        """Return the class of ``\\d``, ``\\pL`` etc. in the syntax of :mod:`re`, or None for a single character."""
         char = self._peek()
         if char in _PERL_CLASSES:
             self.at += 1
@@ -352,7 +356,7 @@ class _Parser:
         return char
 
     def _char_class(self) -> Predicate:
-        """After ``[``: the class."""
+        """Parse a class after its ``[``."""
         self._deeper()
         negated = self._peek() == "^"
         if negated:
@@ -381,7 +385,7 @@ class _Parser:
             self.at += 2
 
     def _class_items(self, members: list[str]) -> Predicate:
-        """Union of characters, ranges and nested classes up to ``]`` or an operator."""
+        """Parse a union of characters, ranges and nested classes up to ``]`` or an operator."""
         nested: list[Predicate] = []
         while self._peek() != "]" and self._peek(2) not in ("&&", "--", "~~"):
             if "x" in self.flags and (self._peek().isspace() or self._peek() == "#"):
@@ -451,10 +455,10 @@ def _code_point(digits: str) -> str:
 
 @cache
 def _category(name: str) -> str:
-    """Members of a general category such as ``L`` or ``Lu``, as the inside of a character class."""
+    """Return the characters of a general category such as ``L`` or ``Lu`` in the syntax of a character class."""
     names = frozenset(full for full in _CATEGORIES if full.startswith(name))
     if not names or not 1 <= len(name) <= 2:
-        raise Unsupported(f"the class \\p{{{name}}} is not known")
+        raise Unsupported(f"the class \\p{{{name}}} is not supported")
     code_points = map(chr, range(sys.maxunicode + 1))
     members = bytes(map(names.__contains__, map(unicodedata.category, code_points)))
     runs = re.finditer(b"\x01+", members)

@@ -12,7 +12,7 @@ from icechunk_engine.config.base import U16, U32, U64, Flag, Part, Settings, Tex
 
 @dataclass(slots=True, repr=False)
 class StorageConcurrencySettings(Settings):
-    """How one object is fetched in several requests."""
+    """How a large object is fetched with several requests."""
 
     max_concurrent_requests_for_object: int | None = setting(U16, effective=18)
     ideal_concurrent_request_size: int | None = setting(U64, effective=12 * 2**20)
@@ -29,7 +29,7 @@ class StorageRetriesSettings(Settings):
 
 @dataclass(slots=True, repr=False)
 class StorageTimeoutSettings(Settings):
-    """How long requests may take."""
+    """Time limits of requests."""
 
     connect_timeout_ms: int | None = setting(U32)
     read_timeout_ms: int | None = setting(U32)
@@ -39,7 +39,7 @@ class StorageTimeoutSettings(Settings):
 
 @dataclass(slots=True, repr=False)
 class StorageSettings(Settings):
-    """Settings of the storage. What is not set here is the storage's own default."""
+    """Settings of the storage. Fields that are not set have the storage's own defaults."""
 
     concurrency: StorageConcurrencySettings | None = setting(Part(StorageConcurrencySettings))
     retries: StorageRetriesSettings | None = setting(Part(StorageRetriesSettings))
@@ -54,7 +54,7 @@ class StorageSettings(Settings):
 
 
 def default_storage_settings(kind: Literal["object_store", "local", "memory"]) -> StorageSettings:
-    """What holds for a kind of storage when nothing is configured (spec, *Storage settings*)."""
+    """Return the default settings of a kind of storage (spec, *Storage settings*)."""
     if kind == "object_store":
         return StorageSettings(
             concurrency=StorageConcurrencySettings(18, 12 * 2**20),
@@ -64,7 +64,7 @@ def default_storage_settings(kind: Literal["object_store", "local", "memory"]) -
             unsafe_use_metadata=True,
             minimum_size_for_multipart_upload=100 * 2**20,
         )
-    # Files and memory need neither retries nor metadata. Unlike official's, our local storage compares and swaps.
+    # Files and memory need neither retries nor metadata. Unlike official's, our local storage can compare and swap.
     return StorageSettings(
         concurrency=StorageConcurrencySettings(5, 4096 if kind == "local" else 1),
         retries=StorageRetriesSettings(1, 0, 0),

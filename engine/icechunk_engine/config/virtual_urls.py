@@ -1,8 +1,15 @@
-"""The text of virtual chunk URLs: schemes, authorities, the canonical form of ``file:`` URLs. Pure.
+"""Parse and normalise URLs of virtual chunks. Pure.
 
-Locations of all other schemes are stored as written, only the scheme in lower case: keys of object stores may hold
-anything, and two spellings may be two objects. ``file:`` URLs are brought to the WHATWG URL standard's form, which
-resolves ``.`` and ``..``, so that a container's prefix cannot be left.
+Invariant: :func:`normalize` is idempotent, never changes which object a URL names, and agrees with official unless it
+refuses the URL.
+
+- A ``file:`` URL gets the form of the WHATWG URL standard, which resolves ``.`` and ``..``. So a location cannot leave
+  the prefix of its container.
+- Other URLs stay as they are, except for the case of the scheme. Keys of object stores can contain anything, and two
+  spellings can name two objects.
+
+The invariant would break if file URLs were compared before they are normalised, or if dot segments of other schemes
+were resolved.
 """
 
 from __future__ import annotations
@@ -16,7 +23,7 @@ _NOT_IN_AUTHORITY = re.compile(r"[\x00-\x20\x7f\"<>\\^`{|}/?#]")
 _AUTHORITY = re.compile(r"(?:[^@\[\]]*@)?(?:\[[0-9A-Fa-f:.]+\]|[^:@\[\]]+)(?::([0-9]*))?")
 _TRIMMED = "".join(map(chr, range(0x21)))
 _REMOVED = str.maketrans("", "", "\t\n\r")
-# What stays as it is in paths; everything else in ASCII, and all beyond, is percent-encoded.
+# Characters that are not percent-encoded.
 _SAFE_IN_PATH = "/!$%&'()*+,:;=@[]^_|~-."
 _SAFE_IN_QUERY = "/!$%&()*+,:;=@[]^_|~-.?`{}\\"
 _SAFE_IN_FRAGMENT = "/!$%&'()*+,:;=@[]^_|~-.?#{}\\"
@@ -27,59 +34,59 @@ _HOST = re.compile(r"[a-z0-9._-]+|\[[0-9a-f:.]+\]")
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
 _LOCAL_DOMAINS = frozenset({"localhost", "local", "localdomain", "internal", "intranet", "lan", "home", "corp"})
 _LIKE_A_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
-"""Last labels that make browsers and HTTP clients read a host as an IPv4 address, whatever the rest looks like."""
+"""If the last label looks like this, browsers and HTTP clients read the host as an IPv4 address."""
 _NOT_IN_WINDOWS_NAMES = re.compile(r'[\x00-\x1f<>:"|?*\\]|[. ]$')
 _WINDOWS_DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³]) *(\..*)?", re.IGNORECASE)
 
 
 def scheme_of(url: str) -> str | None:
-    """Scheme in lower case; None when there is none."""
+    """Return the scheme in lower case, or None if the URL has none."""
     match = _SCHEME.match(url)
     return None if match is None else match[1].lower()
 
 
 def with_trailing_slash(prefix: str) -> str:
-    """The prefix, ending in ``/``."""
+    """Return the prefix with a trailing ``/``."""
     return prefix if prefix.endswith("/") else prefix + "/"
 
 
 def authority_of(url: str) -> str:
-    """Bucket, container or host (with port) of a URL with ``://``."""
+    """Return the bucket, container or host (with port) of a URL with ``://``."""
     return re.split(r"[/?#]", url.partition("://")[2], maxsplit=1)[0]
 
 
 def path_of(url: str) -> str:
-    """Path of a URL with ``://`` as written, without its leading ``/``, query and fragment."""
+    """Return the path of a URL with ``://`` as written, without the leading ``/``, query and fragment."""
     rest = url.partition("://")[2]
     return re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")[2]
 
 
 def after_authority(url: str) -> str:
-    """All of a URL behind the ``/`` that ends its authority, query and fragment included."""
+    """Return everything after the ``/`` that ends the authority, including query and fragment."""
     return url.partition("://")[2].partition("/")[2]
 
 
 def decoded_path(url: str) -> bytes:
-    """Percent-decoded :func:`path_of`."""
+    """Return the percent-decoded :func:`path_of`."""
     return unquote_to_bytes(path_of(url))
 
 
 def is_authority(text: str) -> bool:
-    """True for a syntactically valid, non-empty authority."""
+    """Return True for a syntactically valid, non-empty authority."""
     match = _AUTHORITY.fullmatch(text)
     return match is not None and _NOT_IN_AUTHORITY.search(text) is None and int(match[1] or 0) < 65536
 
 
 def origin_of(url: str) -> str:
-    """Scheme, host and port of a web address, in lower case and without the scheme's own port.
+    """Return scheme, host and port of a web address, in lower case and without the default port.
 
     Raises
     ------
     ValueError
-        It is not an address of a web server, or its host has characters that clients rewrite before they connect.
+        The URL is not the address of a web server, or clients would rewrite its host before they connect.
     """
     scheme, whole = scheme_of(url), authority_of(url)
-    # What parsers disagree about, such as "https:/a/://b" and "https://a\@b", has no origin.
+    # Parsers disagree about URLs such as "https:/a/://b" and "https://a\@b", so they have no origin.
     if not re.match("https?://", url, re.IGNORECASE) or not whole.isascii() or _NOT_IN_AUTHORITY.search(whole):
         scheme = None
     authority = whole.rpartition("@")[2].lower()
@@ -90,12 +97,12 @@ def origin_of(url: str) -> str:
 
 
 def host_of(origin: str) -> str:
-    """Host of an :func:`origin_of`, without its port."""
+    """Return the host of an origin, without the port."""
     return re.sub(r":[0-9]+$", "", authority_of(origin))
 
 
 def is_public_host(host: str) -> bool:
-    """False for names and addresses that mean this machine or its network."""
+    """Return False for names and addresses of this machine or its network."""
     if host.startswith("["):
         host = host[1:-1]
     try:
@@ -106,7 +113,7 @@ def is_public_host(host: str) -> bool:
 
 
 def normalize(url: str) -> str:
-    """Canonical form of a location or prefix; raises ValueError with the reason and the remedy."""
+    """Return the canonical form of a location or prefix. Raises ValueError with the reason and the remedy."""
     scheme = scheme_of(url)
     if scheme is None:
         raise ValueError(
@@ -119,7 +126,7 @@ def normalize(url: str) -> str:
     if not rest.startswith("//"):
         raise ValueError(f"'{scheme}:' must be followed by '//', as in {scheme}://bucket/key")
     if not authority_of(url):
-        raise ValueError(f"it names no bucket or host; write {scheme}://bucket/key")
+        raise ValueError(f"it has no bucket or host; write {scheme}://bucket/key")
     return f"{scheme}:{rest}"
 
 
@@ -134,10 +141,10 @@ def _normalize_file(url: str) -> str:
     text = text.replace("\\", "/")
     if text.startswith("//"):
         host, slash, path = text[2:].partition("/")
-        if _DRIVE.fullmatch(host):  # file://C:/… is often meant as file:///C:/…
+        if _DRIVE.fullmatch(host):  # file://C:/… usually means file:///C:/…
             host, slash, path = "", "/", f"{host}{slash}{path}"
         if host.lower() not in ("", "localhost"):
-            raise ValueError(f"file URLs name no host, but this one names {host!r}; write file:///absolute/path")
+            raise ValueError(f"a file URL cannot have a host, but this one has {host!r}; write file:///absolute/path")
         text = slash + path
     path = "/".join(_resolved(text.lstrip("/").split("/"))).lstrip("/")
     return (
@@ -164,38 +171,38 @@ def _resolved(segments: list[str]) -> list[str]:
 
 
 def file_path_bytes(url: str) -> bytes:
-    """Absolute path that a canonical ``file:`` URL names; raises ValueError for one that no URL should name."""
+    """Return the absolute path of a canonical ``file:`` URL. Raises ValueError for an encoded NUL."""
     path = unquote_to_bytes(path_of(url))
     if b"\0" in path:
-        raise ValueError("a file name cannot hold NUL; correct the percent-encoding (%00)")
+        raise ValueError("a file name cannot contain NUL; correct the percent-encoding (%00)")
     return b"/" + path
 
 
 def windows_path(path: bytes) -> str:
-    """A path of :func:`file_path_bytes` as Windows wants it, ``C:/folder/file``.
+    """Return a path of :func:`file_path_bytes` in Windows form, ``C:/folder/file``.
 
-    Windows reads more into names than other systems: ``\\`` separates, ``:`` opens a stream, dots and blanks at the
-    end vanish, and some names are devices in every folder. A container could be left through each of these.
+    Windows gives some names a special meaning: ``\\`` separates, ``:`` opens a stream, trailing dots and blanks
+    vanish, and some names are devices in every folder. Each of these could lead out of a container.
 
     Raises
     ------
     ValueError
-        The path has no drive, or a name that Windows would read as another one.
+        The path has no drive, or Windows gives a name in it a special meaning.
     """
     drive, *names = path[1:].decode("utf-8", "surrogateescape").split("/")
     if not _DRIVE.fullmatch(drive) or not names:
         raise ValueError("it has no drive; write file:///C:/folder/file")
     for name in names:
         if _NOT_IN_WINDOWS_NAMES.search(name) or _WINDOWS_DEVICES.fullmatch(name):
-            raise ValueError(f"Windows has no file named {name!r}; correct the name")
+            raise ValueError(f"Windows cannot have a file named {name!r}; correct the name")
     return "/".join((drive, *names))
 
 
 def has_dot_segments(key: bytes) -> bool:
-    """True when a decoded key has ``.`` or ``..`` segments, which some would resolve."""
+    """Return True if a decoded key has ``.`` or ``..`` segments, which some systems resolve."""
     return not {b".", b".."}.isdisjoint(key.split(b"/"))
 
 
 def is_addressable(key: bytes) -> bool:
-    """False when a decoded key has dot segments or empty ones (the last may be empty), as only S3 knows them."""
+    """Return False if a decoded key has dot segments or empty segments except the last. Only S3 supports these."""
     return (not has_dot_segments(key) and b"" not in key.removesuffix(b"/").split(b"/")) or key == b""

@@ -1,20 +1,20 @@
-"""Spec 1 keeps the persisted form of a configuration in ``config.yaml``.
+"""Read and write ``config.yaml``, in which spec 1 stores a configuration.
 
-A choice that carries something (persisted as a map of one entry, ``{"s3": {…}}``) is a YAML tag there: ``!s3 {…}``.
+A choice with a value is a map with one entry in the stored form, ``{"s3": {…}}``. In YAML it is a tag: ``!s3 {…}``.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
 import yaml
 
 from icechunk_engine.errors import ErrorKind, FormatError
+from icechunk_engine.types import JsonObject
 
 MAX_BYTES, MAX_NODES, MAX_DEPTH = 2**20, 50_000, 100
-"""Of a file that is read; official's has a hundred values, and six for each container."""
+"""Limits on a file. Official's file has about a hundred values, and six more for each container."""
 
 _STORES = frozenset({"s3", "s3_compatible", "tigris", "gcs", "azure", "http", "local_file_system"})
 _CHOICES = _STORES | {
@@ -28,14 +28,15 @@ _STR, _INT, _BOOL, _NULL, _SEQ, _MAP = (
 
 class _Dumper(yaml.SafeDumper):
     def choose_scalar_style(self) -> str:
-        event: Any = self.event
+        event = self.event
+        assert isinstance(event, yaml.ScalarEvent)
         if event.tag is not None and event.tag.startswith("!") and event.style is None:
-            return ""  # a number: `!Axis '1'` would be text for official
+            return ""  # a number; official would read `!Axis '1'` as text
         return super().choose_scalar_style()
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain scalars mean what they mean in YAML 1.2: ``no`` and ``12:30`` are text."""
+    """Reads plain scalars as in YAML 1.2: ``no`` and ``12:30`` are text."""
 
 
 _Loader.yaml_implicit_resolvers = {}
@@ -44,17 +45,17 @@ _Loader.add_implicit_resolver(_BOOL, re.compile(r"^(true|True|TRUE|false|False|F
 _Loader.add_implicit_resolver(_INT, re.compile(r"^[-+]?(0|[1-9][0-9]*)$"), list("-+0123456789"))
 
 
-def to_yaml(plain: Any) -> bytes:
-    """The file that holds the persisted form of a configuration."""
+def to_yaml(plain: object) -> bytes:
+    """Return the file for the stored form of a configuration."""
     return bytes(yaml.serialize(_node(plain), Dumper=_Dumper, encoding="utf-8", allow_unicode=True, width=2**30))
 
 
-def _node(value: Any, tag: str | None = None, *, has_choices: bool = True, free_keys: bool = False) -> yaml.Node:
+def _node(value: object, tag: str | None = None, *, has_choices: bool = True, free_keys: bool = False) -> yaml.Node:
     if isinstance(value, Mapping):
         if has_choices and not free_keys and tag is None and len(value) == 1:
             (choice, inner), *_ = value.items()
             if choice in _CHOICES:
-                # The options of a store have names that the user chose: what looks like a choice there is none.
+                # Users choose the names of a store's options, so an option can look like a choice.
                 return _node(inner, f"!{choice}", has_choices=choice not in _STORES)
         pairs = [
             (_node(key), _node(entry, has_choices=has_choices, free_keys=key == "virtual_chunk_containers"))
@@ -70,13 +71,14 @@ def _node(value: Any, tag: str | None = None, *, has_choices: bool = True, free_
         return yaml.ScalarNode(tag or _BOOL, "true" if value else "false")
     if isinstance(value, int):
         return yaml.ScalarNode(tag or _INT, str(value))
-    # Only double quotes keep every kind of line break.
+    # Only double quotes preserve every kind of line break.
+    assert isinstance(value, str)
     has_breaks = bool(value) and value.splitlines() != [value]
     return yaml.ScalarNode(tag or _STR, value, style='"' if has_breaks else None if tag is None else "'")
 
 
-def from_yaml(data: bytes) -> dict[str, Any]:
-    """Inverse of :func:`to_yaml`. Raises FormatError (``config-deserialization``)."""
+def from_yaml(data: bytes) -> JsonObject:
+    """Invert :func:`to_yaml`. Raises FormatError (``config-deserialization``)."""
     try:
         _require_small(data)
         plain = yaml.load(data, Loader=_Loader)
@@ -90,14 +92,14 @@ def from_yaml(data: bytes) -> dict[str, Any]:
 
 
 def _require_small(data: bytes) -> None:
-    """Raise ValueError for a document that is larger than any configuration, before anything is built from it.
+    """Refuse a document that is larger than any configuration, before the loader builds it. Raises ValueError.
 
-    A few aliases of aliases stand for a document of any size: each counts as what it stands for.
+    Aliases of aliases can expand to any size. So an alias counts as many values as the node that it refers to.
     """
     if len(data) > MAX_BYTES:
         raise ValueError(f"it has {len(data)} bytes, more than {MAX_BYTES}")
     anchored: dict[str, int] = {}
-    open_nodes: list[tuple[str | None, int]] = []  # anchor, and nodes before it
+    open_nodes: list[tuple[str | None, int]] = []  # anchor, and number of nodes before it
     n_nodes = 0
     for event in yaml.parse(data, Loader=_Loader):
         if isinstance(event, yaml.CollectionEndEvent):
@@ -108,27 +110,29 @@ def _require_small(data: bytes) -> None:
             continue
         if isinstance(event, yaml.AliasEvent):
             if event.anchor not in anchored:
-                raise ValueError(f"the alias {event.anchor!r} is unknown, or part of itself")
+                raise ValueError(f"the alias {event.anchor!r} is unknown, or contains itself")
             n_nodes += anchored[event.anchor]
         else:
             n_nodes += 1
             if isinstance(event, yaml.CollectionStartEvent):
                 open_nodes.append((event.anchor, n_nodes - 1))
-                anchored.pop(event.anchor or "", None)  # of an earlier node: this one is not complete yet
+                anchored.pop(
+                    event.anchor or "", None
+                )  # an earlier node may have the same anchor; this one is not complete yet
             else:
                 anchored[event.anchor or ""] = 1
         if n_nodes > MAX_NODES:
-            raise ValueError(f"it stands for more than {MAX_NODES} values")
+            raise ValueError(f"it expands to more than {MAX_NODES} values")
         if len(open_nodes) > MAX_DEPTH:
             raise ValueError(f"it is nested more than {MAX_DEPTH} levels deep")
 
 
-def _choice(loader: _Loader, name: str, node: yaml.Node) -> dict[str, Any]:
+def _choice(loader: _Loader, name: str, node: yaml.Node) -> dict[str, object]:
     if isinstance(node, yaml.MappingNode):
         return {name: loader.construct_mapping(node, deep=True)}
     if isinstance(node, yaml.SequenceNode):
         return {name: loader.construct_sequence(node, deep=True)}
-    # Untagged, a plain scalar would be a number where it looks like one; a quoted one is text.
+    # Resolve the value as if it had no tag: a plain scalar can be a number, a quoted one is text.
     assert isinstance(node, yaml.ScalarNode)
     tag = loader.resolve(yaml.ScalarNode, node.value, (node.style is None, True))  # type: ignore[no-untyped-call]
     return {name: loader.construct_object(yaml.ScalarNode(tag, node.value))}

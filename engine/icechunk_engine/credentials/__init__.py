@@ -1,6 +1,26 @@
 """Credentials for object stores, under the names that official uses."""
 
 from icechunk_engine.credentials.makers import (
+    access_at,
+    as_container_credential,
+    azure_anonymous_credentials,
+    azure_credentials,
+    azure_from_env_credentials,
+    azure_refreshable_credentials,
+    azure_static_credentials,
+    containers_credentials,
+    gcs_anonymous_credentials,
+    gcs_credentials,
+    gcs_from_env_credentials,
+    gcs_refreshable_credentials,
+    gcs_static_credentials,
+    s3_anonymous_credentials,
+    s3_credentials,
+    s3_from_env_credentials,
+    s3_refreshable_credentials,
+    s3_static_credentials,
+)
+from icechunk_engine.credentials.types import (
     AccessAt,
     AnyAzureCredential,
     AnyAzureRefreshableCredential,
@@ -45,24 +65,6 @@ from icechunk_engine.credentials.makers import (
     S3Refreshable,
     S3Static,
     S3StaticCredentials,
-    access_at,
-    as_container_credential,
-    azure_anonymous_credentials,
-    azure_credentials,
-    azure_from_env_credentials,
-    azure_refreshable_credentials,
-    azure_static_credentials,
-    containers_credentials,
-    gcs_anonymous_credentials,
-    gcs_credentials,
-    gcs_from_env_credentials,
-    gcs_refreshable_credentials,
-    gcs_static_credentials,
-    s3_anonymous_credentials,
-    s3_credentials,
-    s3_from_env_credentials,
-    s3_refreshable_credentials,
-    s3_static_credentials,
 )
 
 __all__ = [

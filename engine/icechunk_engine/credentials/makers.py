@@ -1,11 +1,10 @@
-"""Credentials for object stores: how users make them, and how they authorise virtual chunk containers."""
+"""Functions that make credentials, and that authorise virtual chunk containers with them."""
 
 from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Any
 
 from icechunk_engine.config import virtual_urls
 from icechunk_engine.credentials.types import (
@@ -21,34 +20,23 @@ from icechunk_engine.credentials.types import (
     AzureAccessKey,
     AzureAnonymous,
     AzureBearerToken,
-    AzureCredentials,
     AzureFromEnv,
     AzureRefreshable,
-    AzureRefreshableAccessKey,
-    AzureRefreshableBearerToken,
-    AzureRefreshableCredential,
-    AzureRefreshableSasToken,
     AzureSasToken,
     AzureStatic,
-    AzureStaticCredentials,
-    Credentials,
+    ContainerCredential,
     GcsAccess,
     GcsAnonymous,
     GcsApplicationCredentials,
     GcsBearerCredential,
     GcsBearerToken,
-    GcsCredentials,
     GcsFromEnv,
     GcsRefreshable,
     GcsServiceAccount,
     GcsServiceAccountKey,
     GcsStatic,
-    GcsStaticCredentials,
-    HttpAccess,
-    LocalFileSystemAccess,
     S3Access,
     S3Anonymous,
-    S3Credentials,
     S3FromEnv,
     S3Refreshable,
     S3Static,
@@ -57,83 +45,18 @@ from icechunk_engine.credentials.types import (
 from icechunk_engine.errors import ErrorKind, InvalidInputError
 from icechunk_engine.errors.foreign import describe, official_class
 
-__all__ = [
-    "AccessAt",
-    "AnyAzureCredential",
-    "AnyAzureRefreshableCredential",
-    "AnyAzureStaticCredential",
-    "AnyCredential",
-    "AnyGcsCredential",
-    "AnyGcsStaticCredential",
-    "AnyS3Credential",
-    "AzureAccess",
-    "AzureAccessKey",
-    "AzureAnonymous",
-    "AzureBearerToken",
-    "AzureCredentials",
-    "AzureFromEnv",
-    "AzureRefreshable",
-    "AzureRefreshableAccessKey",
-    "AzureRefreshableBearerToken",
-    "AzureRefreshableCredential",
-    "AzureRefreshableSasToken",
-    "AzureSasToken",
-    "AzureStatic",
-    "AzureStaticCredentials",
-    "Credentials",
-    "GcsAccess",
-    "GcsAnonymous",
-    "GcsApplicationCredentials",
-    "GcsBearerCredential",
-    "GcsBearerToken",
-    "GcsCredentials",
-    "GcsFromEnv",
-    "GcsRefreshable",
-    "GcsServiceAccount",
-    "GcsServiceAccountKey",
-    "GcsStatic",
-    "GcsStaticCredentials",
-    "HttpAccess",
-    "LocalFileSystemAccess",
-    "S3Access",
-    "S3Anonymous",
-    "S3Credentials",
-    "S3FromEnv",
-    "S3Refreshable",
-    "S3Static",
-    "S3StaticCredentials",
-    "access_at",
-    "as_container_credential",
-    "azure_anonymous_credentials",
-    "azure_credentials",
-    "azure_from_env_credentials",
-    "azure_refreshable_credentials",
-    "azure_static_credentials",
-    "containers_credentials",
-    "gcs_anonymous_credentials",
-    "gcs_credentials",
-    "gcs_from_env_credentials",
-    "gcs_refreshable_credentials",
-    "gcs_static_credentials",
-    "s3_anonymous_credentials",
-    "s3_credentials",
-    "s3_from_env_credentials",
-    "s3_refreshable_credentials",
-    "s3_static_credentials",
-]
-
 
 def _conflicting(function: str, advice: str) -> InvalidInputError:
     return InvalidInputError(f"Conflicting arguments to {function} function: {advice}", ErrorKind.INVALID_CREDENTIALS)
 
 
-def _told(credential: object) -> str:
-    # Not its repr, which might hold a secret.
+def _described(credential: object) -> str:
+    # Do not use repr, which might show a secret.
     return describe(credential) if official_class(credential) else f"a {type(credential).__name__}"
 
 
-def as_container_credential(credential: Any) -> AnyCredential | None:
-    """Any credential as one for a container; None stays None.
+def as_container_credential(credential: ContainerCredential | None) -> AnyCredential | None:
+    """Convert any credential to one for a container. None stays None.
 
     Raises
     ------
@@ -149,30 +72,29 @@ def as_container_credential(credential: Any) -> AnyCredential | None:
     if isinstance(credential, AnyAzureCredential):
         return AzureAccess(credential)
     raise InvalidInputError(
-        f"{_told(credential)} is not a credential; use s3_credentials(), gcs_credentials(), azure_credentials(), "
+        f"{_described(credential)} is not a credential; use s3_credentials(), gcs_credentials(), azure_credentials(), "
         f"LocalFileSystemAccess or HttpAccess",
         ErrorKind.INVALID_CREDENTIALS,
     )
 
 
-def access_at(credential: Any, *places: str) -> AccessAt:
-    """A credential for a virtual chunk container, and places beyond the container's URL prefix where it may be used.
+def access_at(credential: ContainerCredential, *places: str) -> AccessAt:
+    """Allow a credential of a virtual chunk container at other places, outside the container's URL prefix.
 
-    A repository's stored configuration may send requests elsewhere than its URL prefixes say: to another endpoint, to
-    the host that a web server redirects to, or to the folder that a symbolic link leads to. Such a place is used only
-    when you name it.
+    The stored configuration of a repository can send requests to another endpoint, a web server can redirect to
+    another host, and a symbolic link can lead to another folder. Such a place is used only if you name it.
 
     Parameters
     ----------
     credential
-        As in ``authorize_virtual_chunk_access``.
+        Credential as in ``authorize_virtual_chunk_access``.
     places
         ``https://host`` or ``https://host:port`` for servers, ``file:///folder/`` for folders.
 
     Raises
     ------
     InvalidInputError
-        ``invalid-credentials``: no place, or one that is neither kind of URL.
+        ``invalid-credentials``: no place is given, or a place is neither kind of URL.
 
     Examples
     --------
@@ -194,17 +116,19 @@ def access_at(credential: Any, *places: str) -> AccessAt:
 
 def _canonical_place(place: str) -> str:
     if not isinstance(place, str):
-        raise TypeError(f"a place is a URL string, not {place!r}")
+        raise TypeError(f"a place must be a URL string, not {place!r}")
     try:
         if virtual_urls.scheme_of(place) == "file":
             return virtual_urls.normalize(virtual_urls.with_trailing_slash(place))
         return virtual_urls.origin_of(place)
     except ValueError as error:
-        raise InvalidInputError(f"access_at: {place!r} is no place: {error}", ErrorKind.INVALID_CREDENTIALS) from None
+        raise InvalidInputError(
+            f"access_at: {place!r} is not a valid place: {error}", ErrorKind.INVALID_CREDENTIALS
+        ) from None
 
 
-def containers_credentials(m: Mapping[str, Any]) -> dict[str, AnyCredential | None]:
-    """Credentials for virtual chunk containers, by URL prefix.
+def containers_credentials(m: Mapping[str, ContainerCredential | None]) -> dict[str, AnyCredential | None]:
+    """Return credentials for virtual chunk containers by URL prefix.
 
     Examples
     --------
@@ -217,10 +141,10 @@ def containers_credentials(m: Mapping[str, Any]) -> dict[str, AnyCredential | No
 def s3_refreshable_credentials(
     get_credentials: Callable[[], S3StaticCredentials], scatter_initial_credentials: bool = False
 ) -> S3Refreshable:
-    """Credentials that a picklable function returns, called again when they expire.
+    """Return credentials from a picklable function, which is called again when they expire.
 
-    With ``scatter_initial_credentials`` the function is called now and its result travels with the pickled session, so
-    that not every worker asks at once.
+    With ``scatter_initial_credentials=True``, the function is also called now. Its result travels with pickled
+    sessions, so that workers do not all call the function at the same time.
     """
     current = get_credentials() if scatter_initial_credentials else None
     return S3Refreshable(pickle.dumps(get_credentials), current)
@@ -233,17 +157,17 @@ def s3_static_credentials(
     session_token: str | None = None,
     expires_after: datetime | None = None,
 ) -> S3Static:
-    """A key pair, maybe with a session token."""
+    """Return a key pair, with an optional session token."""
     return S3Static(S3StaticCredentials(access_key_id, secret_access_key, session_token, expires_after))
 
 
 def s3_anonymous_credentials() -> S3Anonymous:
-    """Unsigned requests."""
+    """Send unsigned requests."""
     return S3Anonymous()
 
 
 def s3_from_env_credentials() -> S3FromEnv:
-    """Whatever the process finds: environment, profile, instance metadata."""
+    """Use the credentials that the process finds in the environment, a profile, or instance metadata."""
     return S3FromEnv()
 
 
@@ -258,12 +182,12 @@ def s3_credentials(
     get_credentials: Callable[[], S3StaticCredentials] | None = None,
     scatter_initial_credentials: bool = False,
 ) -> AnyS3Credential:
-    """Credentials for S3: a key pair, ``anonymous`` or ``get_credentials``; from the environment by default.
+    """Return credentials for S3: a key pair, ``anonymous`` or ``get_credentials``. The default is the environment.
 
     Raises
     ------
     InvalidInputError
-        ``invalid-credentials``: arguments of more than one way.
+        ``invalid-credentials``: the arguments mix several kinds of credentials.
     """
     has_keys = any(part is not None for part in (access_key_id, secret_access_key, session_token, expires_after))
     ways = [has_keys, bool(anonymous), get_credentials is not None, bool(from_env)]
@@ -294,7 +218,7 @@ def gcs_static_credentials(
     application_credentials: str | None = None,
     bearer_token: str | None = None,
 ) -> AnyGcsStaticCredential:
-    """Exactly one of a service account (file or key), application credentials, or a token."""
+    """Return static credentials: a service account (file or key), application credentials, or a token."""
     given: list[AnyGcsStaticCredential] = []
     if service_account_file is not None:
         given.append(GcsServiceAccount(service_account_file))
@@ -312,18 +236,18 @@ def gcs_static_credentials(
 def gcs_refreshable_credentials(
     get_credentials: Callable[[], GcsBearerCredential], scatter_initial_credentials: bool = False
 ) -> GcsRefreshable:
-    """Credentials that a picklable function returns; see :func:`s3_refreshable_credentials`."""
+    """Return credentials from a picklable function. See :func:`s3_refreshable_credentials`."""
     current = get_credentials() if scatter_initial_credentials else None
     return GcsRefreshable(pickle.dumps(get_credentials), current)
 
 
 def gcs_anonymous_credentials() -> GcsAnonymous:
-    """Unsigned requests."""
+    """Send unsigned requests."""
     return GcsAnonymous()
 
 
 def gcs_from_env_credentials() -> GcsFromEnv:
-    """Whatever the process finds."""
+    """Use the credentials that the process finds."""
     return GcsFromEnv()
 
 
@@ -338,12 +262,12 @@ def gcs_credentials(
     get_credentials: Callable[[], GcsBearerCredential] | None = None,
     scatter_initial_credentials: bool = False,
 ) -> AnyGcsCredential:
-    """Credentials for Google Cloud Storage; from the environment when nothing is given.
+    """Return credentials for Google Cloud Storage. The default is the environment.
 
     Raises
     ------
     InvalidInputError
-        ``invalid-credentials``: arguments of more than one way.
+        ``invalid-credentials``: the arguments mix several kinds of credentials.
     """
     static = (service_account_file, service_account_key, application_credentials, bearer_token)
     has_static = any(part is not None for part in static)
@@ -372,7 +296,7 @@ def gcs_credentials(
 def azure_static_credentials(
     *, access_key: str | None = None, sas_token: str | None = None, bearer_token: str | None = None
 ) -> AnyAzureStaticCredential:
-    """Exactly one of an account key, a shared access signature, or a token."""
+    """Return static credentials: an account key, a shared access signature, or a token."""
     given: list[AnyAzureStaticCredential] = []
     if access_key is not None:
         given.append(AzureAccessKey(access_key))
@@ -388,18 +312,18 @@ def azure_static_credentials(
 def azure_refreshable_credentials(
     get_credentials: Callable[[], AnyAzureRefreshableCredential], scatter_initial_credentials: bool = False
 ) -> AzureRefreshable:
-    """Credentials that a picklable function returns; see :func:`s3_refreshable_credentials`."""
+    """Return credentials from a picklable function. See :func:`s3_refreshable_credentials`."""
     current = get_credentials() if scatter_initial_credentials else None
     return AzureRefreshable(pickle.dumps(get_credentials), current)
 
 
 def azure_from_env_credentials() -> AzureFromEnv:
-    """Whatever the process finds."""
+    """Use the credentials that the process finds."""
     return AzureFromEnv()
 
 
 def azure_anonymous_credentials() -> AzureAnonymous:
-    """Unsigned requests."""
+    """Send unsigned requests."""
     return AzureAnonymous()
 
 
@@ -413,12 +337,12 @@ def azure_credentials(
     get_credentials: Callable[[], AnyAzureRefreshableCredential] | None = None,
     scatter_initial_credentials: bool = False,
 ) -> AnyAzureCredential:
-    """Credentials for Azure Blob Storage; from the environment when nothing is given.
+    """Return credentials for Azure Blob Storage. The default is the environment.
 
     Raises
     ------
     InvalidInputError
-        ``invalid-credentials``: arguments of more than one way.
+        ``invalid-credentials``: the arguments mix several kinds of credentials.
     """
     has_static = any(part is not None for part in (access_key, sas_token, bearer_token))
     ways = [has_static, bool(anonymous), get_credentials is not None, bool(from_env)]

@@ -1,8 +1,9 @@
 """Credentials for object stores, as data. Nothing here reads the environment or waits.
 
-Each provider has a small tree: how credentials come about (``FromEnv``, ``Anonymous``, ``Static``, ``Refreshable``)
-and, for static ones, what they are. They are never stored in a repository, compare by value, and show no secret in
-``repr``. A refreshable credential carries a pickled function that workers call for themselves.
+Each provider has a small tree of classes: where credentials come from (``FromEnv``, ``Anonymous``, ``Static``,
+``Refreshable``) and which kinds of static credentials exist. Credentials are never stored in a repository, they
+compare by value, and their ``repr`` hides secrets. A refreshable credential contains a pickled function, which each
+worker calls for itself.
 """
 
 from __future__ import annotations
@@ -10,17 +11,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from functools import cache
-from typing import Any, ClassVar, get_type_hints
+from types import UnionType
+from typing import ClassVar, get_type_hints
 
 from icechunk_engine.errors.redaction import MASK, shortened
 
 
-def _secret(**options: Any) -> Any:
-    return field(repr=False, **options)
-
-
 class Credential:
-    """What all credentials share: fields of the right types, and a repr without secrets, as one would write it."""
+    """Base of all credentials: checks the types of fields, and hides secrets in its repr."""
 
     __slots__ = ()
 
@@ -45,7 +43,7 @@ class Credential:
 
 
 @cache
-def _types(cls: type[Credential]) -> dict[str, Any]:
+def _types(cls: type[Credential]) -> dict[str, type | UnionType]:
     return {
         name: tuple if name == "places" else hint
         for name, hint in get_type_hints(cls).items()
@@ -53,7 +51,7 @@ def _types(cls: type[Credential]) -> dict[str, Any]:
     }
 
 
-def _spelt(kind: Any) -> str:
+def _spelt(kind: object) -> str:
     return kind.__name__ if isinstance(kind, type) else str(kind).replace("icechunk_engine.credentials.types.", "")
 
 
@@ -62,11 +60,11 @@ def _spelt(kind: Any) -> str:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class S3StaticCredentials(Credential):
-    """A key pair, maybe with a session token."""
+    """A key pair, with an optional session token."""
 
     access_key_id: str
-    secret_access_key: str = _secret()
-    session_token: str | None = _secret(default=None)
+    secret_access_key: str = field(repr=False)
+    session_token: str | None = field(default=None, repr=False)
     expires_after: datetime | None = None
 
 
@@ -83,7 +81,7 @@ class S3Credentials(Credential):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class S3FromEnv(S3Credentials):
-    """Whatever the process finds: environment, profile, instance metadata."""
+    """Credentials that the process finds in the environment, a profile, or instance metadata."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -100,9 +98,9 @@ class S3Static(S3Credentials):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class S3Refreshable(S3Credentials):
-    """Keys from a pickled function without arguments, called again when they expire."""
+    """Keys from a pickled function without arguments, which is called again when they expire."""
 
-    pickled_function: bytes = _secret()
+    pickled_function: bytes = field(repr=False)
     current: S3StaticCredentials | None = None
 
 
@@ -119,9 +117,9 @@ AnyS3Credential = S3Static | S3Anonymous | S3FromEnv | S3Refreshable
 
 @dataclass(frozen=True, slots=True, repr=False)
 class GcsBearerCredential(Credential):
-    """A bearer token, as refreshable credentials return it."""
+    """A bearer token that a refresh function returns."""
 
-    bearer: str = _secret()
+    bearer: str = field(repr=False)
     expires_after: datetime | None = field(default=None, kw_only=True)
 
 
@@ -147,7 +145,7 @@ class GcsServiceAccount(GcsStaticCredentials):
 class GcsServiceAccountKey(GcsStaticCredentials):
     """Content of a service account file."""
 
-    key: str = _secret()
+    key: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -161,7 +159,7 @@ class GcsApplicationCredentials(GcsStaticCredentials):
 class GcsBearerToken(GcsStaticCredentials):
     """A bearer token."""
 
-    token: str = _secret()
+    token: str = field(repr=False)
 
 
 GcsStaticCredentials.ServiceAccount = GcsServiceAccount
@@ -190,7 +188,7 @@ class GcsAnonymous(GcsCredentials):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class GcsFromEnv(GcsCredentials):
-    """Whatever the process finds."""
+    """Credentials that the process finds."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -202,9 +200,9 @@ class GcsStatic(GcsCredentials):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class GcsRefreshable(GcsCredentials):
-    """Tokens from a pickled function without arguments, called again when they expire."""
+    """Tokens from a pickled function without arguments, which is called again when they expire."""
 
-    pickled_function: bytes = _secret()
+    pickled_function: bytes = field(repr=False)
     current: GcsBearerCredential | None = None
 
 
@@ -220,7 +218,7 @@ AnyGcsCredential = GcsAnonymous | GcsFromEnv | GcsStatic | GcsRefreshable
 
 
 class AzureRefreshableCredential(Credential):
-    """What refreshable credentials return."""
+    """A credential that a refresh function returns."""
 
     __slots__ = ()
 
@@ -233,7 +231,7 @@ class AzureRefreshableCredential(Credential):
 class AzureRefreshableAccessKey(AzureRefreshableCredential):
     """An account key."""
 
-    key: str = _secret()
+    key: str = field(repr=False)
     expires_after: datetime | None = None
 
 
@@ -241,7 +239,7 @@ class AzureRefreshableAccessKey(AzureRefreshableCredential):
 class AzureRefreshableSasToken(AzureRefreshableCredential):
     """A shared access signature."""
 
-    token: str = _secret()
+    token: str = field(repr=False)
     expires_after: datetime | None = None
 
 
@@ -249,7 +247,7 @@ class AzureRefreshableSasToken(AzureRefreshableCredential):
 class AzureRefreshableBearerToken(AzureRefreshableCredential):
     """A bearer token."""
 
-    bearer: str = _secret()
+    bearer: str = field(repr=False)
     expires_after: datetime | None = None
 
 
@@ -274,21 +272,21 @@ class AzureStaticCredentials(Credential):
 class AzureAccessKey(AzureStaticCredentials):
     """An account key."""
 
-    key: str = _secret()
+    key: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class AzureSasToken(AzureStaticCredentials):
     """A shared access signature."""
 
-    token: str = _secret()
+    token: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class AzureBearerToken(AzureStaticCredentials):
     """A bearer token."""
 
-    token: str = _secret()
+    token: str = field(repr=False)
 
 
 AzureStaticCredentials.AccessKey = AzureAccessKey
@@ -316,7 +314,7 @@ class AzureAnonymous(AzureCredentials):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class AzureFromEnv(AzureCredentials):
-    """Whatever the process finds."""
+    """Credentials that the process finds."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -328,9 +326,9 @@ class AzureStatic(AzureCredentials):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class AzureRefreshable(AzureCredentials):
-    """Credentials from a pickled function without arguments, called again when they expire."""
+    """Credentials from a pickled function without arguments, which is called again when they expire."""
 
-    pickled_function: bytes = _secret()
+    pickled_function: bytes = field(repr=False)
     current: AnyAzureRefreshableCredential | None = None
 
 
@@ -346,7 +344,7 @@ AnyAzureCredential = AzureAnonymous | AzureFromEnv | AzureStatic | AzureRefresha
 
 
 class Credentials(Credential):
-    """What a virtual chunk container is authorised with."""
+    """Credential that authorises a virtual chunk container."""
 
     __slots__ = ()
 
@@ -391,12 +389,12 @@ class _HttpAccess(Credentials):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class AccessAt(Credentials):
-    """A credential, and places beyond its URL prefix at which it may be used.
+    """A credential, and places outside the URL prefix of the container where it may be used.
 
     Attributes
     ----------
     places
-        ``scheme://host[:port]`` of servers, ``file:///folder/`` of folders.
+        ``scheme://host[:port]`` for servers, ``file:///folder/`` for folders.
     """
 
     access: S3Access | GcsAccess | AzureAccess | _LocalFileSystemAccess | _HttpAccess
@@ -412,11 +410,14 @@ Credentials.At = AccessAt
 
 AnyCredential = S3Access | GcsAccess | AzureAccess | _LocalFileSystemAccess | _HttpAccess | AccessAt
 
+type ContainerCredential = AnyCredential | AnyS3Credential | AnyGcsCredential | AnyAzureCredential
+"""A credential for a container, or one for an object store that :func:`.as_container_credential` wraps."""
+
 LocalFileSystemAccess = _LocalFileSystemAccess()
-"""Authorises a ``file://`` container."""
+"""Authorises a container of local files."""
 
 HttpAccess = _HttpAccess()
-"""Authorises an ``http(s)://`` container."""
+"""Authorises a container on a web server."""
 
 _NAMES: dict[type, str] = {
     S3StaticCredentials: "S3StaticCredentials",
@@ -450,4 +451,4 @@ _NAMES: dict[type, str] = {
     _HttpAccess: "Credentials.HttpAccess",
     AccessAt: "Credentials.At",
 }
-"""Under which each class can be called after an import of the package."""
+"""The public name of each class, for its repr."""

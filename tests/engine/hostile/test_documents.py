@@ -71,7 +71,7 @@ def test_hostile_yaml() -> None:
     harmless = {"a number as key"}  # unknown entries are ignored
     assert {name for name, end in ends.items() if end == "read"} == harmless
     for name in ("aliases", "merged maps"):
-        assert "stands for more than" in ends[name]
+        assert "expands to more than" in ends[name]
     for name in ("nested lists", "nested maps", "nested blocks", "nested dashes", "nested tags"):
         assert f"more than {MAX_DEPTH} levels" in ends[name]
 

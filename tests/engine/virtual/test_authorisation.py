@@ -254,7 +254,7 @@ def test_addresses_that_parsers_read_in_two_ways_are_refused(endpoint: str) -> N
         (gcs_store({"base_url": endpoint.replace("s3.amazonaws", "storage.googleapis")}), TOKEN),
     ):
         refusal(stored(store), credential)
-    with pytest.raises(InvalidInputError, match="no place"):
+    with pytest.raises(InvalidInputError, match="not a valid place"):
         access_at(KEYS, endpoint)
 
 
@@ -284,7 +284,7 @@ def test_regions_and_accounts_cannot_hide_a_host() -> None:
         granted = authorize(container, {container.url_prefix: credential})
         with pytest.raises(
             InvalidInputError,
-            match=r"is not an? (region|account) name",
+            match=r"is not a valid (region|account) name",
         ):
             bucket_of(f"{container.url_prefix}x", container, granted.credential)
 
