@@ -23,8 +23,9 @@ from icechunk_engine.errors import ConflictError, ErrorKind, IcechunkError, Sess
 from icechunk_engine.ids import SnapshotId
 from icechunk_engine.session.lost_answers import CommitAttempts
 from icechunk_engine.transaction.change_set import ChangeSet
-from icechunk_engine.transaction.commit import ManifestMemo, NewSnapshot, write_snapshot
+from icechunk_engine.transaction.commit import NewSnapshot, write_snapshot
 from icechunk_engine.transaction.conflicts import ConflictSolver
+from icechunk_engine.transaction.manifest_plans import ManifestMemo
 from icechunk_engine.transaction.rebase import describe_conflicts, rebase_changes
 from icechunk_engine.types import Json
 from icechunk_engine.workspace.permissions import SessionMode

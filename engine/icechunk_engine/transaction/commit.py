@@ -6,21 +6,8 @@ in spec 1 the branch's file. So readers see the old state or the new one, and a 
 that nothing refers to, which garbage collection removes. Two mistakes would break this: publishing before all files
 are durable, and reusing the name of a file that exists.
 
-A manifest is *stale* if it must be replaced: because it holds a changed chunk, or because a new manifest would
-overlap it (:mod:`icechunk_engine.transaction.splitting`). All other manifests are taken over as they are, so a small
-edit costs little in a large array.
-
-If a swap is lost, the session rebases and tries again. :data:`ManifestMemo` then saves the manifests that the earlier
-try wrote. Reusing them is sound under three conditions, which :meth:`_ArrayPlan.allows` and ``inputs`` check:
-
-- The array's metadata and edits are the same. ``inputs`` holds the lineage and revision of the edits, which change
-  with every edit, instead of the edits themselves.
-- The manifests that went into the new ones are still the array's. If the other commit replaced one of them, the new
-  manifests lack its changes.
-- The new manifests overlap none that stays, the other commit's included.
-
-A memo must not outlive the commit call. The configuration (splitting, compression) also shapes manifests, and only
-within one call is it certain to be the same.
+Which manifests a commit writes, and when a second try of the commit may use those of the first, is decided in
+:mod:`icechunk_engine.transaction.manifest_plans`.
 
 Requests of a commit that writes ``m`` manifests: 1 GET of ``repo``, one GET for each stale manifest that is not
 cached, ``m`` PUTs, 2 PUTs (snapshot, log), then 1 COPY and 1 conditional PUT of ``repo``. If another branch's commit
@@ -34,17 +21,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import batched
-from typing import NamedTuple
-
-import numpy as np
 
 from icechunk_engine._runtime.pools import map_heavy, start_heavy
 from icechunk_engine.assets import AssetManager, WrittenManifest
 from icechunk_engine.catalog.clock_check import now_us, require_right_clock
 from icechunk_engine.catalog.dates import require_date
 from icechunk_engine.catalog.opening import open_catalog
-from icechunk_engine.columns.chunk_refs import DELETED, ChunkRefs, concat
-from icechunk_engine.columns.tables import U8, Mask
+from icechunk_engine.columns.chunk_refs import ChunkRefs
+from icechunk_engine.columns.tables import U8
 from icechunk_engine.config import ResolvedConfig
 from icechunk_engine.format import layout
 from icechunk_engine.format.locations import LocationCompression
@@ -57,15 +41,7 @@ from icechunk_engine.ids import ManifestId, NodeId, SnapshotId
 from icechunk_engine.transaction.change_set import ChangeSet
 from icechunk_engine.transaction.commit_logs import amended_log, log_of_changes
 from icechunk_engine.transaction.durable_chunks import make_durable
-from icechunk_engine.transaction.splitting import (
-    SplitRule,
-    inside_extents,
-    manifests_to_rewrite,
-    overlapping_manifests,
-    split,
-    split_rule,
-)
-from icechunk_engine.transaction.stored_chunk_refs import extents_of, load_chunk_refs
+from icechunk_engine.transaction.manifest_plans import ArrayMemo, ArrayPlan, ManifestInputs, ManifestMemo
 from icechunk_engine.types import Json
 
 _HEAVY_NUM_REFS = 4096
@@ -78,99 +54,6 @@ class NewSnapshot:
 
     snapshot: Snapshot
     info: SnapshotRecord
-
-
-class _Inputs(NamedTuple):
-    """What the new manifests of an array are made from, besides the stale ones."""
-
-    user_data: bytes
-    edits: tuple[object, int] | None
-    """Lineage and revision of the chunk edits."""
-
-
-@dataclass(frozen=True, slots=True)
-class ArrayMemo:
-    """Manifests that an earlier try of the same commit wrote for one array.
-
-    Attributes
-    ----------
-    inputs
-        Metadata and edits that they were made from.
-    replaced
-        Manifests of the base whose references went into them.
-    manifests, written
-        The new manifests, as the array refers to them and as files.
-    """
-
-    inputs: _Inputs
-    replaced: frozenset[ManifestRef]
-    manifests: tuple[ManifestRef, ...]
-    written: tuple[WrittenManifest, ...]
-
-
-ManifestMemo = dict[NodeId, ArrayMemo]
-"""The manifests that earlier tries of one commit wrote, by array."""
-
-
-# --- one array ---------------------------------------------------------------------------------------------------
-
-
-class _ArrayPlan:
-    """The plan for one array: which manifests stay, and what goes into new ones."""
-
-    def __init__(self, node: Node, edits: ChunkRefs, counts: Mapping[bytes, int], config: ResolvedConfig) -> None:
-        assert node.shape is not None
-        self.node = node
-        self.grid = node.shape.num_chunks
-        self.ndim = node.shape.ndim
-        self.edits = edits.take(edits.within((0,) * self.ndim, self.grid))
-        self.rule: SplitRule = split_rule(node.path, node.shape, config.splitting)
-        self.extents = extents_of(node.manifests, self.ndim)
-        if self.ndim == 0:
-            self.stale = np.full(len(node.manifests), len(self.edits) > 0)
-        else:
-            num_refs = [counts.get(ref.manifest_id.raw, 0) for ref in node.manifests]
-            # A deletion outside all manifests deletes nothing. As a change, it would rewrite the last manifest.
-            counted = (self.edits.kinds != DELETED) | inside_extents(self.extents, self.edits.indices)
-            changed = self.edits.indices[counted]
-            self.stale = manifests_to_rewrite(self.extents, num_refs, changed, self.rule, self.grid)
-
-    def allows(self, known: ArrayMemo) -> bool:
-        """Return True if the manifests of an earlier try are still right. See the module for the conditions."""
-        replaced = np.array([ref in known.replaced for ref in self.node.manifests], np.bool_)
-        if int(replaced.sum()) < len(known.replaced) or bool((self.stale & ~replaced).any()):
-            return False
-        kept = self.extents[~replaced]
-        new = extents_of(known.manifests, self.ndim)
-        overlaps = (kept[:, None, :, 0] < new[None, :, :, 1]) & (kept[:, None, :, 1] > new[None, :, :, 0])
-        return not bool(overlaps.all(axis=2).any())
-
-    def pieces(self, assets: AssetManager) -> list[ChunkRefs]:
-        """Return the references that go into new manifests: those of the stale manifests, with the edits.
-
-        New manifests may overlap others. Then these become stale, too, and the references are split anew.
-        """
-        while True:
-            old = load_chunk_refs(replace(self.node, manifests=self._pick(self.stale)), assets)
-            merged = concat([old, self.edits]).latest() if len(old) else self.edits
-            pieces = split(merged.take(merged.kinds != DELETED), self.rule, self.grid)
-            if self.ndim == 0:
-                return pieces
-            more = overlapping_manifests(self.extents, pieces) & ~self.stale
-            if not more.any():
-                return pieces
-            self.stale |= more
-
-    @property
-    def replaced(self) -> frozenset[ManifestRef]:
-        """The stale manifests."""
-        return frozenset(self._pick(self.stale))
-
-    def _pick(self, mask: Mask) -> tuple[ManifestRef, ...]:
-        return tuple([self.node.manifests[i] for i in np.flatnonzero(mask)])
-
-
-# --- the whole change set ----------------------------------------------------------------------------------------
 
 
 def write_snapshot(
@@ -256,14 +139,14 @@ def _make_manifests(
     touched = _touched_nodes(base, changes)
     new: dict[NodeId, _NewManifests] = {}
 
-    def plans() -> Iterator[_ArrayPlan]:
+    def plans() -> Iterator[ArrayPlan]:
         for node in touched:
             if node.shape is None:
                 continue
             edits = changes.chunks.get(node.node_id)
-            inputs = _Inputs(node.user_data, (edits.lineage, edits.revision) if edits else None)
+            inputs = ManifestInputs(node.user_data, (edits.lineage, edits.revision) if edits else None)
             columns = edits.collapse() if edits else ChunkRefs.empty(node.shape.ndim)
-            plan = _ArrayPlan(node, columns, counts, assets.config)
+            plan = ArrayPlan(node, columns, counts, assets.config)
             known = memo.get(node.node_id)
             if known is None or known.inputs != inputs or not plan.allows(known):
                 new[node.node_id] = _NewManifests(inputs, [], [])
@@ -302,13 +185,13 @@ def _manifests_after(node: Node, known: ArrayMemo) -> tuple[ManifestRef, ...]:
 class _NewManifests:
     """The manifests of one array while they are made."""
 
-    inputs: _Inputs
+    inputs: ManifestInputs
     refs: list[ManifestRef]
     written: list[WrittenManifest]
     replaced: frozenset[ManifestRef] = frozenset()
 
 
-def _with_manifests_fetched(plans: Iterator[_ArrayPlan], assets: AssetManager) -> Iterator[_ArrayPlan]:
+def _with_manifests_fetched(plans: Iterator[ArrayPlan], assets: AssetManager) -> Iterator[ArrayPlan]:
     """Yield the plans. On a network, fetch the stale manifests of several arrays together first."""
     if not assets.storage.is_remote:
         yield from plans

@@ -6,8 +6,8 @@ solver raises or a conflict remains, session and repository are as before.
 
 The session and the branch may have taken different ways: somebody may have reset or amended the branch. So the way
 from the base to the tip first goes back to their last common snapshot and then forward. A commit on the way back was
-taken back, which also counts as a change (:func:`~icechunk_engine.transaction.conflicts.inverse_log`). Expired
-snapshots are not on the way any more, but the next snapshot lists their logs in ``pruned``.
+undone, and that also counts as a change (``inverse_log``). Expired snapshots are not on the way any more, but the next
+snapshot lists their logs in ``pruned``.
 
 Every log on the way must be read. Without one, chunks that it lists would be overwritten silently, so a lost log ends
 the rebase (``rebase-tx-log-pruned``).
@@ -27,15 +27,9 @@ from icechunk_engine.format.repo_info import SnapshotRecord
 from icechunk_engine.format.transaction_log import TransactionLog
 from icechunk_engine.ids import INITIAL_SNAPSHOT_ID, SnapshotId
 from icechunk_engine.transaction.change_set import ChangeSet
-from icechunk_engine.transaction.conflicts import (
-    Conflict,
-    ConflictSolver,
-    detect,
-    detect_unlogged,
-    inverse_log,
-    remaining_conflicts,
-    replay_edits,
-)
+from icechunk_engine.transaction.conflict_detection import detect, detect_unlogged, inverse_log
+from icechunk_engine.transaction.conflicts import Conflict, ConflictSolver, remaining_conflicts
+from icechunk_engine.transaction.replay import replay_edits
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import icechunk_engine as ic
 from icechunk_engine import ErrorKind
 from icechunk_engine.session import workspace_of
-from icechunk_engine.transaction.conflicts import common_rows
+from icechunk_engine.transaction.conflict_detection import common_rows
 from tests.engine.transaction.edits import Edit, State, data_edits, effective, made, make, started, state
 
 
