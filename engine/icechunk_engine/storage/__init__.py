@@ -1,4 +1,4 @@
-"""Places that keep a repository's objects: the contract, and one module per kind of place."""
+"""Where a repository's objects live: the contract of storages, and one module or folder for each kind."""
 
 from __future__ import annotations
 
@@ -30,7 +30,6 @@ from icechunk_engine.storage.from_keywords import (
     hf_storage,
     http_storage,
     r2_storage,
-    redirect_storage,
     s3_object_store_storage,
     s3_storage,
     tigris_storage,
@@ -39,6 +38,7 @@ from icechunk_engine.storage.from_url import storage_from_url
 from icechunk_engine.storage.fsspec_files import FsspecStorage
 from icechunk_engine.storage.local.storage import LocalStorage
 from icechunk_engine.storage.memory import MemoryStorage
+from icechunk_engine.storage.redirects import redirect_storage
 from icechunk_engine.storage.wrappers import PrefixStorage, ReadOnlyStorage
 
 __all__ = [
@@ -81,25 +81,26 @@ __all__ = [
 
 
 def in_memory_storage() -> Storage:
-    """A new, empty storage in the memory of this process."""
+    """Return a new, empty storage in the memory of this process."""
     return MemoryStorage()
 
 
 def local_filesystem_storage(path: str | os.PathLike[str]) -> Storage:
-    """A storage in a directory of a local (or locking network) file system; the directory is made on the first write.
+    """Return a storage in a local folder, or in a folder of a network file system that can lock files.
 
-    Safe for concurrent commits from any number of threads and processes of this library.
+    The first write makes the folder. Any number of threads and processes of this library can commit at the same time.
 
     Raises
     ------
     InvalidInputError
         ``path`` is a URL.
+    StorageError
+        ``storage-config``: the system has no POSIX file locks (Windows).
     """
     text = os.fspath(path)
     if "://" in text:
         raise InvalidInputError(
-            f"{text!r} is a URL, not a path: pass the path of a directory here, or the URL where storages are opened "
-            f"by URL",
+            f"{text!r} is a URL, not a path. Pass the path of a directory, or call storage_from_url(url)",
             ErrorKind.CANNOT_PARSE_URL,
         )
     return LocalStorage(text)

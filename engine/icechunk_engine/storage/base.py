@@ -1,23 +1,22 @@
 """The storage contract: what the engine needs of a place that keeps objects.
 
-Every backend promises, and :mod:`icechunk_engine.testing.storage_suite` checks:
+Every storage promises the following, and :mod:`icechunk_engine.testing.storage_suite` checks it:
 
-1. *Whole objects.* A reader sees an object complete in one of its versions, or not at all; never a part.
+1. *Whole objects.* A reader sees an object complete in one of its versions, or not at all. It never sees a part.
 2. *Read after write.* When a write has returned, every later read and listing, from any process, sees it.
 3. *Exactly one winner.* Of any number of concurrent :meth:`Storage.create` calls for one key, or
-   :meth:`Storage.replace` calls on one version, from any number of processes, exactly one returns; the others raise
+   :meth:`Storage.replace` calls on one version, from any number of processes, exactly one returns. The others raise
    :class:`~icechunk_engine.errors.VersionMismatchError` and change nothing.
-4. *Durable.* What a returned write stored survives the death of the process. It also survives a crash of the
-   machine, as far as the file system honours fsync, once the writing process has called :meth:`Storage.flush`; this
-   holds at once for :meth:`Storage.create` and :meth:`Storage.replace`, which flush before they write. What could
-   not be made durable, :meth:`Storage.not_durable` names until it is written again: nothing that is published may
-   refer to it.
-5. *Versions never repeat.* The version of an object whose content was written anew differs from those before,
-   or stands for byte-identical content.
+4. *Durable.* What a write has stored survives the death of the process. After the writing process has called
+   :meth:`Storage.flush`, it also survives a crash of the machine, if the file system honours fsync.
+   :meth:`Storage.create` and :meth:`Storage.replace` flush before they write, so for them this holds at once.
+   :meth:`Storage.not_durable` names what could not be made durable, until it is written again. Nothing that is
+   published may refer to it.
+5. *Versions never repeat.* When an object is written again, its version differs from all versions before, unless the
+   content is byte-identical.
 
-Calls are synchronous and thread-safe. A storage whose calls wait for a network says so (``is_remote``), and the engine
-then runs them on its bounded pool of threads (:mod:`icechunk_engine._runtime.pools`); calls of the others are made in
-place.
+Calls are synchronous and thread-safe. If ``is_remote`` is True, the engine makes the calls on its bounded pool of
+threads (:mod:`icechunk_engine._runtime.pools`). Otherwise it makes them in the calling thread.
 """
 
 from __future__ import annotations
@@ -36,9 +35,7 @@ Version = NewType("Version", str)
 """Opaque name of one version of one object (an etag, a generation, a content hash)."""
 
 PROBE_PREFIX = "doctor/"
-"""Below it lie objects that a place is tried with. They are removed at once, where that is allowed and works, and are
-never part of a repository."""
-
+"""Keys of test objects begin with this. They are removed at once if possible, and are never part of a repository."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -49,12 +46,12 @@ class ObjectInfo(NamedTuple):
     key: str
     size_bytes: int
     last_modified_us: int
-    """Unix microseconds by the storage's clock."""
+    """Unix microseconds by the clock of the storage."""
 
 
 @dataclass(frozen=True, slots=True)
 class StorageObjectInfo:
-    """One object, as :meth:`Storage.list_objects_metadata` shows it."""
+    """One object, as :meth:`Storage.list_objects_metadata` returns it."""
 
     key: str
     size_bytes: int
@@ -62,18 +59,18 @@ class StorageObjectInfo:
 
 
 class Storage(ABC):
-    """Keys to objects under one prefix. Keys are relative, ``/``-separated, and hold ASCII only.
+    """A place that keeps objects under keys. Keys are relative, ASCII, and separated by ``/``.
 
-    Subclasses are picklable (a memory storage within its process) and compare equal when they are the same place.
+    Subclasses are picklable (a memory storage only within its process). Storages of the same place compare equal.
     """
 
     is_remote: bool = False
-    """True when calls wait for a network."""
+    """True if calls go over a network."""
 
     read_only: bool = False
-    """True when every write raises ReadOnlyError (``read-only-storage``)."""
+    """True if every write raises ReadOnlyError (``read-only-storage``)."""
 
-    # By official's names, from :mod:`.constructors` and the functions of the package, which makes them known here.
+    # Official's names for :mod:`.from_credentials`. The package sets them, because that module imports this one.
     new_azure_blob: ClassVar[Callable[..., Storage]]
     new_gcs: ClassVar[Callable[..., Storage]]
     new_hf: ClassVar[Callable[..., Storage]]
@@ -89,15 +86,15 @@ class Storage(ABC):
     @property
     @abstractmethod
     def identity(self) -> str:
-        """Names the place, equal for two storages at one place; holds no secret. Keys shared caches and tokens."""
+        """A name for the place without secrets, equal for all storages of that place. Caches are shared by it."""
 
     @abstractmethod
     def get(self, key: str) -> bytes:
-        """The whole object. Raises ObjectNotFoundError."""
+        """Read an object. Raises ObjectNotFoundError."""
 
     @abstractmethod
     def get_range(self, key: str, start: int, stop: int) -> bytes:
-        """Bytes ``start:stop``, exactly ``stop - start`` of them.
+        """Read bytes ``start:stop``, exactly ``stop - start`` of them.
 
         Raises
         ------
@@ -109,7 +106,7 @@ class Storage(ABC):
 
     @abstractmethod
     def get_versioned(self, key: str) -> tuple[bytes, Version]:
-        """The whole object and the version that it is. Raises ObjectNotFoundError."""
+        """Read an object and its version. Raises ObjectNotFoundError."""
 
     @abstractmethod
     def put(self, key: str, data: bytes | memoryview, *, atomic: bool = True) -> None:
@@ -124,44 +121,47 @@ class Storage(ABC):
 
     @abstractmethod
     def create(self, key: str, data: bytes) -> Version:
-        """Write only if there is no such object. Raises VersionMismatchError."""
+        """Write an object that does not exist yet. Raises VersionMismatchError if it exists."""
 
     @abstractmethod
     def replace(self, key: str, data: bytes, version: Version) -> Version:
-        """Write only over exactly that version (compare and swap). Raises VersionMismatchError."""
+        """Write an object if it still has that version (compare and swap). Raises VersionMismatchError."""
 
     @abstractmethod
     def copy(self, source: str, target: str) -> None:
-        """Copy an object inside this storage. Raises ObjectNotFoundError."""
+        """Copy an object inside the storage. Raises ObjectNotFoundError."""
 
     @abstractmethod
     def delete(self, keys: Iterable[str]) -> int:
-        """Remove objects, those that are there; returns how many were removed.
+        """Remove objects and return how many existed. Missing ones are ignored.
 
-        Where a store does not tell, all keys of a large deletion count as removed.
+        Some stores do not report what existed. There, all keys of a large deletion count.
         """
 
     @abstractmethod
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """All objects whose key starts with ``prefix`` (text, not a directory), in no particular order."""
+        """List all objects whose key starts with ``prefix`` (a text, not a directory), in no particular order."""
 
     @abstractmethod
     def info(self, key: str) -> ObjectInfo | None:
-        """Size and time of one object, None if it is not there."""
+        """Return size and time of one object, None if it does not exist."""
 
     def flush(self) -> None:  # noqa: B027 - most storages have nothing to do
-        """Wait until all that this process has written is durable.
+        """Wait until everything that this process has written is durable.
 
-        A process that hands over what it wrote, for another process to commit, calls this before. Free when there is
-        nothing to flush. Raises StorageError (``not-durable``) while :meth:`not_durable` names something that this
-        process wrote; everything else is durable all the same.
+        Call it before another process commits what this one wrote. It is free if there is nothing to flush.
+
+        Raises
+        ------
+        StorageError
+            ``not-durable``: :meth:`not_durable` names something that this process wrote. Everything else is durable.
         """
 
     def not_durable(self) -> Mapping[str, str]:
-        """Keys of objects that may not survive a crash of the machine though they were flushed, with the reasons.
+        """Return the keys of flushed objects that may not survive a crash of the machine, with reasons.
 
-        A key that ends in ``/`` stands for all objects below it, the empty key for all. Objects stay on this list
-        until they are written again.
+        A key that ends in ``/`` stands for all objects below it, the empty key for all. Objects stay on the list until
+        they are written again.
         """
         return {}
 
@@ -173,38 +173,37 @@ class Storage(ABC):
         return None
 
     def commit_queue(self) -> AbstractContextManager[None]:
-        """Held while a commit is prepared and swapped in, so that others need not prepare what will lose.
+        """Return a context to hold while you prepare and publish a commit, so that others wait for their turn.
 
-        Advice only, and only where it is cheap: whoever has waited a while goes on without. What keeps commits safe
-        is :meth:`replace`.
+        It only saves work: after a while, a waiting writer goes on without it. :meth:`replace` keeps commits safe.
         """
         return nullcontext()
 
     def with_settings(self, settings: StorageSettings) -> Storage:
-        """The same place, used with other retries, timeouts and storage classes, where these mean something."""
+        """Return a storage of the same place with other settings, if they mean something to it."""
         return self
 
     def default_settings(self) -> StorageSettings:
-        """What holds for this storage where nothing is configured."""
+        """Return the settings of this storage if nothing is configured."""
         return default_storage_settings("object_store")
 
     def list_objects(
         self, settings: StorageSettings | None = None, prefix: str | None = None
     ) -> Sequence[tuple[str, int]]:
-        """Keys and sizes in bytes of all objects, or of those below a directory; see :meth:`list_objects_metadata`."""
+        """List keys and sizes in bytes. See :meth:`list_objects_metadata` for the parameters."""
         return [(found.key, found.size_bytes) for found in self.list_objects_metadata(settings, prefix)]
 
     def list_objects_metadata(
         self, settings: StorageSettings | None = None, prefix: str | None = None
     ) -> Sequence[StorageObjectInfo]:
-        """All objects, sorted by key.
+        """List all objects, sorted by key.
 
         Parameters
         ----------
         settings
-            For the requests; by default the storage's own.
+            Settings for the requests. Default: those of the storage.
         prefix
-            Only those below this directory, such as ``snapshots``, with keys relative to it.
+            List only this directory, such as ``snapshots``. Keys are relative to it.
         """
         storage = self if settings is None else self.with_settings(settings)
         start = f"{prefix.strip('/')}/" if prefix and prefix.strip("/") else ""

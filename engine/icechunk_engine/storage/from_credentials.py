@@ -1,4 +1,7 @@
-"""Storages from options and credentials, official's ``Storage.new_…``: functions with plain arguments call them."""
+"""Storages in object stores and on web servers from options and credentials: official's ``Storage.new_…``.
+
+The functions of :mod:`.from_keywords` call these.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,7 @@ def new_s3(
     write_headers: Headers | None = None,
     headers: Headers | None = None,
 ) -> Storage:
-    """As :func:`~icechunk_engine.storage.s3_storage`, from options and credentials; by default those found."""
+    """Return what :func:`~icechunk_engine.storage.s3_storage` returns. Default credentials: the environment's."""
     _refuse_rooted_keys(legacy_rooted_keys)
     if credentials is None:
         credentials = s3_anonymous_credentials() if config.anonymous else s3_from_env_credentials()
@@ -71,7 +74,7 @@ def new_s3_object_store(
     write_headers: Headers | None = None,
     headers: Headers | None = None,
 ) -> Storage:
-    """The same as :func:`new_s3`, which official serves by two different clients."""
+    """Return the same as :func:`new_s3`. Official has two different clients for them."""
     return new_s3(
         config, bucket, prefix, credentials, read_headers=read_headers, write_headers=write_headers, headers=headers
     )
@@ -89,7 +92,7 @@ def new_r2(
     write_headers: Headers | None = None,
     headers: Headers | None = None,
 ) -> Storage:
-    """As :func:`~icechunk_engine.storage.r2_storage`, from options and credentials."""
+    """Return what :func:`~icechunk_engine.storage.r2_storage` returns."""
     endpoint_url = config.endpoint_url
     if endpoint_url is None:
         if account_id is None:
@@ -97,7 +100,7 @@ def new_r2(
                 "Either endpoint_url or account_id must be provided for a storage in R2", ErrorKind.STORAGE_CONFIG
             )
         endpoint_url = f"https://{account_id}.r2.cloudflarestorage.com"
-    if bucket is None:  # the first part of the prefix, as in R2's own URLs
+    if bucket is None:  # it is the first part of the prefix, as in R2's own URLs
         bucket, _, prefix = (prefix or "").strip("/").partition("/")
     return new_s3(
         dataclasses.replace(config, endpoint_url=endpoint_url, region=config.region or "auto"),
@@ -123,14 +126,14 @@ def new_tigris(
     write_headers: Headers | None = None,
     headers: Headers | None = None,
 ) -> Storage:
-    """As :func:`~icechunk_engine.storage.tigris_storage`, from options and credentials."""
+    """Return what :func:`~icechunk_engine.storage.tigris_storage` returns."""
     reading: dict[str, str] = {}
     writing: dict[str, str] = {}
     if not use_weak_consistency:
         if config.region is None:
             raise InvalidInputError(
-                "Tigris is consistent within one region only: pass the region of the bucket, or "
-                "use_weak_consistency=True for a storage that only reads and may read old objects",
+                "Tigris is consistent only within one region: pass the region of the bucket, or "
+                "use_weak_consistency=True for a read-only storage that may return old objects",
                 ErrorKind.STORAGE_CONFIG,
             )
         writing = {"x-tigris-regions": config.region}
@@ -161,7 +164,7 @@ def new_hf(
     write_headers: Headers | None = None,
     headers: Headers | None = None,
 ) -> Storage:
-    """Hugging Face buckets are not supported; raises InvalidInputError with what to do instead."""
+    """Raise InvalidInputError: Hugging Face buckets are not supported. The error says what to do instead."""
     raise InvalidInputError(
         f"hf_storage is not supported: the gateway's rules for {namespace}/{bucket} are not known well enough to "
         f"promise safe commits. Use s3_storage with the gateway's endpoint_url at your own risk",
@@ -179,7 +182,7 @@ def new_gcs(
     write_headers: Headers | None = None,
     headers: Headers | None = None,
 ) -> Storage:
-    """As :func:`~icechunk_engine.storage.gcs_storage`, from credentials; by default those found."""
+    """Return what :func:`~icechunk_engine.storage.gcs_storage` returns. Default credentials: the environment's."""
     place = gcs_bucket(
         bucket,
         gcs_from_env_credentials() if credentials is None else credentials,
@@ -198,13 +201,13 @@ def new_azure_blob(
     *,
     config: Mapping[str, str] | None = None,
 ) -> Storage:
-    """As :func:`~icechunk_engine.storage.azure_storage`, from credentials; by default those found."""
+    """Return what :func:`~icechunk_engine.storage.azure_storage` returns. Default credentials: the environment's."""
     credential = azure_from_env_credentials() if credentials is None else credentials
     return ObjectStorage(azure_bucket(account, container, credential, config), _prefix(prefix))
 
 
 def new_http(base_url: str, config: Mapping[str, str] | None = None, headers: Headers | None = None) -> Storage:
-    """As :func:`~icechunk_engine.storage.http_storage`."""
+    """Return what :func:`~icechunk_engine.storage.http_storage` returns."""
     server = web_server(base_url, config, headers)
     path = urllib.parse.unquote(urllib.parse.urlsplit(base_url).path)
     return ReadOnlyStorage(ObjectStorage(server, _prefix(path)))
@@ -224,6 +227,6 @@ def _prefix(prefix: str | None) -> str:
     text = (prefix or "").strip("/")
     if text and not {"", ".", ".."}.isdisjoint(text.split("/")):
         raise InvalidInputError(
-            f"the prefix {prefix!r} has empty, '.' or '..' parts; write it without", ErrorKind.STORAGE_CONFIG
+            f"the prefix {prefix!r} has empty, '.' or '..' parts; remove them", ErrorKind.STORAGE_CONFIG
         )
     return text

@@ -1,18 +1,15 @@
-"""From a path or URL, and options as users of fsspec know them, to a storage.
-
-Options are translated one by one; one that is not understood is refused by name, since leaving it out could mean the
-wrong place or the wrong person.
-"""
+"""Storages from paths and URLs, with the ``storage_options`` that users of fsspec know."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+from icechunk_engine.credentials.types import GcsBearerCredential, S3StaticCredentials
 from icechunk_engine.errors import ErrorKind, InvalidInputError
 from icechunk_engine.errors.foreign import describe
 from icechunk_engine.storage.base import Storage
@@ -21,32 +18,31 @@ from icechunk_engine.storage.fsspec_files import FsspecStorage, is_known_protoco
 from icechunk_engine.storage.local.storage import LocalStorage
 from icechunk_engine.storage.memory import MemoryStorage
 from icechunk_engine.storage.object_store.aws_profiles import FromProfile, endpoint_of_profile, region_of_profile
+from icechunk_engine.storage.storage_options import StorageOptions
 
 SUPPORTED = (
     "a local path, file:///absolute/path, memory://name, s3://bucket/prefix, gs://bucket/prefix, "
     "az://container/prefix, https://host/path"
 )
 
-type Options = dict[str, Any]
 
-
-def storage_from_url(location: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> Storage:
-    """The storage at a path or URL.
+def storage_from_url(location: str | os.PathLike[str], storage_options: Mapping[str, object] | None = None) -> Storage:
+    """Return the storage at a path or URL.
 
     Parameters
     ----------
     location
-        A local path; ``file://``, ``memory://name``; ``s3://`` (also ``s3a://``), ``gs://`` or ``gcs://``, ``az://``,
-        ``abfs://`` or ``abfss://`` (``container@account.dfs.core.windows.net`` too), ``http(s)://``; any protocol of
-        an installed fsspec file system, for reading.
+        A local path, ``file://``, ``memory://name``, ``s3://`` or ``s3a://``, ``gs://`` or ``gcs://``, ``az://``,
+        ``abfs://`` or ``abfss://`` (also with ``container@account.dfs.core.windows.net``), ``http(s)://``; for
+        reading, any protocol of an installed fsspec file system.
     storage_options
-        Options as fsspec's file systems take them: ``anon``, ``key``, ``secret``, ``token``, ``endpoint_url``,
-        ``client_kwargs``, ``account_name``, …; for other protocols they go to fsspec as they are.
+        Options of fsspec's file systems: ``anon``, ``key``, ``secret``, ``token``, ``endpoint_url``,
+        ``client_kwargs``, ``account_name``, …. For other protocols they are passed to fsspec unchanged.
 
     Raises
     ------
     InvalidInputError
-        ``cannot-parse-url``: no kind of location that is known. ``storage-config``: options that do not fit it.
+        ``cannot-parse-url``: the protocol is not known. ``storage-config``: an option does not fit it.
     """
     text = os.fspath(location)
     scheme = scheme_of(text)
@@ -68,27 +64,29 @@ def storage_from_url(location: str | os.PathLike[str], storage_options: Mapping[
         return FsspecStorage(text, options)
     if make is None:
         raise InvalidInputError(
-            f"{text!r}: there is no storage for {scheme!r} locations. Supported are {SUPPORTED}, and for reading the "
-            f"protocols of fsspec file systems that are installed",
+            f"cannot open {text!r}: {scheme!r} is not a known protocol. Supported are {SUPPORTED}, and for reading "
+            f"the protocols of installed fsspec file systems",
             ErrorKind.CANNOT_PARSE_URL,
         )
-    return make(text, options)
+    return make(StorageOptions(text, options))
 
 
-def as_storage(place: Storage | str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> Storage:
-    """The storage that a user means: one of ours as it is, or that at a path or URL.
+def as_storage(
+    place: Storage | str | os.PathLike[str], storage_options: Mapping[str, object] | None = None
+) -> Storage:
+    """Return the storage that a user means: a storage itself, or the one at a path or URL.
 
     Raises
     ------
     InvalidInputError
-        As for :func:`storage_from_url`. ``storage-config``: options for a storage that is made already.
+        As for :func:`storage_from_url`. ``storage-config``: options for a storage that already exists.
     TypeError
         ``place`` is none of these.
     """
     if isinstance(place, Storage):
         if storage_options:
             raise InvalidInputError(
-                "storage_options go with a path or URL. This storage was made with its options: leave them out",
+                "storage_options go with a path or URL. This storage already has its options: leave them out",
                 ErrorKind.STORAGE_CONFIG,
             )
         return place
@@ -98,7 +96,7 @@ def as_storage(place: Storage | str | os.PathLike[str], storage_options: Mapping
 
 
 def scheme_of(location: str) -> str:
-    """The part before ``://`` or ``::`` in lower case, empty for a path."""
+    """Return the part before ``://`` or ``::`` in lower case, empty for a path."""
     for mark in ("::", "://"):
         scheme, found, _ = location.partition(mark)
         if found and scheme.replace("+", "").replace("-", "").replace(".", "").isalnum() and scheme[0].isalpha():
@@ -110,59 +108,56 @@ def _local_path(url: str) -> str:
     parts = urlsplit(url)
     if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
         raise InvalidInputError(
-            f"{url!r} names no absolute local path: write file:///absolute/path, or the path alone",
+            f"{url!r} is not the URL of an absolute local path. Write file:///absolute/path, or only the path",
             ErrorKind.CANNOT_PARSE_URL,
         )
     return url2pathname(parts.path)
 
 
-def _s3(url: str, options: Options) -> Storage:
-    bucket, prefix = _bucket(url)
-    client = options.pop("client_kwargs", None) or {}
-    if not isinstance(client, Mapping):
-        raise _refused(url, ["client_kwargs"], "it must be a mapping")
-    client = dict(client)
-    endpoint = _first(options, "endpoint_url", "endpoint") or client.pop("endpoint_url", None)
-    given: Options = {
-        "endpoint_url": endpoint,
-        "region": _first(options, "region", "region_name") or client.pop("region_name", None),
-        "access_key_id": _first(options, "key", "access_key_id", "aws_access_key_id", "username"),
-        "secret_access_key": _first(options, "secret", "secret_access_key", "aws_secret_access_key", "password"),
-        "session_token": _first(options, "token", "session_token", "aws_session_token"),
-        "requester_pays": bool(_first(options, "requester_pays")),
-        "get_credentials": _first(options, "get_credentials"),
-    }
-    for name, parameter in (
-        ("aws_access_key_id", "access_key_id"),
-        ("aws_secret_access_key", "secret_access_key"),
-        ("aws_session_token", "session_token"),
-    ):
-        if name in client:
-            given[parameter] = client.pop(name)
-    anonymous = _first(options, "anon", "anonymous")
-    if anonymous:
-        given["anonymous"] = True
-    profile = _first(options, "profile")
-    if profile is not None and not anonymous and given["access_key_id"] is None and given["get_credentials"] is None:
-        given["get_credentials"] = FromProfile(profile)
-        given["region"] = given["region"] or region_of_profile(profile)
-        given["endpoint_url"] = endpoint = endpoint or endpoint_of_profile(profile)
-    additional = options.pop("s3_additional_kwargs", None) or {}
-    if not isinstance(additional, Mapping):
-        raise _refused(url, ["s3_additional_kwargs"], "it must be a mapping")
-    additional = dict(additional)
-    given["write_headers"] = {
+def _s3(options: StorageOptions) -> Storage:
+    bucket, prefix = _bucket_and_prefix(options.url)
+    client = options.options("client_kwargs")
+    endpoint = options.text("endpoint_url", "endpoint") or client.text("endpoint_url")
+    region = options.text("region", "region_name") or client.text("region_name")
+    key = options.text("key", "access_key_id", "aws_access_key_id", "username")
+    secret = options.text("secret", "secret_access_key", "aws_secret_access_key", "password")
+    token = options.text("token", "session_token", "aws_session_token")
+    key = client.text("aws_access_key_id") or key
+    secret = client.text("aws_secret_access_key") or secret
+    token = client.text("aws_session_token") or token
+    get_credentials: Callable[[], S3StaticCredentials] | None = options.function("get_credentials")
+    anonymous = options.flag("anon", "anonymous")
+    profile = options.text("profile")
+    if profile is not None and not anonymous and key is None and get_credentials is None:
+        get_credentials = FromProfile(profile)
+        region = region or region_of_profile(profile)
+        endpoint = endpoint or endpoint_of_profile(profile)
+    requester_pays = options.flag("requester_pays")
+    additional = options.options("s3_additional_kwargs")
+    headers = {
         header: str(value).lower() if isinstance(value, bool) else str(value)
         for name, header in _ENCRYPTION.items()
-        if (value := additional.pop(name, None)) is not None
+        if (value := additional.take(name)) is not None
     }
-    if _first(options, "use_ssl") is False and endpoint is None:
-        raise _refused(url, ["use_ssl"], "without encryption an endpoint_url is needed")
-    # The URL says it; fsspec's users know no second switch for it.
-    given["allow_http"] = bool(_first(options, "allow_http")) or str(endpoint or "").startswith("http://")
-    unknown = [f"client_kwargs[{name!r}]" for name in client]
-    _refuse_rest(url, [*options, *unknown, *(f"s3_additional_kwargs[{name!r}]" for name in additional)])
-    return s3_storage(bucket=bucket, prefix=prefix, **given)
+    if options.take("use_ssl") is False and endpoint is None:
+        raise options.refusal(["use_ssl"], "without encryption an endpoint_url is needed")
+    # The URL says it. Users of fsspec know no second switch for it.
+    allow_http = options.flag("allow_http") or (endpoint or "").startswith("http://")
+    options.refuse_rest(client, additional)
+    return s3_storage(
+        bucket=bucket,
+        prefix=prefix,
+        region=region,
+        endpoint_url=endpoint,
+        allow_http=allow_http,
+        access_key_id=key,
+        secret_access_key=secret,
+        session_token=token,
+        anonymous=anonymous or None,
+        get_credentials=get_credentials,
+        requester_pays=requester_pays,
+        write_headers=headers,
+    )
 
 
 _ENCRYPTION = {
@@ -172,55 +167,71 @@ _ENCRYPTION = {
 }
 
 
-def _gcs(url: str, options: Options) -> Storage:
-    bucket, prefix = _bucket(url)
-    token = options.pop("token", None)
-    given: Options = {}
-    if token == "anon" or _first(options, "anon", "anonymous"):
-        given["anonymous"] = True
-    elif isinstance(token, str) and token not in ("google_default", "cloud"):
-        given["service_account_file"] = token
-    elif isinstance(token, Mapping):
-        import json
+def _gcs(options: StorageOptions) -> Storage:
+    bucket, prefix = _bucket_and_prefix(options.url)
+    anonymous = options.flag("anon", "anonymous")
+    file, content = options.text("service_account_file"), options.text("service_account_key")
+    match options.take("token"):
+        case None | "google_default" | "cloud":
+            pass
+        case "anon":
+            anonymous = True
+        case str(path) if not anonymous:
+            file = file or path
+        case Mapping() as document if not anonymous:
+            content = content or json.dumps(dict(document))
+        case _ if not anonymous:
+            raise options.refusal(["token"], "pass the path or the content of a service account file, or 'anon'")
+    bearer_token = options.text("bearer_token")
+    get_credentials: Callable[[], GcsBearerCredential] | None = options.function("get_credentials")
+    endpoint = options.text("endpoint_url", "endpoint")
+    options.take("project")  # needed only to make or list buckets
+    options.refuse_rest()
+    return gcs_storage(
+        bucket=bucket,
+        prefix=prefix,
+        service_account_file=file,
+        service_account_key=content,
+        bearer_token=bearer_token,
+        anonymous=anonymous or None,
+        get_credentials=get_credentials,
+        config={"base_url": endpoint} if endpoint else None,
+    )
 
-        given["service_account_key"] = json.dumps(dict(token))
-    elif token is not None and not isinstance(token, str):
-        raise _refused(url, ["token"], "pass the path or the content of a service account file, or 'anon'")
-    for name in ("service_account_file", "service_account_key", "bearer_token", "get_credentials"):
-        if name in options:
-            given[name] = options.pop(name)
-    endpoint = _first(options, "endpoint_url", "endpoint")
-    options.pop("project", None)  # needed by those only who make or list buckets
-    _refuse_rest(url, options)
-    return gcs_storage(bucket=bucket, prefix=prefix, config={"base_url": endpoint} if endpoint else None, **given)
 
-
-def _azure(url: str, options: Options) -> Storage:
-    container, prefix = _bucket(url)
-    connection = _connection_string(options.pop("connection_string", None) or "")
+def _azure(options: StorageOptions) -> Storage:
+    container, prefix = _bucket_and_prefix(options.url)
+    connection = _connection_string(options.text("connection_string") or "")
     container, _, host = container.partition("@")  # abfss://container@account.dfs.core.windows.net/prefix
-    account = _first(options, "account_name", "account") or host.partition(".")[0] or connection.get("accountname")
+    account = options.text("account_name", "account") or host.partition(".")[0] or connection.get("accountname")
     account = account or os.environ.get("AZURE_STORAGE_ACCOUNT_NAME")
     if not account:
         raise InvalidInputError(
-            f"{url!r} does not say which account: pass storage_options={{'account_name': …}}", ErrorKind.STORAGE_CONFIG
+            f"{options.url!r} does not say which account: pass storage_options={{'account_name': …}}",
+            ErrorKind.STORAGE_CONFIG,
         )
-    given: Options = {
-        "access_key": _first(options, "account_key", "access_key") or connection.get("accountkey"),
-        "sas_token": _first(options, "sas_token") or connection.get("sharedaccesssignature"),
-        "bearer_token": _first(options, "bearer_token"),
-    }
-    if not any(given.values()) and _first(options, "anon", "anonymous"):
-        given["anonymous"] = True
-    else:
-        _first(options, "anon", "anonymous")  # False, or overruled by a key
-    endpoint = _first(options, "account_host", "endpoint_url", "endpoint") or connection.get("blobendpoint")
+    access_key = options.text("account_key", "access_key") or connection.get("accountkey")
+    sas_token = options.text("sas_token") or connection.get("sharedaccesssignature")
+    bearer_token = options.text("bearer_token")
+    # A key overrules it.
+    anonymous = options.flag("anon", "anonymous") and not (access_key or sas_token or bearer_token)
+    endpoint = options.text("account_host", "endpoint_url", "endpoint") or connection.get("blobendpoint")
     config = {"endpoint": endpoint if "://" in endpoint else f"https://{endpoint}"} if endpoint else {}
     for name in ("client_id", "client_secret", "tenant_id"):
-        if name in options:
-            config[name] = options.pop(name)
-    _refuse_rest(url, options)
-    return azure_storage(account=account, container=container, prefix=prefix, config=config, **given)
+        value = options.text(name)
+        if value is not None:
+            config[name] = value
+    options.refuse_rest()
+    return azure_storage(
+        account=account,
+        container=container,
+        prefix=prefix,
+        access_key=access_key,
+        sas_token=sas_token,
+        bearer_token=bearer_token,
+        anonymous=anonymous or None,
+        config=config,
+    )
 
 
 def _connection_string(text: str) -> dict[str, str]:
@@ -228,14 +239,14 @@ def _connection_string(text: str) -> dict[str, str]:
     return {name.strip().lower(): value.strip() for name, _, value in parts}
 
 
-def _http(url: str, options: Options) -> Storage:
-    client = dict(options.pop("client_kwargs", None) or {})
-    headers = {**(client.pop("headers", None) or {}), **(options.pop("headers", None) or {})}
-    _refuse_rest(url, [*options, *(f"client_kwargs[{name!r}]" for name in client)])
-    return http_storage(url, headers=headers)
+def _http(options: StorageOptions) -> Storage:
+    client = options.options("client_kwargs")
+    headers = client.headers() | options.headers()
+    options.refuse_rest(client)
+    return http_storage(options.url, headers=headers)
 
 
-_MAKERS: dict[str, Callable[[str, Options], Storage]] = {
+_MAKERS: dict[str, Callable[[StorageOptions], Storage]] = {
     "s3": _s3,
     "s3a": _s3,
     "gs": _gcs,
@@ -249,31 +260,10 @@ _MAKERS: dict[str, Callable[[str, Options], Storage]] = {
 }
 
 
-def _bucket(url: str) -> tuple[str, str]:
-    """Bucket and prefix; nothing in a prefix is decoded, as nothing is by other tools."""
+def _bucket_and_prefix(url: str) -> tuple[str, str]:
+    """Split a URL. Nothing in the prefix is decoded: other tools do not decode it either."""
     rest = url.partition("://")[2]
     bucket, _, prefix = rest.partition("/")
     if not bucket:
-        raise InvalidInputError(f"{url!r} names no bucket: write scheme://bucket/prefix", ErrorKind.CANNOT_PARSE_URL)
+        raise InvalidInputError(f"{url!r} has no bucket. Write scheme://bucket/prefix", ErrorKind.CANNOT_PARSE_URL)
     return bucket, prefix
-
-
-def _first(options: Options, *names: str) -> Any:
-    """Take all spellings of one option; the first that is set counts."""
-    values = [options.pop(name, None) for name in names]
-    return next((value for value in values if value is not None), None)
-
-
-def _refuse_rest(url: str, names: Any) -> None:
-    left = list(names)
-    if left:
-        raise _refused(
-            url,
-            left,
-            "they are not known here. Leave them out, or make the storage yourself, with "
-            "icechunk_engine.s3_storage(…) and the like, and open it with Repository.open",
-        )
-
-
-def _refused(url: str, names: list[str], why: str) -> InvalidInputError:
-    return InvalidInputError(f"storage_options {', '.join(names)} for {url!r}: {why}", ErrorKind.STORAGE_CONFIG)
