@@ -14,7 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 from icechunk_engine._runtime.observing import operation
 from icechunk_engine.assets import AssetManager
@@ -26,7 +26,7 @@ from icechunk_engine.config import RepositoryConfig
 from icechunk_engine.errors import ErrorKind, FormatError
 from icechunk_engine.format.repo_info import RepoInfo, SnapshotRecord
 from icechunk_engine.ids import SnapshotId
-from icechunk_engine.types import SpecVersion
+from icechunk_engine.types import JsonObject, SpecVersion
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,7 +203,7 @@ class Catalog(ABC):
     # --- files -------------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def first_files(self, created_us: int, config: Mapping[str, Any] | None) -> FirstFiles:
+    def first_files(self, created_us: int, config: JsonObject | None) -> FirstFiles:
         """Return the files of a new repository, with a branch ``main`` at an empty first snapshot. Pure.
 
         Parameters

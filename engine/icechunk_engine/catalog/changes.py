@@ -9,9 +9,8 @@ newer repo info, where all its preconditions are checked anew.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from icechunk_engine.catalog.dates import require_date
 from icechunk_engine.catalog.preconditions import (
@@ -36,6 +35,7 @@ from icechunk_engine.format.repo_info import (
     UpdateRecord,
 )
 from icechunk_engine.ids import SnapshotId
+from icechunk_engine.types import JsonObject
 
 
 class CatalogChange(ABC):
@@ -320,7 +320,7 @@ class AddDetachedSnapshot(CatalogChange):
 class SetConfig(CatalogChange):
     """Replace the persisted configuration. None goes back to the defaults."""
 
-    config: dict[str, Any] | None
+    config: JsonObject | None
 
     @property
     def description(self) -> str:
@@ -334,7 +334,7 @@ class SetConfig(CatalogChange):
 class SetMetadata(CatalogChange):
     """Replace the repository's metadata. With ``merge``, add to it."""
 
-    metadata: Mapping[str, Any]
+    metadata: JsonObject
     merge: bool = False
 
     @property

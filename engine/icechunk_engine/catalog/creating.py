@@ -8,9 +8,6 @@ was cut short leaves files that the next one writes again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from icechunk_engine.assets import AssetManager
 from icechunk_engine.catalog.clock_check import now_us, require_right_clock
 from icechunk_engine.catalog.opening import find_spec_version, open_catalog
@@ -18,6 +15,7 @@ from icechunk_engine.errors import ErrorKind, InvalidInputError, ReadOnlyError, 
 from icechunk_engine.format import layout
 from icechunk_engine.ids import INITIAL_SNAPSHOT_ID
 from icechunk_engine.storage.base import PROBE_PREFIX, Storage
+from icechunk_engine.types import JsonObject
 
 _LEFT_BEHIND = {layout.snapshot_key(INITIAL_SNAPSHOT_ID), layout.transaction_log_key(INITIAL_SNAPSHOT_ID)}
 """What an interrupted creation leaves. It must not keep you from creating the repository again."""
@@ -54,7 +52,7 @@ def require_free(storage: Storage, check_clean_root: bool) -> None:
         )
 
 
-def create_repository(assets: AssetManager, config: Mapping[str, Any] | None) -> None:
+def create_repository(assets: AssetManager, config: JsonObject | None) -> None:
     """Write the files of a new repository, the one that makes it visible last.
 
     Parameters

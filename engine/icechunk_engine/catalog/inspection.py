@@ -6,7 +6,7 @@ The keys are those of the official ``inspect_…`` methods. A document leaves ou
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,7 @@ from icechunk_engine.format.snapshot import decode_snapshot
 from icechunk_engine.format.transaction_log import TransactionLog, decode_transaction_log
 from icechunk_engine.ids import ManifestId, NodeId, SnapshotId
 
-Document = dict[str, Any]
+Document = dict[str, object]
 
 _COMPRESSION = {header.COMPRESSION_NONE: "none", header.COMPRESSION_ZSTD: "zstd"}
 
@@ -154,7 +154,11 @@ def snapshot_document(data: bytes) -> Document:
 
 
 def _node(node: Node) -> Document:
-    document = {"id": str(node.node_id), "path": node.path, "node_type": "array" if node.is_array else "group"}
+    document: Document = {
+        "id": str(node.node_id),
+        "path": node.path,
+        "node_type": "array" if node.is_array else "group",
+    }
     if node.shape is None:
         return document
     names = node.shape.dimension_names or (None,) * node.shape.ndim

@@ -18,9 +18,9 @@ cached. A change takes three to five.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any, ClassVar, NoReturn, Self
+from typing import ClassVar, NoReturn, Self
 
 from icechunk_engine.assets import AssetManager
 from icechunk_engine.catalog.base import Catalog, FirstFiles, needs_spec_2
@@ -64,7 +64,7 @@ from icechunk_engine.format.repo_info import SnapshotRecord
 from icechunk_engine.format.snapshot import encode_snapshot, initial_snapshot
 from icechunk_engine.ids import INITIAL_SNAPSHOT_ID, ObjectId, SnapshotId
 from icechunk_engine.storage.base import Storage, Version
-from icechunk_engine.types import SpecVersion
+from icechunk_engine.types import JsonObject, SpecVersion
 
 
 class RefFileCatalog(Catalog):
@@ -294,7 +294,7 @@ class RefFileCatalog(Catalog):
 
     # --- files -------------------------------------------------------------------------------------------------
 
-    def first_files(self, created_us: int, config: Mapping[str, Any] | None) -> FirstFiles:
+    def first_files(self, created_us: int, config: JsonObject | None) -> FirstFiles:
         snapshot = encode_snapshot(initial_snapshot(created_us, 1), level=self.assets.config.compression_level)
         return FirstFiles(
             config=None if config is None else (layout.CONFIG_YAML, to_yaml(config)),

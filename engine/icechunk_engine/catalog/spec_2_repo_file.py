@@ -19,9 +19,9 @@ each time that another writer is faster.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 from icechunk_engine.assets import AssetManager
 from icechunk_engine.catalog import preconditions
@@ -53,7 +53,7 @@ from icechunk_engine.format.snapshot import encode_snapshot, initial_snapshot
 from icechunk_engine.format.transaction_log import TransactionLog, encode_transaction_log
 from icechunk_engine.ids import INITIAL_SNAPSHOT_ID, ObjectId, SnapshotId
 from icechunk_engine.storage.base import Version
-from icechunk_engine.types import SpecVersion
+from icechunk_engine.types import JsonObject, SpecVersion
 
 VersionedInfo = tuple[RepoInfo, Version]
 
@@ -231,7 +231,7 @@ class RepoFileCatalog(Catalog):
 
     # --- files -------------------------------------------------------------------------------------------------
 
-    def first_files(self, created_us: int, config: Mapping[str, Any] | None) -> FirstFiles:
+    def first_files(self, created_us: int, config: JsonObject | None) -> FirstFiles:
         level = self.assets.config.compression_level
         log = TransactionLog.empty(INITIAL_SNAPSHOT_ID)
         return FirstFiles(
@@ -240,10 +240,7 @@ class RepoFileCatalog(Catalog):
                 layout.snapshot_key(INITIAL_SNAPSHOT_ID): encode_snapshot(initial_snapshot(created_us), level=level),
                 layout.transaction_log_key(INITIAL_SNAPSHOT_ID): encode_transaction_log(log, level=level),
             },
-            visible=(
-                layout.REPO,
-                encode_repo_info(initial_repo_info(created_us, None if config is None else dict(config)), level=level),
-            ),
+            visible=(layout.REPO, encode_repo_info(initial_repo_info(created_us, config), level=level)),
         )
 
     def parent_in_file(self, parent_id: SnapshotId) -> SnapshotId | None:
