@@ -171,7 +171,7 @@ def reading(engine: Engine, path: Path, count: int, phases: Phases) -> None:
         with zarr.config.set({"async.concurrency": 64}), place.phase(phases, "zarr, 64 at a time"):
             array[:]
         with place.phase(phases, "dask, 16 threads"):
-            read = da.from_array(array, chunks=array.chunks).compute(num_workers=16)  # type: ignore[no-untyped-call]
+            read = da.from_array(array, chunks=array.chunks).compute(num_workers=16)
         np.testing.assert_array_equal(read, values)
 
 

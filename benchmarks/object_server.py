@@ -177,7 +177,8 @@ def _body(request: Request) -> bytes:
     """Return the body without the frames that some clients put around it."""
     if "aws-chunked" not in request.headers.get("content-encoding", ""):
         return request.body
-    parts, at = [], 0
+    parts: list[bytes] = []
+    at = 0
     while True:
         end = request.body.index(b"\r\n", at)
         size = int(request.body[at:end].partition(b";")[0], 16)

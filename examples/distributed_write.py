@@ -55,7 +55,8 @@ def main(location: Path) -> None:
     print("\nHistory of branch main, newest first:")
     for snapshot in repository.ancestry(branch="main"):
         print(f"  {snapshot.message}")
-    result = zarr.open_array(repository.readonly_session("main").store, path="anomaly", mode="r")[:]
+    array = zarr.open_array(repository.readonly_session("main").store, path="anomaly", mode="r")
+    result = np.asarray(array[:])
     print(f"\npool of processes: day 0 is {result[0, 0]:.0f}, day {DAYS - 1} is {result[-1, 0]:.0f}")
 
 

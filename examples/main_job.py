@@ -133,7 +133,7 @@ def write_anomalies(location: Path, prefix: str, repository: icechunk.Repository
 def correct_drift(repository: icechunk.Repository, truth: xr.Dataset) -> str:
     """Remove a sensor's drift from thirty days. This writes only the chunks of those days."""
     session = repository.writable_session("main")
-    anomalies = xr.open_dataset(session, engine="icechunk", group="anomalies")
+    anomalies = xarray_icechunk.open_dataset(session, group="anomalies", chunks=None)
     part = anomalies.isel(time=DRIFT_DAYS).load()
     part["t2m_anomaly"] = (part.t2m_anomaly - drift(truth)).astype("float32").assign_attrs(part.t2m_anomaly.attrs)
     xarray_icechunk.to_icechunk(
@@ -206,10 +206,11 @@ def make_netcdf(path: Path) -> xr.Dataset:
 def drift(dataset: xr.Dataset) -> xr.DataArray:
     """Return the error of one sensor in the north, in kelvin. It fades with the distance from the sensor."""
     distance = ((dataset.latitude - 63.0) / 6.0) ** 2 + ((dataset.longitude - 27.0) / 9.0) ** 2
-    return DRIFT_KELVIN * np.exp(-distance)
+    kelvin: xr.DataArray = DRIFT_KELVIN * np.exp(-distance)
+    return kelvin
 
 
-def smooth_noise(rng: np.random.Generator, smoothness: float, count: int = 1) -> NDArray[np.float32]:
+def smooth_noise(rng: np.random.Generator, smoothness: float, count: int = 1) -> NDArray[np.floating]:
     """Return random fields that vary over long distances, with mean 0 and standard deviation 1."""
     rows, columns = np.fft.fftfreq(LATITUDES), np.fft.rfftfreq(LONGITUDES)
     wave_number = np.hypot(rows[:, None], columns[None, :])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -49,7 +50,7 @@ def main(location: Path) -> None:
     show(location, "its earlier snapshot", snapshot_id=second)
 
 
-def show(location: Path, title: str, **version: object) -> None:
+def show(location: Path, title: str, **version: Any) -> None:
     with xr.open_dataset(location, engine="icechunk", **version) as dataset:
         print(f"{title:40}{dataset.level.values.round(2).tolist()}")
 

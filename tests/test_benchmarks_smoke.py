@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.mark.parametrize("workload", workloads.WORKLOADS, ids=lambda workload: workload.name)
 def test_workload_runs(workload: workloads.Workload, tmp_path: Path) -> None:
-    job = {"workload_name": workload.name, "path": str(tmp_path / "repo"), "size": workload.tiny}
+    job: dict[str, Any] = {"workload_name": workload.name, "path": str(tmp_path / "repo"), "size": workload.tiny}
     if workload.prepare is not None:
         child.run_stage("ours", stage="prepare", **job)
     result = child.run_stage("ours", stage="run", **job)

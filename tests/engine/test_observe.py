@@ -99,7 +99,7 @@ def test_what_is_no_filter_is_left_out_with_a_warning(wrong: str) -> None:
         ic.set_logs_filter(f"{wrong},icechunk.session=debug")
     assert logging.getLogger("icechunk_engine.session").isEnabledFor(logging.DEBUG)
     with pytest.raises(TypeError, match="such as 'debug'"):
-        ic.set_logs_filter(3)
+        ic.set_logs_filter(3)  # type: ignore[arg-type]
 
 
 def run(code: str, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -227,7 +227,7 @@ def test_errors_show_no_secret(name: str, caplog: pytest.LogCaptureFixture, monk
 
 
 def test_every_kind_of_credential_is_tried() -> None:
-    def all_kinds(cls: type) -> Iterator[type]:
+    def all_kinds(cls: type[Any]) -> Iterator[type]:
         for below in cls.__subclasses__():
             yield below
             yield from all_kinds(below)

@@ -156,6 +156,7 @@ def differences() -> Iterator[str]:
             if not hasattr(mine, thing):
                 yield label
             elif id(theirs) not in seen and inspect.isclass(theirs):
+                assert own is not None
                 yield from differing_members(label, theirs, own)
             elif id(theirs) not in seen and callable(theirs):
                 yield from differing_parameters(label, theirs, own)

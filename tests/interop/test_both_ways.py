@@ -145,7 +145,7 @@ def test_each_rebases_on_the_other(writer: ModuleType, reader: ModuleType, tmp_p
     zarr.open_array(late.store, path="group/grid", mode="r+")[4:6, 0:2] = 22
     early.commit("early")
     late.commit("late", rebase_with=writer.ConflictDetector())
-    grid = zarr.open_array(other.readonly_session("main").store, path="group/grid", mode="r")[:]
+    grid = np.asarray(zarr.open_array(other.readonly_session("main").store, path="group/grid", mode="r")[:])
     assert (grid[0:2, 0:2] == 11).all()
     assert (grid[4:6, 0:2] == 22).all()
 

@@ -104,8 +104,10 @@ def test_made_from_numbers() -> None:
     for enum in (ours.ConflictType, official.ConflictType):
         with pytest.raises(ValueError):
             enum(0)
-    assert ours.CompressionAlgorithm() is ours.CompressionAlgorithm.default()
-    assert int(official.CompressionAlgorithm()) == int(ours.CompressionAlgorithm())
+    compression: Any = ours.CompressionAlgorithm
+    assert compression() is compression.default()
+    theirs: Any = official.CompressionAlgorithm
+    assert int(theirs()) == int(compression())
     with pytest.raises(ValueError):
         ours.CompressionAlgorithm(1)
 

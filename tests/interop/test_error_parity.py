@@ -844,6 +844,7 @@ def test_same_error(name: str, tmp_path: Path) -> None:
     assert CASES[name].phrase in str(own)
     if isinstance(theirs, official.IcechunkError):
         assert type(own).__name__ == type(theirs).__name__, own
+        assert isinstance(own, ours.IcechunkError)
         assert own.kind == theirs.kind, own
     else:
         assert isinstance(own, getattr(builtins, type(theirs).__name__)), own

@@ -543,7 +543,8 @@ def optimistic_writers(ic: Any, path: Path) -> object:
         while True:
             session = repo.writable_session("main")
             root = zarr.open(session.store, mode="r+")
-            root.attrs["done"] = [*root.attrs.get("done", []), number]
+            attributes: Any = root.attrs
+            attributes["done"] = [*attributes.get("done", []), number]
             try:
                 session.commit(f"worker {number}")
             except ic.ConflictError:
@@ -552,7 +553,7 @@ def optimistic_writers(ic: Any, path: Path) -> object:
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(work, range(2)))
-    done = zarr.open(repo.readonly_session(branch="main").store, mode="r").attrs["done"]
+    done: Any = zarr.open(repo.readonly_session(branch="main").store, mode="r").attrs["done"]
     return sorted(done), sorted(messages(repo, branch="main"))
 
 

@@ -44,7 +44,7 @@ THINGS: list[Any] = [
     ic.ConflictDetector(),
     ic.Conflict(ic.ConflictType.ChunkDoubleUpdate, "/a", [[1]]),
     ic.VirtualChunkSpec([0], "s3://a/b", 0, 1),
-    ic.UpdateType.NewCommit("main", "x"),
+    ic.UpdateType.NewCommit("main", "x"),  # type: ignore[call-arg]
     ic.ManifestFileInfo("a", 1, 2),
     *ic.SpecVersion,
     *ic.SessionMode,

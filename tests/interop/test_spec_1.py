@@ -179,7 +179,7 @@ def test_each_rebases_on_the_other(writer: ModuleType, reader: ModuleType, tmp_p
         late.commit("late")
     assert caught.value.actual_parent == tip
     late.commit("late", rebase_with=writer.ConflictDetector())
-    grid = zarr.open_array(other.readonly_session("main").store, path="group/grid", mode="r")[:]
+    grid = np.asarray(zarr.open_array(other.readonly_session("main").store, path="group/grid", mode="r")[:])
     assert (grid[0:2, 0:2] == 11).all()
     assert (grid[4:6, 0:2] == 22).all()
     late, early = one.writable_session("main"), other.writable_session("main")

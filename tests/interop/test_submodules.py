@@ -9,7 +9,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import dask.array
 import icechunk as official
@@ -27,6 +27,7 @@ import icechunk_engine.config
 import icechunk_engine.conflicts
 import icechunk_engine.dask
 import icechunk_engine.distributed
+import icechunk_engine.ops
 import icechunk_engine.snapshots
 import icechunk_engine.testing
 import icechunk_engine.virtual
@@ -104,7 +105,7 @@ def test_reduction_of_what_dask_stored(ic: ModuleType) -> None:
     stored = [
         dask.array.store(
             dask.array.full(6, value, chunks=2, dtype="i4"),
-            zarr.open_array(fork.store, path=name, mode="r+"),
+            cast("Any", zarr.open_array(fork.store, path=name, mode="r+")),
             lock=False,
             compute=False,
             return_stored=True,
@@ -121,7 +122,7 @@ def test_reduction_of_what_dask_stored(ic: ModuleType) -> None:
 
 @both
 def test_placeholder_while_dask_infers(ic: ModuleType) -> None:
-    @ic.dask.computing_meta
+    @ic.dask.computing_meta  # type: ignore[untyped-decorator]
     def count(parts: list[int], **_: Any) -> int:
         """Counts."""
         return len(parts)
@@ -251,7 +252,7 @@ def test_a_slow_storage(ic: ModuleType) -> None:
 
 def test_latency_that_comes_later_is_waited_for() -> None:
     """Requests of a storage that waits go through the pool; it may begin to wait at any time."""
-    storage = ours.testing.LatencyStorage(ours.in_memory_storage())
+    storage: Any = ours.testing.LatencyStorage(ours.in_memory_storage())
     assert not storage.is_remote
     storage.write_latency_ms = 1
     assert storage.is_remote

@@ -13,6 +13,7 @@ import xarray as xr
 import zarr
 
 import icechunk_engine as ic
+import xarray_icechunk as xi
 from icechunk_engine.storage.wrappers import StorageCall, WrapperStorage
 from icechunk_engine.testing.faults import FaultStorage
 from xarray_icechunk import to_icechunk
@@ -68,7 +69,7 @@ def written(repo: ic.Repository, dataset: xr.Dataset) -> xr.Dataset:
     session = repo.writable_session("main")
     to_icechunk(dataset, session, mode="w", encoding=ONE_CHUNK)
     session.commit("dataset")
-    return xr.open_dataset(repo, engine="icechunk", chunks=None)
+    return xi.open_dataset(repo)
 
 
 def test_many_requests_at_a_time(far: Far, repo: ic.Repository, dataset: xr.Dataset) -> None:
@@ -98,7 +99,7 @@ def test_parts_of_chunks_and_chunks_that_are_not_there(repo: ic.Repository, data
     session.commit("parts")
     read = repo.readonly_session("main")
     assert read.chunk_type("/a", (25,)) is ic.ChunkType.uninitialized
-    opened = xr.open_dataset(read, engine="icechunk", chunks=None).a
+    opened = xi.open_dataset(read).a
     np.testing.assert_array_equal(opened.values, expected)
     np.testing.assert_array_equal(opened[111:2345:7].values, expected[111:2345:7])
 
@@ -107,7 +108,7 @@ def test_shards_are_left_to_zarr(repo: ic.Repository, dataset: xr.Dataset) -> No
     session = repo.writable_session("main")
     to_icechunk(dataset, session, encoding={"a": {"chunks": (100,), "shards": (1000,)}})
     session.commit("shards")
-    opened = xr.open_dataset(repo, engine="icechunk", chunks=None).a
+    opened = xi.open_dataset(repo).a
     np.testing.assert_array_equal(opened.values, dataset.a)
     np.testing.assert_array_equal(opened[950:1050].values, dataset.a[950:1050])
 
@@ -129,6 +130,6 @@ def test_an_error_ends_all_of_it(far: Far, repo: ic.Repository, dataset: xr.Data
         if method == "put":
             to_icechunk(dataset + 1, session, mode="w", encoding=ONE_CHUNK)
         else:
-            xr.open_dataset(session, engine="icechunk", chunks=None).load()
+            xi.open_dataset(session).load()
     assert not session.has_uncommitted_changes
     assert len(calls) < 20 + 2 * REQUESTS

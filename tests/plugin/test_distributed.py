@@ -148,7 +148,7 @@ def test_task_that_fails_once(client: Client, repo: Any, location: str, tmp_path
 class ForgetfulTarget:
     """A target of dask. One of its writes succeeds and then reports a failure."""
 
-    array: zarr.Array
+    array: zarr.Array[Any]
     flag: Path
 
     def __setitem__(self, index: Any, block: Any) -> None:

@@ -276,6 +276,7 @@ def test_multi_file_datasets(tmp_path: Path, dataset: xr.Dataset) -> None:
         paths.append(path)
         sessions.append(repo.readonly_session("main"))
     combine: Any = {"data_vars": "minimal", "coords": "minimal", "compat": "override", "join": "outer"}
+    sources: Any  # xarray passes on what the engine understands
     for sources, parallel in ((paths, False), (sessions, False), (paths, True), (sessions, True)):
         combined = xr.open_mfdataset(sources, engine="icechunk", parallel=parallel, **combine)
         assert combined.temperature.data.chunks is not None

@@ -95,7 +95,7 @@ def test_as_of_needs_a_time_zone(location: str, history: list[str], value: Any) 
         ({"snapshot_id": "X", "as_of": "2026-01-01T00:00:00Z"}, ["snapshot_id", "as_of"]),
     ],
 )
-def test_conflicting_refs_are_named(location: str, history: list[str], refs: dict[str, str], names: list[str]) -> None:
+def test_conflicting_refs_are_named(location: str, history: list[str], refs: dict[str, Any], names: list[str]) -> None:
     with pytest.raises(InvalidInputError) as caught:
         locate(location, **refs)
     assert caught.value.kind is ErrorKind.INVALID_REF_TYPE

@@ -419,7 +419,7 @@ def test_store_dask_checks_its_arguments(session: Session) -> None:
     with pytest.raises(InvalidInputError, match=r"session\.fork\(\)"):
         xi.store_dask(sources=[source], targets=[zarr.open_array(session.store, path="a", mode="r+")])
     with pytest.raises(InvalidInputError, match="not a dask array"):
-        xi.store_dask(sources=[np.ones((8, 6))], targets=[target])
+        xi.store_dask(sources=[np.ones((8, 6))], targets=[target])  # type: ignore[list-item]
     with pytest.raises(InvalidInputError, match="lock"):
         xi.store_dask(sources=[source], targets=[target], lock=True)
 
@@ -436,4 +436,4 @@ def test_merging_forks_changes_none_of_them(session: Session) -> None:
     assert values.tolist() == [0, 0, 1, 1, 2, 2, -1, -1]
     assert merge_forks(forks[0]) is forks[0]
     with pytest.raises(InvalidInputError, match=r"session\.merge"):
-        merge_forks([session])
+        merge_forks([session])  # type: ignore[list-item]

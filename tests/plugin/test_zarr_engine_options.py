@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from icechunk_engine.errors import InvalidInputError
 
 from .conftest import write
 
-OPENERS = [
+OPENERS: list[Callable[..., Any]] = [
     lambda location, **more: xr.open_dataset(location, engine="icechunk", **more),
     lambda location, **more: xr.open_dataset(location, engine="icechunk", chunks={}, **more),
     lambda location, **more: xr.open_mfdataset([location], engine="icechunk", **more),
@@ -48,8 +49,9 @@ def test_the_rest_is_refused_with_the_reason(
 ) -> None:
     write(repo, dataset)
     session = repo.writable_session("main")
-    calls: list[Callable[[], Any]] = [lambda opened=opened: opened(location, **more) for opened in OPENERS]
-    for call in (*calls, lambda: xi.to_icechunk(dataset, session, mode="w", **more)):
+    calls: list[Callable[[], Any]] = [partial(opened, location, **more) for opened in OPENERS]
+    calls.append(lambda: xi.to_icechunk(dataset, session, mode="w", **more))
+    for call in calls:
         with pytest.raises(InvalidInputError, match=reason):
             call()
     assert not session.has_uncommitted_changes

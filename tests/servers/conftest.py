@@ -24,6 +24,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -185,7 +186,7 @@ def web_server(web_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 def s3_at(server: Running, prefix: str, **options: object) -> Storage:
-    given = {"access_key_id": "key", "secret_access_key": "secret", **options}
+    given: dict[str, Any] = {"access_key_id": "key", "secret_access_key": "secret", **options}
     return s3_storage(
         bucket=BUCKET, prefix=prefix, region="us-east-1", endpoint_url=server.url, allow_http=True, **given
     )

@@ -39,7 +39,7 @@ def test_a_wrong_clock_is_refused(store: Storage, set_clock: Callable[[float], N
     tip = edited(repo).commit("right")
     session = edited(repo)
     set_clock(seconds)
-    changes = [lambda: session.commit("wrong"), lambda: session.flush("wrong")]
+    changes: list[Callable[[], object]] = [lambda: session.commit("wrong"), lambda: session.flush("wrong")]
     if seconds > 0:
         changes.append(lambda: repo.create_tag("wrong", tip))
     for change in changes:

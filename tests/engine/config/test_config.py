@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -291,11 +292,12 @@ def test_wrong_types_are_what_they_are_with_official(lib: Any, make: Any) -> Non
 
 
 def test_headers_that_cannot_be_sent_are_refused_where_storages_are_made() -> None:
-    for make in (
+    makers: list[Callable[[dict[str, str]], object]] = [
         lambda headers: icechunk_engine.http_storage("https://h/x", headers=headers),
         lambda headers: icechunk_engine.s3_storage(bucket="b", prefix="p", anonymous=True, headers=headers),
         lambda headers: icechunk_engine.gcs_storage(bucket="b", prefix="p", anonymous=True, write_headers=headers),
-    ):
+    ]
+    for make in makers:
         make({"x-fine": "a b\tc"})
         for headers in ({"a b": "c"}, {"a:": "c"}, {"a": "b\nc"}, {"a": "\0"}):
             with pytest.raises(InvalidInputError) as caught:
@@ -311,7 +313,7 @@ def test_stored_headers_that_cannot_be_sent_keep_nobody_from_opening() -> None:
 
 def test_no_attribute_by_mistake() -> None:
     with pytest.raises(AttributeError):
-        RepositoryConfig().inline_treshold = 3  # type: ignore[attr-defined]
+        RepositoryConfig().inline_treshold = 3
 
 
 def test_resolve() -> None:
@@ -510,7 +512,7 @@ def test_reprs_can_be_evaluated(value: Any) -> None:
     "value",
     [
         creds.s3_credentials(access_key_id="a" * 20, secret_access_key="b", session_token="c"),
-        creds.s3_refreshable_credentials(print),
+        creds.s3_refreshable_credentials(print),  # type: ignore[arg-type]
         creds.gcs_credentials(bearer_token="a"),
         creds.azure_credentials(sas_token="a"),
         creds.GcsBearerCredential("a"),

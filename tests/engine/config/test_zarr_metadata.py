@@ -113,7 +113,8 @@ def test_rectilinear_runs_and_lists_are_one(runs: list[tuple[int, int]], shuffle
 
 def test_bare_rectilinear_edge_repeats_as_in_zarr() -> None:
     with zarr.config.set({"array.rectilinear_chunks": True}):
-        array = zarr.create_array({}, shape=(10, 6), chunks=[[3, 3, 4], 4], dtype="int8")
+        chunks: Any = [[3, 3, 4], 4]
+        array = zarr.create_array({}, shape=(10, 6), chunks=chunks, dtype="int8")
         data = json.dumps(array.metadata.to_dict()).encode()
     assert json.loads(data)["chunk_grid"]["configuration"]["chunk_shapes"][1] == 4
     kind, shape = parse_node_metadata(data, for_write=True)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from icechunk_engine.catalog.dates import utc_of_column, utc_of_us
 from icechunk_engine.columns.tables import BytesTable, gather_ranges, insert_ragged, starts_of
@@ -37,7 +40,8 @@ def test_lists_are_inserted(lists: list[list[int]], data: st.DataObject) -> None
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 9)), max_size=20), st.sampled_from([np.int64, np.uint64]))
 def test_ranges_are_gathered(ranges: list[tuple[int, int]], dtype: type) -> None:
     items = np.arange(50)
-    starts, lengths = (np.array([pair[side] for pair in ranges], dtype) for side in (0, 1))
+    pairs: NDArray[Any] = np.array(ranges, dtype).reshape(-1, 2)
+    starts, lengths = pairs[:, 0], pairs[:, 1]
     expected = [item for start, length in ranges for item in range(start, start + length)]
     assert gather_ranges(items, starts, lengths).tolist() == expected
 

@@ -183,15 +183,15 @@ def read(data: bytes) -> list[dict[str, Any]]:
     """Rows as our reader sees them."""
     tables = Buffer(np.frombuffer(data, np.uint8)).root().vectors(0, 4, "rows").tables()
     columns: dict[str, list[Any]] = {
-        "big": tables.scalar(BIG, "u8").tolist(),
-        "small": tables.scalar(SMALL, "i2").tolist(),
-        "byte": tables.scalar(BYTE, "u1").tolist(),
+        "big": tables.scalar(BIG, np.uint64).tolist(),
+        "small": tables.scalar(SMALL, np.int16).tolist(),
+        "byte": tables.scalar(BYTE, np.uint8).tolist(),
         "id": [row.tobytes() for row in tables.struct(ID, 12)[0]],
         "text": tables.strings(TEXT).texts(),
     }
     lists = tables.vectors(LIST, 4)
     stops = np.cumsum(lists.lengths)
-    flat = lists.scalars("u4").tolist()
+    flat = lists.scalars(np.uint32).tolist()
     columns["list"] = [flat[stop - length : stop] for stop, length in zip(stops, lists.lengths, strict=True)]
     present = {name: tables.present(slot).tolist() for name, slot in SLOTS.items()}
     return [{name: columns[name][row] if present[name][row] else None for name in SLOTS} for row in range(len(tables))]
@@ -333,14 +333,14 @@ def test_blocks_are_read_back(n: int) -> None:
     columns = columns_of(n, seed=n)
     data = placed(n, columns, wide=True)
     tables = Buffer(np.frombuffer(data, np.uint8)).root().vectors(0, 4).tables()
-    np.testing.assert_array_equal(tables.scalar(4, "u8"), columns["offsets"])
-    np.testing.assert_array_equal(tables.vectors(0, 4).matrix("u4", n % 4, "index"), columns["index"])
+    np.testing.assert_array_equal(tables.scalar(4, np.uint64), columns["offsets"])
+    np.testing.assert_array_equal(tables.vectors(0, 4).matrix(np.uint32, n % 4, "index"), columns["index"])
     assert tables.strings(1) == columns["names"].take(columns["runs"])
     seconds = np.where(columns["sometimes"], columns["seconds"], 9)
-    np.testing.assert_array_equal(tables.scalar(3, "u4", 9), seconds)
+    np.testing.assert_array_equal(tables.scalar(3, np.uint32, 9), seconds)
     np.testing.assert_array_equal(tables.present(5), ~columns["sometimes"])
     taken = tables.take(np.arange(n)[::-1])
-    np.testing.assert_array_equal(taken.scalar(4, "u8"), columns["offsets"][::-1])
+    np.testing.assert_array_equal(taken.scalar(4, np.uint64), columns["offsets"][::-1])
 
 
 def test_equal_work_vanishes_in_the_items_of_a_block() -> None:
@@ -348,7 +348,7 @@ def test_equal_work_vanishes_in_the_items_of_a_block() -> None:
     n = 3 * blocks.MAX_BLOCK_ROWS
     data = placed(n, columns_of(n, seed=1), wide=False)
     vector = Buffer(np.frombuffer(data, np.uint8)).root().vectors(0, 4)
-    assert len(np.unique(vector.scalars("u4"))) <= n // blocks.MIN_BLOCK_ROWS
+    assert len(np.unique(vector.scalars(np.uint32))) <= n // blocks.MIN_BLOCK_ROWS
 
 
 def test_strings_used_by_few_blocks_are_copied_and_others_are_not() -> None:
@@ -432,7 +432,7 @@ def test_missing_fields_and_wrong_widths_are_refused() -> None:
     refused(lambda: tables.required_struct(ID, 12, "id"))
     refused(lambda: tables.vectors(LIST, 4, "list"))
     refused(lambda: tables.children(TEXT, "text"))
-    refused(lambda: tables.vectors(LIST, 4).matrix("u4", 1, "list"))
+    refused(lambda: tables.vectors(LIST, 4).matrix(np.uint32, 1, "list"))
     assert tables.strings(TEXT).texts() == ["", ""]
 
 
@@ -462,7 +462,12 @@ def test_a_small_file_cannot_ask_for_much_memory() -> None:
     tables.point(0, arena.vector(np.zeros(100_000, np.uint32)))
     data = arena.tobytes()
     found = buffer(data).root().vectors(0, 4).tables().vectors(0, 4)
-    for gather in (lambda: found.scalars("u4"), lambda: found.matrix("u4", 100_000, "x"), found.bytes_table):
+    gathers: list[Callable[[], object]] = [
+        lambda: found.scalars(np.uint32),
+        lambda: found.matrix(np.uint32, 100_000, "x"),
+        found.bytes_table,
+    ]
+    for gather in gathers:
         refused(gather)
 
 
@@ -536,6 +541,6 @@ def test_tables_without_vtables_in_common_or_with_few() -> None:
             struct.pack_into("<i", writer.data, place, place - vtables[1 + pattern])
             struct.pack_into("<I", writer.data, place + 4 + pattern, row)
         tables = Tables(buffer(bytes(writer.data)), positions.astype(np.int64))
-        assert tables.scalar(0, "u4").tolist() == list(range(n))
+        assert tables.scalar(0, np.uint32).tolist() == list(range(n))
         assert tables.present(0).all()
         assert not tables.present(1).any()

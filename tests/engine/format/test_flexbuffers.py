@@ -130,7 +130,9 @@ def test_numpy_scalars_and_bytes() -> None:
         "raw": [1, 2],
         "t": [1, 2],
     }
-    assert math.isnan(flexbuffers.loads(flexbuffers.dumps(float("nan"))))
+    nan = flexbuffers.loads(flexbuffers.dumps(float("nan")))
+    assert isinstance(nan, float)
+    assert math.isnan(nan)
 
 
 @pytest.mark.parametrize(

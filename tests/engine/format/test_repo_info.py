@@ -46,7 +46,7 @@ NOW_US = 1_700_000_000_000_000
 
 
 def info_of(parent: SnapshotId | None, message: str = "m", **more: Any) -> SnapshotRecord:
-    fields = {
+    fields: dict[str, Any] = {
         "id": SnapshotId.random(),
         "parent_id": parent,
         "flushed_at_us": NOW_US,

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import icechunk as official
 import numpy as np
@@ -74,7 +75,7 @@ def write_repo(place: Path, body: bytes) -> None:
     (place / "repo").write_bytes(pack(FileType.REPO_INFO, 2, body))
 
 
-def change_snapshot(place: Path, snapshot_id: str, **fields: object) -> None:
+def change_snapshot(place: Path, snapshot_id: str, **fields: Any) -> None:
     file = place / layout.snapshot_key(SnapshotId.from_str(snapshot_id))
     file.write_bytes(encode_snapshot(dataclasses.replace(decode_snapshot(file.read_bytes()), **fields)))
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,15 +22,15 @@ from tests.bounded import run_bounded
 N_BYTES = 800
 HUGE = [2**31, 2**40, 2**62, 2**63 - 1, 2**63, 2**64 - 1]
 
+
+def filled(field: str, value: int, refs: ChunkRefs) -> ChunkRefs:
+    column: Any = np.full(len(refs), value, np.uint64)
+    return dataclasses.replace(refs, **{field: column})
+
+
 EDITS: dict[str, Callable[[ChunkRefs], ChunkRefs]] = {
-    **{
-        f"length {n}": lambda refs, n=n: dataclasses.replace(refs, lengths=np.full(len(refs), n, np.uint64))
-        for n in HUGE
-    },
-    **{
-        f"offset {n}": lambda refs, n=n: dataclasses.replace(refs, offsets=np.full(len(refs), n, np.uint64))
-        for n in HUGE
-    },
+    **{f"length {n}": partial(filled, "lengths", n) for n in HUGE},
+    **{f"offset {n}": partial(filled, "offsets", n) for n in HUGE},
     "both": lambda refs: dataclasses.replace(
         refs, lengths=np.full(len(refs), 2**63, np.uint64), offsets=np.full(len(refs), 2**63, np.uint64)
     ),

@@ -8,6 +8,7 @@ import itertools
 import random
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -112,7 +113,8 @@ def hostile_manifest(data: bytes, chance: random.Random) -> bytes:
             refs, locations=BytesTable.of([chance.choice(LOCATIONS) for _ in refs.locations.raws()])
         )
     elif not len(refs.inline_data):
-        refs = dataclasses.replace(refs, **{name: with_item(getattr(refs, name), chance)})
+        changed: dict[str, Any] = {name: with_item(getattr(refs, name), chance)}
+        refs = dataclasses.replace(refs, **changed)
     arrays[at] = node_id, refs
     return encode_manifest(dataclasses.replace(manifest, arrays=tuple(arrays)))
 
@@ -221,8 +223,8 @@ def operations(storage: ic.Storage) -> dict[str, Callable[[], object]]:
         "list": lambda: asyncio.run(list_all(opened().readonly_session("main"))),
         "locations": lambda: opened().readonly_session("main").all_virtual_chunk_locations(),
         "diff": diff,
-        **{f"read {name}": lambda name=name: read(name) for name in ("a", "g/b", "c", "v")},
-        **{f"commit {name}": lambda name=name: commit(name) for name in ("a", "g/b")},
+        **{f"read {name}": partial(read, name) for name in ("a", "g/b", "c", "v")},
+        **{f"commit {name}": partial(commit, name) for name in ("a", "g/b")},
         "rebase": rebase,
         "delete": delete,
         "move": move,

@@ -93,7 +93,7 @@ def _seeds() -> dict[str, Any]:
             values[:] = "ab"
         zoo[f"sub/{name}/.zarray"] = _zarray(values, (2,), fill_value=fill, dimension_separator="/")
         zoo[f"sub/{name}/0"] = _inline(values[:2].tobytes())
-    filtered = {
+    filtered: dict[str, Any] = {
         "d/.zarray": _zarray(grid.astype("<i2"), (3, 4), order="F", filters=[{"id": "delta", "dtype": "<i2"}]),
         "z/.zarray": _zarray(grid, (3, 4), compressor={"id": "zlib", "level": 1}, filters=[{"id": "shuffle"}]),
         "k/.zarray": _zarray(grid, (2, 2), compressor={"id": "blosc", "cname": "lz4", "clevel": 5, "shuffle": 1}),
@@ -138,13 +138,13 @@ def _nested(levels: int, kind: Any) -> Any:
 
 
 ODD: list[Callable[[], Any]] = [
-    *[lambda value=value: value for value in (None, True, False, 0, 1, -1, 3, 7, 2**31, 2**32 - 1, 2**32)],  # type: ignore[misc]
-    *[lambda value=value: value for value in (2**63 - 1, 2**63, 2**64, 10**30, -(2**63), 1e3, 0.5, -0.0)],  # type: ignore[misc]
-    *[lambda value=value: value for value in (float("nan"), float("inf"), 1e308, 1e18, 10**18)],  # type: ignore[misc]
-    *[lambda value=value: value for value in ("", "x", "0", "1e3", "NaN", "-1", "\0", "é", "٣", "a/b", "..")],  # type: ignore[misc]
-    *[lambda value=value: value for value in ("\ud800", "9" * 5000, "base64:", "base64:AAAA", "{{", "{{u}}", "}}")],  # type: ignore[misc]
-    *[lambda value=value: value for value in ("{{i * i}}", "{{f(c='{{u}}')}}", "{% x %}", "{{1/0}}", "{{i.x}}")],  # type: ignore[misc]
-    *[lambda value=value: value for value in ("s3://b/\ud800", "file:///etc/passwd", "http://h/?x", "zip://a::b")],  # type: ignore[misc]
+    *[lambda value=value: value for value in (None, True, False, 0, 1, -1, 3, 7, 2**31, 2**32 - 1, 2**32)],
+    *[lambda value=value: value for value in (2**63 - 1, 2**63, 2**64, 10**30, -(2**63), 1e3, 0.5, -0.0)],
+    *[lambda value=value: value for value in (float("nan"), float("inf"), 1e308, 1e18, 10**18)],
+    *[lambda value=value: value for value in ("", "x", "0", "1e3", "NaN", "-1", "\0", "é", "٣", "a/b", "..")],
+    *[lambda value=value: value for value in ("\ud800", "9" * 5000, "base64:", "base64:AAAA", "{{", "{{u}}", "}}")],
+    *[lambda value=value: value for value in ("{{i * i}}", "{{f(c='{{u}}')}}", "{% x %}", "{{1/0}}", "{{i.x}}")],
+    *[lambda value=value: value for value in ("s3://b/\ud800", "file:///etc/passwd", "http://h/?x", "zip://a::b")],
     list,
     dict,
     lambda: [1],
@@ -355,7 +355,8 @@ def mutant(number: int, seeds: dict[str, Any]) -> tuple[Any, dict[Any, Any]]:
         return _with_double_key(rng, text), {}
     if form < 0.92:
         return _noise(rng, text.encode()), {}
-    pack = rng.choice([gzip.compress, zstandard.compress])
+    packers: list[Callable[[bytes], bytes]] = [gzip.compress, zstandard.compress]
+    pack = rng.choice(packers)
     return _noise(rng, pack(text.encode())), {}
 
 

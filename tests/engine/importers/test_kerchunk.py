@@ -50,7 +50,7 @@ def weather(start: int = 0, days: int = 4) -> xr.Dataset:
 
 
 def write_netcdf(path: Path, dataset: xr.Dataset) -> Path:
-    encoding = {
+    encoding: dict[str, Any] = {
         "t2m": {
             "dtype": "i2",
             "scale_factor": 0.01,

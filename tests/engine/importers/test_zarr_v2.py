@@ -65,10 +65,10 @@ def reference_set_of(stored: Stored) -> dict[str, Any]:
     return {"version": 1, "refs": {key: value(key, content.to_bytes()) for key, content in stored.items()}}
 
 
-def imported(refs: dict[str, Any], path: str) -> zarr.Array:
+def imported(refs: dict[str, Any], path: str) -> zarr.Array[Any]:
     """The one array of a set, read by zarr from the planned document and chunks."""
     (planned,) = plan_import(read_reference_set(refs)).arrays
-    stored = {f"{path}/zarr.json": cpu.Buffer.from_bytes(planned.content)}
+    stored: dict[str, Buffer] = {f"{path}/zarr.json": cpu.Buffer.from_bytes(planned.content)}
     for row, index in enumerate(planned.refs.indices.tolist()):
         chunk = planned.refs.row(row).inline
         assert chunk is not None
@@ -76,7 +76,7 @@ def imported(refs: dict[str, Any], path: str) -> zarr.Array:
     return zarr.open_array(MemoryStore(stored), path=path, mode="r", zarr_format=3)
 
 
-def assert_same(actual: zarr.Array, expected: zarr.Array) -> None:
+def assert_same(actual: zarr.Array[Any], expected: zarr.Array[Any]) -> None:
     a, b = np.asarray(actual[...]), np.asarray(expected[...])
     assert a.dtype.newbyteorder("=") == b.dtype.newbyteorder("=")
     assert a.shape == b.shape
@@ -95,7 +95,7 @@ def assert_equal_values(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> Non
 
 def write_v2(
     data: np.ndarray[Any, Any], chunks: tuple[int, ...], holes: list[bool], **options: Any
-) -> tuple[Stored, zarr.Array]:
+) -> tuple[Stored, zarr.Array[Any]]:
     """An array of which some chunks are left out."""
     stored: Stored = {}
     store = MemoryStore(stored)
@@ -294,7 +294,7 @@ def test_packbits_and_bitround(dtype: str, codec: Any, rng: Any, layout: Any, or
     holes=holes_of,
 )
 def test_variable_length_text(
-    layout: Any, order: str, rng: Any, compressor: Any, fill: Any, holes: list[bool]
+    layout: Any, order: Any, rng: Any, compressor: Any, fill: Any, holes: list[bool]
 ) -> None:
     shape, chunks = layout
     texts = rng.choice(np.array(["", "a", "é漢", "three words here"], object), shape)

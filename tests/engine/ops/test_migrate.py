@@ -301,7 +301,7 @@ def test_a_fault_at_each_request_then_again() -> None:
     for n in range(n_calls):
         for moment in ("before", "after"):
             inner = copy()
-            hook = FailOnce(n, moment)  # type: ignore[arg-type]
+            hook = FailOnce(n, moment)
             _, error = attempt(inner, hook)
             n_failed += error is not None
             if hook.failed is None:  # the call raises anyway: it looks for something that is not there
@@ -367,7 +367,7 @@ def histories(draw: st.DrawFn) -> tuple[Refs, dict[SnapshotId, SnapshotRecord]]:
 def test_what_the_repo_info_says(history: tuple[Refs, dict[SnapshotId, SnapshotRecord]], at_us: int) -> None:
     refs, infos = history
     info = upgraded_repo_info(refs, infos, None, at_us)
-    assert (info.branches, info.tags, info.deleted_tags) == (refs.branches, refs.tags, set(refs.deleted_tags))
+    assert (info.branches, info.tags, info.deleted_tags) == (refs.branches, refs.tags, frozenset(refs.deleted_tags))
     assert {one.id: one for one in map(info.snapshots.record, range(len(info.snapshots)))} == infos
     records = [info.updates.record(row) for row in range(len(info.updates))]
     times = [record.updated_at_us for record in records]

@@ -79,10 +79,7 @@ def one(path: Path, folder: str) -> Path:
         "snapshots": lambda: opened(path).lookup_branch("main"),
         "transactions": lambda: opened(path).lookup_branch("main"),
         "manifests": lambda: (
-            workspace_of(opened(path).readonly_session("main"))
-            .get_node("/native")
-            .manifests[0]  # type: ignore[union-attr]
-            .manifest_id
+            workspace_of(opened(path).readonly_session("main")).get_node("/native").manifests[0].manifest_id
         ),
     }[folder]()
     return path / folder / str(newest)

@@ -44,7 +44,7 @@ def test_a_wrong_clock_is_refused(repo: Repository, set_clock: Callable[[float],
     session = repo.writable_session("main")
     zarr.open_group(session.store, mode="a").attrs["x"] = 1
     set_clock(seconds)
-    endings = [session.commit, session.flush]
+    endings: list[Callable[[str], str]] = [session.commit, session.flush]
     if repo.spec_version == SpecVersion.v2:
         endings.append(session.amend)
     for end in endings:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +107,7 @@ def test_disjoint_writers_rebase(tmp_path: Path) -> None:
         worker.join(300)
     assert [worker.exitcode for worker in workers] == [0] * WRITERS
     final = zarr.open_array(repo.readonly_session("main").store, path="a", mode="r")[:]
-    assert np.array_equal(final, np.arange(WRITERS)[:, None] * 1000 + np.arange(WRITES))  # type: ignore[arg-type]
+    assert np.array_equal(final, np.arange(WRITERS)[:, None] * 1000 + np.arange(WRITES))
     assert len(list(repo.ancestry(branch="main"))) == WRITERS * WRITES + 2
     alone = str(tmp_path / "serial")
     _empty_array(alone)
@@ -217,7 +219,7 @@ def test_who_lost_gives_way_where_requests_take_time(monkeypatch: pytest.MonkeyP
     session = ic.Repository.open(overtaken).writable_session("main")
     zarr.open_array(session.store, path="a", mode="r+")[0] = 9
     bounds: list[float] = []
-    monkeypatch.setattr(swapping.random, "uniform", lambda low, high: bounds.append(high) or low)
+    monkeypatch.setattr(random, "uniform", lambda low, high: bounds.append(high) or low)
     overtaken.hook = overtake
     session.commit("mine", rebase_with=ic.ConflictDetector())
     assert bounds == ([1, 2, 3] if far else [])
@@ -227,8 +229,8 @@ def test_who_lost_gives_way_where_requests_take_time(monkeypatch: pytest.MonkeyP
 
 def test_who_prepared_for_long_does_not_wait_for_as_long(monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
-    monkeypatch.setattr(swapping.random, "uniform", lambda low, high: high)
-    monkeypatch.setattr(swapping.time, "sleep", waits.append)
+    monkeypatch.setattr(random, "uniform", lambda low, high: high)
+    monkeypatch.setattr(time, "sleep", waits.append)
     for attempts, took_s in ((1, 0.25), (3, 0.25), (1, 300), (100, 300)):
         swapping.wait_after_lost_commit(attempts, took_s)
     assert waits == [0.25, 0.75, 1, 8]

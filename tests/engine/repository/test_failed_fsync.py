@@ -39,6 +39,7 @@ def tip(repo: Repository) -> str:
 
 
 def values(repo: Repository, name: str = "a") -> set[int]:
+    assert isinstance(repo.storage, LocalStorage)
     again = Repository.open(LocalStorage(str(repo.storage.root)))
     return set(np.asarray(zarr.open_array(again.readonly_session("main").store, path=name, mode="r")[:]).tolist())
 
@@ -222,6 +223,7 @@ def test_a_commit_that_was_interrupted_before_its_last_sync_is_synced_later(repo
             session.commit("edits")
         patch.setattr(os, "fsync", recorded)
         session.commit("edits")
+    assert isinstance(repo.storage, LocalStorage)
     folder = repo.storage.root if repo.spec_version == SpecVersion.v2 else f"{repo.storage.root}/refs/branch.main"
     assert folder in synced
 

@@ -26,7 +26,7 @@ def session(repo: Repository) -> ic.Session:
 
 
 def copy(fork: ForkSession) -> ForkSession:
-    return pickle.loads(pickle.dumps(fork))  # type: ignore[no-any-return]
+    return pickle.loads(pickle.dumps(fork))
 
 
 def write(session: ic.Session, start: int, stop: int, value: int) -> None:
@@ -303,5 +303,5 @@ def test_merge_takes_sessions(session: ic.Session, wrong: object) -> None:
     write(fork, 0, 2, 1)
     for others in ((wrong,), (fork, wrong), (fork.store,)):
         with pytest.raises(TypeError, match=r"merge takes forks, as in session\.merge"):
-            session.merge(*others)  # type: ignore[arg-type]
+            session.merge(*others)
     assert not session.has_uncommitted_changes

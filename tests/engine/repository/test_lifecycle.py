@@ -6,6 +6,7 @@ import asyncio
 import pickle
 import time
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import numpy as np
 import pytest
@@ -76,7 +77,8 @@ def test_commit_and_time_travel(repo: Repository) -> None:
         repo.readonly_session("main", as_of=between - timedelta(days=1))
     assert caught.value.kind == ErrorKind.NO_SNAPSHOT_AT_TIME
     assert repo.lookup_snapshot(first).message == "one"
-    assert [info.id for info in asyncio.run(_collect(repo.async_ancestry(branch="main")))][0] == second
+    history: list[Any] = asyncio.run(_collect(repo.async_ancestry(branch="main")))
+    assert history[0].id == second
 
 
 async def _collect[T](items) -> list[T]:  # type: ignore[no-untyped-def]

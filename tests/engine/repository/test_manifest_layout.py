@@ -37,7 +37,7 @@ edges = st.one_of(st.none(), st.sampled_from([(2, 2), (1, 5), (6, 1), (4, 3)]))
 def configured(split: tuple[int, int] | None) -> ic.RepositoryConfig:
     config = ic.RepositoryConfig.default()
     if split is not None:
-        sizes = {ic.ManifestSplitDimCondition.Axis(axis): edge for axis, edge in enumerate(split)}
+        sizes: dict[Any, int] = {ic.ManifestSplitDimCondition.Axis(axis): edge for axis, edge in enumerate(split)}
         config.manifest = ic.ManifestConfig(
             splitting=ic.ManifestSplittingConfig.from_dict({ic.ManifestSplitCondition.AnyArray(): sizes})
         )

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import icechunk as official
+import icechunk
 import pytest
 import xarray as xr
 
@@ -87,6 +87,9 @@ def test_what_is_no_place(place: Any) -> None:
 @pytest.fixture
 def theirs(tmp_path: Path) -> Any:
     return official.Repository.create(official.in_memory_storage())
+
+
+official: Any = icechunk  # its objects are passed where ours belong
 
 
 def ours() -> ic.Repository:
@@ -228,7 +231,7 @@ def test_official_objects_are_named_as_such(mistake: str, theirs: Any) -> None:
 
 def test_other_objects_are_not_called_official() -> None:
     with pytest.raises(TypeError, match=r"not 3$"):
-        ic.Repository.open(3)
+        ic.Repository.open(3)  # type: ignore[arg-type]
     assert official_class(ours()) is None
     assert official_class("text") is None
     assert official_class(official.in_memory_storage()) == "Storage"

@@ -141,7 +141,7 @@ def test_a_swap_that_was_lost_costs_log_snapshot_and_swap(storage: CountingStora
     assert storage.requests["get_versioned"] == 4  # before; whether it was lost; to try again; to rebase
     assert storage.requests["copy"] == storage.requests["replace"] == 2
     values = zarr.open_group(Repository.open(storage).readonly_session("main").store, mode="r")
-    assert (values[mine][0, 0], values[path][row, 0]) == (7, 9)  # type: ignore[index]
+    assert (values[mine][0, 0], values[path][row, 0]) == (7, 9)
 
 
 def test_a_rebase_reads_the_logs_and_the_tip(storage: CountingStorage) -> None:

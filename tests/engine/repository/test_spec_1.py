@@ -9,6 +9,7 @@ import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,11 @@ NAMES = st.sampled_from(REF_NAMES)
 MARKS = st.integers(0, 8)
 
 
+def _chosen(known: list[str], mark: int) -> str:
+    """One of the known ids, or one that is unknown."""
+    return [*known, UNKNOWN_ID][mark % (len(known) + 1)]
+
+
 class TwinMachine(RuleBasedStateMachine):
     """The same steps on a repository of either version: same results, same errors, same history."""
 
@@ -213,11 +219,11 @@ class TwinMachine(RuleBasedStateMachine):
 
     def both(self, step: Callable[[Repository, Callable[[int], str], int], Any]) -> None:
         """Run a step on both; ids are named by their number, as they differ."""
-        answers = []
+        answers: list[tuple[Any, Any]] = []
         for side, repo in enumerate(self.repos):
             known = self.ids[side]
             try:
-                answer = step(repo, lambda mark, known=known: ([*known, UNKNOWN_ID])[mark % (len(known) + 1)], side)
+                answer = step(repo, partial(_chosen, known), side)
                 answers.append(("ok", self.named(answer, side)))
             except ic.IcechunkError as error:
                 answers.append((type(error), error.kind))
@@ -310,7 +316,7 @@ class TwinMachine(RuleBasedStateMachine):
 
 
 def test_answers_as_spec_2_does() -> None:
-    run_state_machine_as_test(TwinMachine)  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(TwinMachine)
 
 
 # --- sessions ------------------------------------------------------------------------------------------------------
@@ -444,7 +450,7 @@ def test_a_fault_at_each_request_of_a_commit() -> None:
     assert n_calls >= 6
     for n in range(n_calls):
         for moment in ("before", "after"):
-            hook = FailOnce(n, moment)  # type: ignore[arg-type]
+            hook = FailOnce(n, moment)
             _, repo, session, error = attempt(hook)
             assert error is not None
             assert hook.failed is not None

@@ -78,7 +78,8 @@ class LockCheckingStorage(ObservingStorage):
     def around[R](self, call: StorageCall, function: Callable[[], R]) -> R:
         self.methods.add(call.method)
         assert not CheckedLock.held(), f"{call.method} of {call.keys} is made under a lock"
-        for lock in locks.memory_locks():
+        made: list[Any] = list(locks.memory_locks())
+        for lock in made:
             if isinstance(lock, CheckedLock):
                 assert not lock.is_held_for_long(), f"a lock is held while {call.method} of {call.keys} is waited for"
         return function()

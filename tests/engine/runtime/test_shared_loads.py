@@ -69,7 +69,7 @@ def test_what_several_ask_for_is_loaded_once() -> None:
         joined.release()
         return found
 
-    loads._join = join  # type: ignore[method-assign]
+    loads._join = join  # type: ignore[method-assign,assignment]
 
     def let_go() -> None:
         for _ in range(5):
@@ -77,7 +77,7 @@ def test_what_several_ask_for_is_loaded_once() -> None:
         loader.go.set()
 
     async def on_a_loop() -> list[str]:
-        return await asyncio.gather(loads.load_async("k", loader), loads.load_async("k", loader))
+        return list(await asyncio.gather(loads.load_async("k", loader), loads.load_async("k", loader)))
 
     results = in_threads(
         let_go,

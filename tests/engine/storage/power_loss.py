@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -233,11 +234,10 @@ class Disk:
         """States that a crash may leave now, as files by path: the extremes, and some at random."""
         for keeps_names in (False, True):
             for leave in (_nothing, _everything, _zeros):
-                yield self._state(lambda keeps=keeps_names: keeps, leave)
+                yield self._state(partial(bool, keeps_names), leave)
         for _ in range(n_random):
-            bias = rng.random()
             yield self._state(
-                lambda bias=bias: rng.random() < bias,
+                partial(_happens, rng, rng.random()),
                 lambda data, n: rng.choice((_nothing, _everything, _zeros, _torn(rng)))(data, n),
             )
 
@@ -266,6 +266,10 @@ def _change(entries: Entries, name: str, named: int | None) -> None:
         entries.pop(name, None)
     else:
         entries[name] = named
+
+
+def _happens(rng: random.Random, probability: float) -> bool:
+    return rng.random() < probability
 
 
 def _nothing(data: bytes, n_synced: int) -> bytes:

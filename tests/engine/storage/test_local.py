@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import fcntl
 import os
 import pickle
 import shutil
@@ -418,7 +420,7 @@ def test_a_lost_reply_of_link_is_no_loss(storage: LocalStorage, monkeypatch: pyt
 
 def test_file_systems_without_locks(storage: LocalStorage, monkeypatch: pytest.MonkeyPatch) -> None:
     version = storage.create("repo", b"1")
-    monkeypatch.setattr(file_lock.fcntl, "flock", failing(errno.ENOLCK))
+    monkeypatch.setattr(fcntl, "flock", failing(errno.ENOLCK))
     with pytest.raises(StorageError, match="cannot lock files") as caught:
         storage.replace("repo", b"2", version)
     assert caught.value.kind == ErrorKind.STORAGE_CONFIG
@@ -715,7 +717,7 @@ def test_without_syncfs_in_the_kernel(storage: LocalStorage, monkeypatch: pytest
     synced: list[bool] = []
     asked: list[int] = []
     monkeypatch.setattr(sync_calls, "_syncfs_of_libc", lambda fd: -1)
-    monkeypatch.setattr(sync_calls.ctypes, "get_errno", lambda: errno.ENOSYS)
+    monkeypatch.setattr(ctypes, "get_errno", lambda: errno.ENOSYS)
     monkeypatch.setattr(sync_calls, "_wait_for_writing", asked.append)
     monkeypatch.setattr(os, "sync", lambda: synced.append(True))
     for n in range(100):
@@ -1003,7 +1005,7 @@ def test_a_task_runs_once_where_no_thread_can_be_started(monkeypatch: pytest.Mon
     """The executor keeps the task that it could not start a thread for; running it again closed files of others."""
     threads, ran = sync_calls.Threads(2, "test"), []
     gate = threading.Event()
-    first = threads.submit(gate.wait)
+    first = threads.submit(gate.wait)  # type: ignore[arg-type]
     with monkeypatch.context() as patched:
         patched.setattr(ThreadPoolExecutor, "_adjust_thread_count", _no_thread)
         second = threads.submit(lambda: ran.append(threading.current_thread()))

@@ -7,6 +7,7 @@ import random
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -131,9 +132,7 @@ def snapshots(view: View) -> set[str]:
     return {snapshot_id for line in view.branches.values() for snapshot_id in line} | set(view.tags.values())
 
 
-def commit(
-    repo: Any, value: int, *, branch: str = "main", n_chunks: int = 3, end: str = "commit"
-) -> Callable[[], str]:
+def commit(repo: Any, value: int, *, branch: str = "main", n_chunks: int = 3, end: str = "commit") -> str:
     session = repo.writable_session(branch)
     group = zarr.open_group(session.store, mode="a")
     name = f"a{n_chunks}"
@@ -144,7 +143,8 @@ def commit(
         group.create_array(small, shape=(4,), chunks=(2,), dtype="i4", compressors=None)
     group[name][:] = value
     group[small][:] = value
-    return getattr(session, end)(f"value {value}")
+    snapshot_id: str = getattr(session, end)(f"value {value}")
+    return snapshot_id
 
 
 def of_spec_2(root: Path) -> History:
@@ -261,7 +261,7 @@ def test_mistakes_are_found(
         repo = history.do(lambda: ours.Repository.create(LocalStorage(root)))
         mistake(monkeypatch)
         for value in range(2):
-            history.do(lambda value=value: commit(repo, value))
+            history.do(partial(commit, repo, value))
         monkeypatch.undo()
         return history
 

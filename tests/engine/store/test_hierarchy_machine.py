@@ -31,7 +31,7 @@ class HierarchyMachine(ZarrHierarchyStateMachine):
 
     @property
     def session(self) -> Session:
-        return self.store.session  # type: ignore[attr-defined, no-any-return]
+        return self.store.session  # type: ignore[attr-defined]
 
     @initialize()
     def init_store(self) -> None:
@@ -86,7 +86,7 @@ class HierarchyMachine(ZarrHierarchyStateMachine):
         if via_pickle:
             fork = pickle.loads(pickle.dumps(fork))
         expected = zarr.open_array(self.model, path=path)
-        values = np.roll(expected[:], 1)  # type: ignore[arg-type]
+        values = np.roll(expected[:], 1)
         expected[:] = values
         zarr.open_array(fork.store, path=path)[:] = values
         if via_pickle:
@@ -100,7 +100,7 @@ class HierarchyMachine(ZarrHierarchyStateMachine):
 
 @pytest.mark.filterwarnings("ignore::zarr.errors.UnstableSpecificationWarning")
 def test_the_hierarchy_behaves_as_in_memory() -> None:
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         HierarchyMachine,
         settings=settings(
             max_examples=max(8, settings().max_examples // 3),

@@ -77,7 +77,7 @@ def test_forks_pickle_with_their_edits(session: Session) -> None:
     assert restored.get_sync("a/c/0/0").to_bytes() == b"edit"
     put(restored.session, "a/c/0/1", b"more")
     session.merge(restored.session)
-    assert session.store.get_sync("a/c/0/1").to_bytes() == b"more"  # type: ignore[union-attr]
+    assert session.store.get_sync("a/c/0/1").to_bytes() == b"more"
     read_only = pickle.loads(pickle.dumps(fork.store.with_read_only(True)))
     assert read_only.read_only
     with pytest.raises(ReadOnlyError):

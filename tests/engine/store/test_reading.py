@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -171,7 +172,7 @@ def test_many_ranges_of_one_value(size: int, ranges: list[ByteRequest | None], g
     data = bytes(i % 251 for i in range(size))
     workspace_of(session).set_metadata("/a", array_document((1,)))
     workspace_of(session).set_chunk("/a", (0,), data)
-    knobs = {"prototype": PROTOTYPE, "max_gap_bytes": gap, "max_coalesced_bytes": limit}
+    knobs: dict[str, Any] = {"prototype": PROTOTYPE, "max_gap_bytes": gap, "max_coalesced_bytes": limit}
     for key, value in (("a/c/0", data), ("a/zarr.json", workspace_of(session).read_metadata("/a") or b"")):
         expected = {position: sliced(value, byte_range) for position, byte_range in enumerate(ranges)}
         assert asyncio.run(collect(session.store.get_ranges(key, ranges, **knobs))) == expected

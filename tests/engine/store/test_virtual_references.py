@@ -332,9 +332,9 @@ async def test_reading_through_references(tmp_path: Path) -> None:
     )
     assert refused is None
     session.commit("references")
-    with pytest.warns(DeprecationWarning, match="None as the credential") as caught:
+    with pytest.warns(DeprecationWarning, match="None as the credential") as warned:
         repo = Repository.open(storage, authorize_virtual_chunk_access={prefix: None})
-    assert [(warning.filename, "LocalFileSystemAccess" in str(warning.message)) for warning in caught] == [
+    assert [(warning.filename, "LocalFileSystemAccess" in str(warning.message)) for warning in warned] == [
         (__file__, True)
     ]
     store = repo.readonly_session("main").store

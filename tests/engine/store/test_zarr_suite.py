@@ -180,7 +180,7 @@ class TestIcechunkStore(StoreTests[IcechunkStore, cpu.Buffer]):
             ],
         ],
     )
-    async def test_get_partial_values(
+    async def test_get_partial_values(  # type: ignore[override]
         self, store: IcechunkStore, key_ranges: list[tuple[str, ByteRequest | None]]
     ) -> None:
         values = {key: GROUP if key.endswith("json") else key.encode() for key, _ in key_ranges}
@@ -224,7 +224,9 @@ class TestIcechunkStore(StoreTests[IcechunkStore, cpu.Buffer]):
         assert not await store.exists("foo/c/0")
 
     @pytest.mark.parametrize("key", ["no/zarr.json", "no/c/0", "here/c/1", ".zgroup"])
-    async def test_delete_nonexistent_key_does_not_raise(self, store: IcechunkStore, key: str) -> None:
+    async def test_delete_nonexistent_key_does_not_raise(  # type: ignore[override]
+        self, store: IcechunkStore, key: str
+    ) -> None:
         put(store.session, "here/c/0", DATA)
         await store.delete(key)
         assert await store.exists("here/c/0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -388,7 +389,7 @@ def _implied(ours: list[Edit], theirs: list[Edit], missing: set[str]) -> bool:
     return missing <= made_below
 
 
-def array_above(path: str, result: dict[str, object]) -> bool:
+def array_above(path: str, result: dict[str, Any]) -> bool:
     above = path.rpartition("/")[0]
     while above:
         document = result.get(above)

@@ -174,13 +174,14 @@ def test_without_credentials_a_stored_endpoint_is_used_when_it_can_prove_its_nam
 ) -> None:
     """Nothing secret is sent, but nobody outside is to reach services of the reader's network through the reader."""
     options = {"allow_http": True, "s3_compatible": True}
-    for store, credential in (
+    granted: list[tuple[Any, Any]] = [
         (s3_at(endpoint, **options), s3_anonymous_credentials()),
         (s3_at(endpoint, anonymous=True, **options), None),
         (gcs_store({"base_url": endpoint}), None),
         (gcs_store({"base_url": endpoint}), gcs_credentials(anonymous=True)),
         (azure_store(account="a", config={"endpoint": endpoint}), azure_anonymous_credentials()),
-    ):
+    ]
+    for store, credential in granted:
         container = stored(store)
         if allowed:
             authorize(container, {container.url_prefix: credential})
@@ -277,10 +278,11 @@ def test_regions_and_accounts_cannot_hide_a_host() -> None:
     """They become a part of the host's name."""
     from icechunk_engine.virtual.remote import bucket_of
 
-    for container, credential in (
+    stored_with: list[tuple[VirtualChunkContainer, Any]] = [
         (stored(s3_store(region="x.stranger.example/")), KEYS),
         (stored(azure_store(account="stranger.example:443")), SAS),
-    ):
+    ]
+    for container, credential in stored_with:
         granted = authorize(container, {container.url_prefix: credential})
         with pytest.raises(
             InvalidInputError,

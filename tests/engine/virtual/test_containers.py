@@ -527,7 +527,7 @@ def test_locations_that_no_row_uses_refuse_nothing() -> None:
 
 # --- authorisation ---------------------------------------------------------------------------------------------------
 
-CREDENTIALS = {
+CREDENTIALS: dict[str, Any] = {
     "s3://bucket/": Credentials.S3(s3_anonymous_credentials()),
     "gs://b/": Credentials.Gcs(gcs_anonymous_credentials()),
     "az://c/": Credentials.Azure(azure_anonymous_credentials()),
@@ -605,7 +605,7 @@ def test_the_advice_can_be_run(prefix: str) -> None:
     authorize(added, granted)
 
 
-def test_missing_names_are_told():
+def test_missing_names_are_told() -> None:
     with pytest.raises(InvalidInputError, match=r"named 'nowhere' \(known names: nm, blob, web, fl\)"):
         resolve_location("vcc://nowhere/a", OURS)
     with pytest.raises(InvalidInputError, match="containers do not support ftp://"):
@@ -659,7 +659,7 @@ def value_of(lib: Any, folder: Path, location: str) -> object:
         return "refused"
     (found,) = session.all_virtual_chunk_locations()
     assert found.startswith(prefix)
-    return int(array[0])
+    return int(np.asarray(array[0]).item())
 
 
 @pytest.mark.parametrize("location", LOCAL_LOCATIONS)

@@ -176,7 +176,7 @@ def test_answers_that_are_final(server: Server, answer: Any, kind: ErrorKind) ->
 
 
 @pytest.mark.parametrize(("status", "kind"), [(503, ErrorKind.VIRTUAL_CHUNK_FETCH), (429, ErrorKind.THROTTLED)])
-def test_patience_ends(server: Server, status: int, kind: ErrorKind, monkeypatch: pytest.MonkeyPatch):
+def test_patience_ends(server: Server, status: int, kind: ErrorKind, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_servers, "_MAX_RETRY_S", -1)
     server.answers.append((status, {}, b""))
     assert failure(f"{server.url}/").kind is kind
