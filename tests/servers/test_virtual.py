@@ -18,7 +18,7 @@ import icechunk_engine as ours
 from icechunk_engine import Repository, RepositoryConfig, VirtualChunkContainer, in_memory_storage
 from icechunk_engine.errors import ErrorKind, IcechunkError, StorageError
 from icechunk_engine.storage import Storage
-from icechunk_engine.storage.object_store import reading as ranges_of
+from icechunk_engine.storage.object_store import reading
 from icechunk_engine.virtual import remote
 
 from .conftest import AZURITE_ACCOUNT, AZURITE_KEY, BUCKET, MAKERS, Running
@@ -203,7 +203,7 @@ def test_a_container_has_one_client(s3_server: Running, place: str, monkeypatch:
     assert len(readers) == 1
 
 
-def test_ranges_of_one_chunk_are_read_together(
+def test_reading_one_chunk_are_read_together(
     s3_server: Running, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import asyncio
@@ -215,7 +215,7 @@ def test_ranges_of_one_chunk_are_read_together(
     source.write(f"{place}/x", b"head" + DATA.tobytes())
     repo = virtual_repository(source, f"{source.url_prefix}{place}/x")
     requested: list[tuple[int, int]] = []
-    read_range = ranges_of.read_range
+    read_range = reading.read_range
     monkeypatch.setattr(
         remote,
         "read_range",
@@ -240,7 +240,7 @@ def test_neighbouring_chunks_are_read_together(
     source = s3(s3_server, MAKERS["s3"](s3_server, "").put)
     source.write(f"{place}/x", b"head" + DATA.tobytes())
     requested: list[tuple[int, int]] = []
-    read_range = ranges_of.read_range
+    read_range = reading.read_range
     monkeypatch.setattr(
         remote,
         "read_range",
