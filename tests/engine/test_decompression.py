@@ -32,7 +32,7 @@ def rle_bomb(n_blocks: int, announced: int | None) -> bytes:
     return MAGIC + start + (struct.pack("<I", block)[:3] + b"x") * n_blocks + struct.pack("<I", 1)[:3]
 
 
-FORMS = {
+FORMS: dict[str, tuple[Callable[[bytes], bytes], Callable[[Any, int], bytes | bytearray]]] = {
     "gzip": (gzip.compress, decompress_gzip),
     "zstd": (zstd, decompress_zstd),
     "unsized": (lambda x: zstd(x, sized=False), decompress_zstd),

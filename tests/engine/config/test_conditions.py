@@ -382,7 +382,7 @@ def test_num_refs(bounds: tuple[int | None, int | None], inside: Any) -> None:
 
 
 def test_stored_bounds_of_either_kind() -> None:
-    stored = {"num_refs": {"from": {"Excluded": 2}, "to": {"Included": 4}}}
+    stored: Any = {"num_refs": {"from": {"Excluded": 2}, "to": {"Included": 4}}}
     condition = ManifestPreloadCondition.from_plain(stored)
     assert [n for n in range(6) if condition.matches("/a", n)] == [3, 4]
     assert condition.to_plain() == stored
@@ -400,7 +400,7 @@ def test_conditions_are_values() -> None:
     assert one != one & one
     assert condition.path_matches("a") != ManifestSplitCondition.path_matches("a")
     with pytest.raises(TypeError):
-        one & ManifestSplitCondition.AnyArray()
+        one & ManifestSplitCondition.AnyArray()  # type: ignore[operator]
     with pytest.raises(TypeError):
         ManifestSplitCondition()
     with pytest.raises(AttributeError):

@@ -415,7 +415,7 @@ def test_ways_to_authenticate() -> None:
         lambda: creds.gcs_credentials(bearer_token="a", from_env=True),
         lambda: creds.azure_credentials(access_key="a", sas_token="b"),
         lambda: creds.azure_static_credentials(),
-        lambda: creds.containers_credentials({"s3://b/": "secret"}),
+        lambda: creds.containers_credentials({"s3://b/": "secret"}),  # type: ignore[dict-item]
     ],
 )
 def test_conflicting_credentials(make: Any) -> None:

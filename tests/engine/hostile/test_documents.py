@@ -95,7 +95,7 @@ def test_modest_aliases_are_read() -> None:
         "  s3://a/: &c {url_prefix: s3://a/, store: &s !gcs {}, name: *name}\n"
         "  s3://b/: {url_prefix: s3://b/, store: *s}\n"
     )
-    plain = from_yaml(text.encode())
+    plain: Any = from_yaml(text.encode())
     assert plain["virtual_chunk_containers"]["s3://a/"]["name"] == "a"
     assert plain["virtual_chunk_containers"]["s3://b/"]["store"] == {"gcs": {}}
 

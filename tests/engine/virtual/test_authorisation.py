@@ -271,7 +271,7 @@ def test_places_are_kept_in_canonical_form() -> None:
     assert access_at(access, "https://h").places == (*access.places, "https://h")
     assert virtual_urls.host_of("https://[::1]:9000") == "[::1]"
     with pytest.raises(InvalidInputError, match="needs a credential"):
-        access_at(None, "https://h")
+        access_at(None, "https://h")  # type: ignore[arg-type]
 
 
 def test_regions_and_accounts_cannot_hide_a_host() -> None:
