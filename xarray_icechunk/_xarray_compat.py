@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import zarr
 from xarray import Dataset
@@ -34,6 +34,17 @@ except ImportError:  # zarr before 3.3 has only the default pipeline
     FusedCodecPipeline = BatchedCodecPipeline  # type: ignore[misc,assignment]
     HAS_FUSED_PIPELINE = False
 
+if TYPE_CHECKING:
+    from zarr.abc.codec import GetResult
+    from zarr.abc.store import ByteGetter, ByteSetter
+    from zarr.core.array_spec import ArraySpec
+    from zarr.core.indexing import SelectorTuple
+
+    # zarr 3.4.2: the arguments and results of the pipelines' methods. Older versions have no GetResult.
+    type ChunkToRead = tuple[ByteGetter, ArraySpec, SelectorTuple, SelectorTuple, bool]
+    type ChunkToWrite = tuple[ByteSetter, ArraySpec, SelectorTuple, SelectorTuple, bool]
+    type ReadResults = tuple[GetResult, ...]
+
 
 def pipeline_fields(pipeline: BatchedCodecPipeline) -> dict[str, Any] | None:
     """Return the arguments that make a :class:`FusedCodecPipeline` of the same codecs.
@@ -50,7 +61,7 @@ def pipeline_fields(pipeline: BatchedCodecPipeline) -> dict[str, Any] | None:
     return result
 
 
-def set_pipeline(array: zarr.Array[Any], pipeline: Any) -> None:
+def set_pipeline(array: zarr.Array[Any], pipeline: BatchedCodecPipeline | FusedCodecPipeline) -> None:
     """Give this array object another pipeline. zarr 3.4.2 ``AsyncArray.codec_pipeline``, in a frozen dataclass."""
     object.__setattr__(array.async_array, "codec_pipeline", pipeline)
 

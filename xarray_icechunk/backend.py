@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from icechunk_engine.config import RepositoryConfig
     from icechunk_engine.repository import Authorizations
 
-    from .locations import Where
+    from .locations import Source, Where
     from .reader import Decoders, ReadOptions
 
 _MAGIC = b"ICE\xf0\x9f\xa7\x8aCHUNK"
@@ -188,21 +188,21 @@ IcechunkBackendEntrypoint.open_dataset_parameters = tuple(
 )[1:]
 
 
-def open_dataset(source: Any, **kwargs: Any) -> Dataset:
+def open_dataset(source: Source, **kwargs: Any) -> Dataset:
     """Open a group of an Icechunk repository: :func:`xarray.open_dataset` with the ``icechunk`` engine.
 
     It also works if the package was not installed and xarray does not know the engine's name. For the keywords see
     :class:`IcechunkBackendEntrypoint` and :func:`xarray.open_dataset`.
     """
-    return xarray.open_dataset(source, engine=IcechunkBackendEntrypoint, **kwargs)
+    return xarray.open_dataset(source, engine=IcechunkBackendEntrypoint, **kwargs)  # type: ignore[arg-type]
 
 
-def open_datatree(source: Any, **kwargs: Any) -> DataTree:
+def open_datatree(source: Source, **kwargs: Any) -> DataTree:
     """Open a group and all groups below it: :func:`xarray.open_datatree` with the ``icechunk`` engine.
 
     For the keywords see :class:`IcechunkBackendEntrypoint` and :func:`xarray.open_datatree`.
     """
-    return xarray.open_datatree(source, engine=IcechunkBackendEntrypoint, **kwargs)
+    return xarray.open_datatree(source, engine=IcechunkBackendEntrypoint, **kwargs)  # type: ignore[arg-type]
 
 
 def _local_path(location: str) -> Path | None:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import zarr
 from zarr.abc.buffer import Buffer, BufferPrototype, NDBuffer
@@ -34,6 +34,9 @@ from ._xarray_compat import (
     pipeline_fields,
     set_pipeline,
 )
+
+if TYPE_CHECKING:
+    from ._xarray_compat import ChunkToRead, ChunkToWrite, ReadResults
 
 __all__ = ["RemoteCodecPipeline", "fuse_codec_pipeline"]
 
@@ -76,26 +79,31 @@ class RemoteCodecPipeline(FusedCodecPipeline):
     """zarr's pipeline with more requests in flight."""
 
     async def read(
-        self, batch_info: Iterable[tuple[ByteGetter, Any, Any, Any, bool]], out: NDBuffer, drop_axes: Any = ()
-    ) -> Any:
+        self, batch_info: Iterable[ChunkToRead], out: NDBuffer, drop_axes: tuple[int, ...] = ()
+    ) -> ReadResults:
         batch = list(batch_info)
         if len(batch) < 2 or self.supports_partial_decode:
             return await super().read(batch, out, drop_axes)
         async with _read_ahead([(getter, spec.prototype) for getter, spec, *_ in batch]) as getters:
-            fetched = [(getter, *rest) for getter, (_, *rest) in zip(getters, batch, strict=True)]
+            fetched: list[ChunkToRead] = [
+                (getter, spec, in_chunk, in_out, is_complete)
+                for getter, (_, spec, in_chunk, in_out, is_complete) in zip(getters, batch, strict=True)
+            ]
             return await super().read(fetched, out, drop_axes)
 
     async def write(
-        self, batch_info: Iterable[tuple[ByteSetter, Any, Any, Any, bool]], value: NDBuffer, drop_axes: Any = ()
+        self, batch_info: Iterable[ChunkToWrite], value: NDBuffer, drop_axes: tuple[int, ...] = ()
     ) -> None:
         batch = list(batch_info)
         if len(batch) < 2 or self.supports_partial_encode:
             await super().write(batch, value, drop_axes)
             return
         async with _write_behind() as writes:
-            await super().write(
-                [(_DeferredTarget(setter, writes), *rest) for setter, *rest in batch], value, drop_axes
-            )
+            deferred: list[ChunkToWrite] = [
+                (_DeferredTarget(setter, writes), spec, in_chunk, in_value, is_complete)
+                for setter, spec, in_chunk, in_value, is_complete in batch
+            ]
+            await super().write(deferred, value, drop_axes)
 
 
 # --- reading -------------------------------------------------------------------------------------------------------

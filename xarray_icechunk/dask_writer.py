@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import importlib
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 from uuid import uuid4
@@ -40,7 +40,7 @@ type Forks = ForkSession | Sequence[Forks]
 class DaskArray(Protocol):
     """A dask array, or an array of a library with the same interface."""
 
-    def __dask_graph__(self) -> Any: ...
+    def __dask_graph__(self) -> Mapping[Hashable, object] | None: ...
 
 
 class _ArrayLibrary(Protocol):
@@ -56,7 +56,7 @@ def store_dask(
     targets: Sequence[ZarrArray],
     regions: Sequence[tuple[slice, ...] | None] | None = None,
     split_every: int | None = None,
-    **store_kwargs: Any,
+    **store_kwargs: object,
 ) -> ForkSession:
     """Compute dask arrays and write them into zarr arrays of a fork.
 
@@ -112,7 +112,7 @@ def store_dask(
 
 
 def session_merge_reduction(
-    arrays: DaskArray | Sequence[DaskArray], *, split_every: int | None, **store_kwargs: Any
+    arrays: DaskArray | Sequence[DaskArray], *, split_every: int | None, **store_kwargs: object
 ) -> ForkSession:
     """Compute the results of ``dask.array.store``, and merge the forks of the arrays that it wrote.
 

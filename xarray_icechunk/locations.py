@@ -25,6 +25,9 @@ __all__ = ["Located", "Where", "locate", "open_or_create_repository", "open_repo
 _PIPELINE = "|icechunk:"
 
 
+type Source = str | os.PathLike[str] | Repository | Session | IcechunkStore
+
+
 class _SnapshotChoice(TypedDict, total=False):
     """Arguments of :meth:`Repository.readonly_session`."""
 
