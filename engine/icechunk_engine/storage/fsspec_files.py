@@ -1,7 +1,7 @@
 """Objects in any file system that fsspec knows, for reading.
 
-fsspec has no conditional write, so two writers would lose each other's commits silently. Writing is possible for who
-says that there is one writer only, and is refused otherwise.
+fsspec has no conditional writes, so two writers would silently lose each other's commits. Writing is therefore
+refused, unless the user says that nobody else writes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Any
+from typing import Literal, Protocol, cast
 
 import fsspec
 
@@ -31,8 +31,32 @@ from icechunk_engine.storage.ranges import check_range, too_short
 from icechunk_engine.storage.single_writer import SINGLE_WRITER_HINT, is_single_writer
 
 
+class FileSystem(Protocol):
+    """What the engine calls of a file system of fsspec."""
+
+    use_listings_cache: bool
+
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None) -> bytes: ...
+
+    def pipe_file(self, path: str, value: bytes) -> object: ...
+
+    def rm_file(self, path: str) -> None: ...
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None: ...
+
+    def find(self, path: str, *, detail: Literal[True]) -> Mapping[str, FileDetails]: ...
+
+    def info(self, path: str) -> FileDetails: ...
+
+    def invalidate_cache(self) -> None: ...
+
+
+type FileDetails = Mapping[str, object]
+"""``type``, ``size`` and times. The names and types of the times depend on the file system."""
+
+
 def is_known_protocol(protocol: str) -> bool:
-    """True when fsspec knows a file system of that name, installed or not."""
+    """Return True if fsspec knows a file system of that name, installed or not."""
     return protocol in fsspec.available_protocols()
 
 
@@ -42,17 +66,18 @@ class FsspecStorage(Storage):
     Parameters
     ----------
     url
-        As fsspec takes it, chained ones too.
+        A URL of fsspec. It may be chained.
     options
-        For the file system.
+        Options of the file system.
     single_writer
-        Allow writing. Only for who knows that nobody else writes to this repository at the same time: commits of two
-        writers would overwrite each other without a notice. Settings that forgo conditional writes say the same.
+        Allow writing. Pass True only if you are sure that nobody else writes to this repository at the same time:
+        commits of two writers would silently overwrite each other. Settings that turn off conditional writes have the
+        same effect.
     """
 
     is_remote = True
 
-    def __init__(self, url: str, options: Mapping[str, Any] | None = None, *, single_writer: bool = False) -> None:
+    def __init__(self, url: str, options: Mapping[str, object] | None = None, *, single_writer: bool = False) -> None:
         self.url = url
         self.options = dict(options or {})
         self.single_writer = single_writer
@@ -68,7 +93,7 @@ class FsspecStorage(Storage):
 
     @property
     def identity(self) -> str:
-        # Options may name the place (a host, a zip file), and may be secret; so may the login in a URL.
+        # Options may be part of the place (a host, a zip file) and may be secret. So may the login in a URL.
         shown = redacted(self.url)
         if not self.options and shown == self.url:
             return self.url
@@ -76,18 +101,18 @@ class FsspecStorage(Storage):
         return f"{shown}#{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
     @cached_property
-    def _opened(self) -> tuple[Any, str]:
+    def _opened(self) -> tuple[FileSystem, str]:
         try:
             system, root = fsspec.core.url_to_fs(self.url, **self.options)
         except Exception as error:
             said = without_values(str(error), self.options)
             raise StorageError(
-                f"cannot open {self.url} with fsspec: {said}. Correct the URL or storage_options, or install what "
-                f"the file system needs",
+                f"cannot open {self.url} with fsspec: {said}. Correct the URL or storage_options, or install the "
+                f"packages that the file system needs",
                 ErrorKind.STORAGE_CONFIG,
             ) from (error if said == str(error) else None)
         system.use_listings_cache = False
-        return system, root.rstrip("/")
+        return cast("FileSystem", system), str(root).rstrip("/")
 
     def get(self, key: str) -> bytes:
         system, root = self._opened
@@ -111,7 +136,7 @@ class FsspecStorage(Storage):
                 raise too_short(f"{key!r} in {self.identity}", found.size_bytes, stop)
             if len(data) != stop - start:
                 raise StorageError(
-                    f"{self.url} does not read ranges: {len(data)} bytes came for {start}:{stop} of {key!r}. Copy "
+                    f"{self.url} cannot read byte ranges: {len(data)} bytes came for {start}:{stop} of {key!r}. Copy "
                     f"the repository to another place",
                     ErrorKind.INVALID_OBJECT_SIZE,
                 )
@@ -162,7 +187,7 @@ class FsspecStorage(Storage):
     def create(self, key: str, data: bytes) -> Version:
         self._require_single_writer()
         if self.info(key) is not None:
-            raise VersionMismatchError(f"{key!r} exists already in {self.identity}: read it and decide anew")
+            raise VersionMismatchError(f"{key!r} already exists in {self.identity}. Read it and decide again")
         self.put(key, data)
         return _version_of(data)
 
@@ -173,7 +198,7 @@ class FsspecStorage(Storage):
         except ObjectNotFoundError:
             present = None
         if present != version:
-            raise VersionMismatchError(f"{key!r} in {self.identity} is not the version that was read: read again")
+            raise VersionMismatchError(f"{key!r} in {self.identity} is not the version that was read. Read it again")
         self.put(key, data)
         return _version_of(data)
 
@@ -203,7 +228,7 @@ class FsspecStorage(Storage):
             )
 
     def _missing(self, key: str) -> ObjectNotFoundError:
-        return ObjectNotFoundError(f"there is no object {key!r} in {self.identity}")
+        return ObjectNotFoundError(f"no object {key!r} in {self.identity}")
 
     def _failure(self, error: Exception, action: str, key: str) -> IcechunkError:
         if isinstance(error, IcechunkError):
@@ -211,7 +236,7 @@ class FsspecStorage(Storage):
         if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError | KeyError):
             return self._missing(key)
         if isinstance(error, ValueError) and "\0" in key:
-            return InvalidInputError(f"{key!r} is not a key", ErrorKind.INVALID_KEY)
+            return InvalidInputError(f"{key!r} is not a valid key", ErrorKind.INVALID_KEY)
         return StorageError(
             f"cannot {action} {key!r} in {self.identity}: {type(error).__name__}: "
             f"{without_values(str(error), self.options)}. Check the network and "
@@ -220,7 +245,7 @@ class FsspecStorage(Storage):
         )
 
 
-def _restore(url: str, options: dict[str, Any], single_writer: bool) -> FsspecStorage:
+def _restore(url: str, options: dict[str, object], single_writer: bool) -> FsspecStorage:
     return FsspecStorage(url, options, single_writer=single_writer)
 
 
@@ -228,15 +253,18 @@ def _version_of(data: bytes) -> Version:
     return Version(hashlib.sha256(data).hexdigest())
 
 
-def _info(key: str, details: Mapping[str, Any]) -> ObjectInfo:
+def _info(key: str, details: FileDetails) -> ObjectInfo:
     times = (
         details.get(name) for name in ("mtime", "LastModified", "last_modified", "modified", "updated", "created")
     )
-    return ObjectInfo(key, int(details.get("size") or 0), next((us for us in map(_us, times) if us is not None), 0))
+    size = details.get("size")
+    return ObjectInfo(
+        key, size if isinstance(size, int) else 0, next((us for us in map(_us, times) if us is not None), 0)
+    )
 
 
-def _us(time: Any) -> int | None:
-    """Unix microseconds of what a file system calls a time."""
+def _us(time: object) -> int | None:
+    """Convert what a file system calls a time to Unix microseconds; None if it is something else."""
     if isinstance(time, str):
         try:
             time = datetime.fromisoformat(time)

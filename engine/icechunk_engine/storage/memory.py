@@ -1,4 +1,4 @@
-"""Objects in the memory of this process: for tests, trials and repositories that need not outlive it."""
+"""Objects in the memory of this process, for tests, experiments and repositories that do not need to outlive it."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from icechunk_engine.storage.base import ObjectInfo, Storage, Version
 from icechunk_engine.storage.ranges import check_range, too_short
 
 _ONE_PROCESS = (
-    "A memory storage lives in one process only: share a repository between processes through "
+    "A memory storage lives in one process only. To share a repository between processes, use "
     "local_filesystem_storage or an object store"
 )
 
 
 class MemoryStorage(Storage):
-    """A dictionary with the whole storage contract, compare-and-swap included.
+    """A dictionary that keeps the whole storage contract, compare-and-swap included.
 
-    Copies by pickle are the same storage as long as they stay in the process and the original lives; in another
-    process unpickling raises StorageError. A forked child can read what was there when it was forked, and is refused
-    every write, which its parent would never see.
+    A pickled copy is the same storage, as long as it stays in the process and the original lives. Unpickling in
+    another process raises StorageError. A forked child can read what existed when it was forked. It cannot write,
+    because its parent would never see what it wrote.
     """
 
     _live: ClassVar[WeakValueDictionary[str, MemoryStorage]] = WeakValueDictionary()
@@ -44,7 +44,8 @@ class MemoryStorage(Storage):
 
     @classmethod
     def named(cls, name: str) -> Self:
-        """The storage of that name in this process, made at the first call; it lives as long as the process."""
+        """Return the storage of that name in this process. The first call makes it; it lives as long as the
+        process."""
         made = cls()
         made._name = name
         with cls._registry_lock:
@@ -80,14 +81,16 @@ class MemoryStorage(Storage):
     def create(self, key: str, data: bytes) -> Version:
         with self._writing():
             if key in self._objects:
-                raise VersionMismatchError(f"{key!r} exists already in {self.identity}: read it and decide anew")
+                raise VersionMismatchError(f"{key!r} already exists in {self.identity}. Read it and decide again")
             return self._store(key, data)
 
     def replace(self, key: str, data: bytes, version: Version) -> Version:
         with self._writing():
             current = self._objects.get(key)
             if current is None or current[1] != version:
-                raise VersionMismatchError(f"{key!r} in {self.identity} is not the version that was read: read again")
+                raise VersionMismatchError(
+                    f"{key!r} in {self.identity} is not the version that was read. Read it again"
+                )
             return self._store(key, data)
 
     def copy(self, source: str, target: str) -> None:
@@ -123,7 +126,7 @@ class MemoryStorage(Storage):
         return found
 
     def _store(self, key: str, data: bytes | memoryview) -> Version:
-        """Under the lock. ``bytes`` copies what could change later, and only that."""
+        """Store an object; the caller holds the lock. ``bytes`` copies only what could change later."""
         version = Version(str(next(self._versions)))
         self._objects[key] = (bytes(data), version, time.time_ns() // 1000)
         return version
@@ -131,17 +134,20 @@ class MemoryStorage(Storage):
     def _writing(self) -> MemoryLock:
         if self._forked:
             raise StorageError(
-                f"{self.identity} was made before this process was forked, its writes would be lost. {_ONE_PROCESS}",
+                f"{self.identity} was made before this process was forked, so writes to it would be lost. "
+                f"{_ONE_PROCESS}",
                 ErrorKind.STORAGE_CONFIG,
             )
         return self._lock
 
 
 def _same_process_storage(token: str, identity: str) -> MemoryStorage:
-    """Unpickle: find the living storage."""
+    """Find the storage that was pickled in this process."""
     storage = MemoryStorage._live.get(token)
     if storage is None:
-        raise StorageError(f"{identity} is not in this process (any more). {_ONE_PROCESS}", ErrorKind.STORAGE_CONFIG)
+        raise StorageError(
+            f"{identity} does not exist in this process, or no longer. {_ONE_PROCESS}", ErrorKind.STORAGE_CONFIG
+        )
     return storage
 
 

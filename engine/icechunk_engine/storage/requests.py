@@ -27,8 +27,8 @@ def for_requests(storage: Storage, max_concurrent: int) -> Storage:
     Parameters
     ----------
     max_concurrent
-        Maximum number of requests at a time to this place, counted over the whole process. Storages that do not wait
-        for a network are not limited. The pool of threads is the limit for larger numbers.
+        Maximum number of requests at a time to this place, counted over the whole process. Storages that are not
+        remote are not limited. The pool of threads is the limit for larger numbers.
     """
     if storage.is_remote and max_concurrent < POOL_SIZE:
         storage = LimitedStorage(storage, max(max_concurrent, 1))

@@ -11,20 +11,20 @@ from icechunk_engine.storage.wrappers import ObservingStorage, StorageCall
 
 
 class CountingStorage(ObservingStorage):
-    """Counts requests and bytes by method, and remembers every call.
+    """Counts requests and bytes by method, and records every call.
 
     Attributes
     ----------
     requests : Counter[str]
-        Calls by method, failed ones included.
+        Calls by method, including failed ones.
     bytes_read, bytes_written : Counter[str]
-        Bytes that came back, and bytes sent by calls that succeeded, by method.
+        Bytes that were returned, and bytes that successful calls sent, by method.
     calls : list[StorageCall]
-        All calls in the order in which they began.
+        All calls, in the order in which they began.
 
     Notes
     -----
-    Thread-safe. A pickled copy starts from zero.
+    Thread-safe. A pickled copy starts at zero.
     """
 
     def __init__(self, inner: Storage) -> None:
@@ -33,7 +33,7 @@ class CountingStorage(ObservingStorage):
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything counted."""
+        """Set all counts to zero."""
         self.requests: Counter[str] = Counter()
         self.bytes_read: Counter[str] = Counter()
         self.bytes_written: Counter[str] = Counter()
@@ -41,11 +41,11 @@ class CountingStorage(ObservingStorage):
 
     @property
     def n_requests(self) -> int:
-        """Calls of all methods."""
+        """Number of calls of all methods."""
         return self.requests.total()
 
     def keys(self, method: str) -> tuple[str, ...]:
-        """The keys that calls of one method were about, in order."""
+        """Return the keys of the calls of one method, in order."""
         return tuple(key for call in self.calls if call.method == method for key in call.keys)
 
     def around[R](self, call: StorageCall, function: Callable[[], R]) -> R:

@@ -15,17 +15,17 @@ type FaultHook = Callable[[int, StorageCall, Moment], None]
 
 
 class FaultStorage(ObservingStorage):
-    """Calls a function before and after each call; what it raises is what the caller sees.
+    """Calls a function before and after each request. What the function raises, the caller sees.
 
-    Raising ``"before"`` is a request that never arrived, raising ``"after"`` one that took effect and whose answer was
-    lost. So a test can run an operation once to count its calls, then once for each call and moment, and check that
-    what is stored is always whole.
+    An error ``"before"`` stands for a request that never arrived, an error ``"after"`` for a request that took effect
+    but whose answer was lost. So a test can run an operation once to count its requests, then once for each request
+    and moment, and check that the stored objects are always consistent.
 
     Parameters
     ----------
     hook
-        ``hook(n, call, moment)``; ``n`` counts calls from 0. ``"after"`` is left out when the call itself raised.
-        None: only count.
+        ``hook(n, call, moment)``, where ``n`` counts requests from 0. It is not called ``"after"`` a request that
+        raised. None: only count.
     """
 
     def __init__(self, inner: Storage, hook: FaultHook | None = None) -> None:
@@ -50,12 +50,12 @@ class FaultStorage(ObservingStorage):
 
 
 class FailOnce:
-    """A hook for :class:`FaultStorage`: the ``n``-th call fails, before or after it took effect.
+    """A hook for :class:`FaultStorage`: request number ``n`` fails, before or after it takes effect.
 
     Parameters
     ----------
     error
-        What to raise; a StorageError that looks like a lost connection if not given.
+        What to raise. Default: a StorageError that looks like a lost connection.
     """
 
     def __init__(self, n: int, moment: Moment, error: Exception | None = None) -> None:

@@ -10,7 +10,7 @@ from icechunk_engine.storage.wrappers import ObservingStorage, StorageCall
 
 
 class LatencyStorage(ObservingStorage):
-    """Makes every request as slow as a network would.
+    """Makes every request as slow as over a network.
 
     Parameters
     ----------
@@ -28,25 +28,25 @@ class LatencyStorage(ObservingStorage):
 
     @property
     def write_latency_ms(self) -> int:
-        """Pause before each request that writes; may be set anew at any time."""
+        """Pause before each request that writes. You can change it at any time."""
         return self._write_latency_ms
 
     @write_latency_ms.setter
     def write_latency_ms(self, value: int) -> None:
         self._write_latency_ms = _latency(value)
-        self._set_waits()
+        self._update_is_remote()
 
     @property
     def read_latency_ms(self) -> int:
-        """Pause before each request that reads; may be set anew at any time."""
+        """Pause before each request that reads. You can change it at any time."""
         return self._read_latency_ms
 
     @read_latency_ms.setter
     def read_latency_ms(self, value: int) -> None:
         self._read_latency_ms = _latency(value)
-        self._set_waits()
+        self._update_is_remote()
 
-    def _set_waits(self) -> None:
+    def _update_is_remote(self) -> None:
         self.is_remote = self.inner.is_remote or self._write_latency_ms > 0 or self._read_latency_ms > 0
 
     def around[R](self, call: StorageCall, function: Callable[[], R]) -> R:
@@ -64,7 +64,7 @@ class LatencyStorage(ObservingStorage):
 
 def _latency(value: object) -> int:
     if not isinstance(value, int):
-        raise TypeError(f"a latency is a number of milliseconds as an integer, not {value!r}")
+        raise TypeError(f"a latency must be an integer number of milliseconds, not {value!r}")
     if value < 0:
-        raise OverflowError(f"a latency must not be negative, not {value} ms")
+        raise OverflowError(f"a latency must not be negative: {value} ms")
     return value

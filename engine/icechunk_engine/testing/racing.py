@@ -1,4 +1,4 @@
-"""Threads and processes that compete for the objects of a storage, for the tests of its promises."""
+"""Threads and processes that compete for the objects of a storage, to test what it promises."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Callable
-from typing import Any, Protocol
+from multiprocessing.context import ForkServerContext, SpawnContext
+from multiprocessing.queues import Queue
+from typing import Protocol
 
 from icechunk_engine.errors import VersionMismatchError
 from icechunk_engine.storage.base import Storage
 
 _GIVE_UP_AFTER_S = 300.0
-"""Far beyond what a loaded machine needs: only a deadlock takes so long."""
+"""Much longer than even a busy machine needs. Only a deadlock takes so long."""
 
 
 class Barrier(Protocol):
-    """Of threads or of processes."""
+    """A barrier of threads or of processes."""
 
     def wait(self, timeout: float | None = None) -> int: ...
 
@@ -25,7 +27,7 @@ class Barrier(Protocol):
 
 
 def race_creates(storage: Storage, me: int, barrier: Barrier, n_rounds: int) -> list[int]:
-    """The rounds whose object ``create`` gave to me."""
+    """Return the rounds in which my ``create`` won."""
     won = []
     for n in range(n_rounds):
         barrier.wait(_GIVE_UP_AFTER_S)
@@ -38,7 +40,7 @@ def race_creates(storage: Storage, me: int, barrier: Barrier, n_rounds: int) -> 
 
 
 def race_replaces(storage: Storage, me: int, barrier: Barrier, n_rounds: int) -> list[int]:
-    """The rounds whose ``replace`` of one version was mine."""
+    """Return the rounds in which my ``replace`` won."""
     won = []
     for n in range(n_rounds):
         _, version = storage.get_versioned("counter")
@@ -54,7 +56,7 @@ def race_replaces(storage: Storage, me: int, barrier: Barrier, n_rounds: int) ->
 
 
 def increment(storage: Storage, me: int, barrier: Barrier, n_times: int) -> list[int]:
-    """The values of the counter that I wrote, with retries until each increment succeeded."""
+    """Return the values of the counter that I wrote. Each increment is retried until it succeeds."""
     barrier.wait(_GIVE_UP_AFTER_S)
     written = []
     for _ in range(n_times):
@@ -71,7 +73,7 @@ def increment(storage: Storage, me: int, barrier: Barrier, n_times: int) -> list
 
 
 def own_pid(storage: Storage, me: int, barrier: Barrier, n_rounds: int) -> list[int]:
-    """The id of the process that competes, after all have met."""
+    """Return the id of my process, after all have started."""
     barrier.wait(_GIVE_UP_AFTER_S)
     return [os.getpid()]
 
@@ -80,7 +82,7 @@ type Competitor = Callable[[Storage, int, Barrier, int], list[int]]
 
 
 def compete_in_threads(function: Competitor, storage: Storage, n_threads: int, n_rounds: int) -> list[list[int]]:
-    """What each of some threads returned."""
+    """Call the function in some threads at the same time and return their results."""
     barrier = threading.Barrier(n_threads)
     results: list[list[int] | BaseException] = [[] for _ in range(n_threads)]
 
@@ -102,8 +104,9 @@ def compete_in_threads(function: Competitor, storage: Storage, n_threads: int, n
     return [result for result in results if isinstance(result, list)]
 
 
-def _context() -> Any:
-    """Processes that inherit nothing from the tests; from a fork server where there is one, which is faster."""
+def _context() -> ForkServerContext | SpawnContext:
+    """Return a way to start processes that inherit nothing from the tests. A fork server is faster, if there is
+    one."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -112,7 +115,12 @@ def _context() -> Any:
 
 
 def _run_in_process(
-    results: Any, function: Competitor, storage: Storage, me: int, barrier: Barrier, n_rounds: int
+    results: Queue[tuple[int, list[int] | str]],
+    function: Competitor,
+    storage: Storage,
+    me: int,
+    barrier: Barrier,
+    n_rounds: int,
 ) -> None:
     try:
         results.put((me, function(storage, me, barrier, n_rounds)))
@@ -122,10 +130,10 @@ def _run_in_process(
 
 
 def compete_in_processes(function: Competitor, storage: Storage, n_processes: int, n_rounds: int) -> list[list[int]]:
-    """What each of some freshly started processes returned."""
+    """Call the function in some new processes at the same time and return their results."""
     context = _context()
     barrier = context.Barrier(n_processes)
-    results = context.Queue()
+    results: Queue[tuple[int, list[int] | str]] = context.Queue()
     processes = [
         context.Process(target=_run_in_process, args=(results, function, storage, me, barrier, n_rounds), daemon=True)
         for me in range(n_processes)
@@ -142,6 +150,7 @@ def compete_in_processes(function: Competitor, storage: Storage, n_processes: in
                 process.join()
         results.close()
         results.join_thread()
-    for me, result in returned.items():
-        assert isinstance(result, list), f"competitor {me} failed: {result}"
-    return list(returned.values())
+    lists = [result for result in returned.values() if isinstance(result, list)]
+    failures = [f"competitor {me}: {result}" for me, result in returned.items() if isinstance(result, str)]
+    assert not failures, "; ".join(failures)
+    return lists

@@ -1,4 +1,4 @@
-"""The storage contract as tests: subclass, and give a fixture that makes an empty storage.
+"""The storage contract as tests. Subclass a suite and add a fixture that makes an empty storage.
 
 ::
 
@@ -7,8 +7,8 @@
         def storage(self, tmp_path):
             return MyStorage(tmp_path)
 
-:class:`StorageSuite` is the whole contract within one process. :class:`StorageProcessSuite` adds what can only go
-wrong between processes, for storages that can be pickled to another one.
+:class:`StorageSuite` tests the whole contract within one process. :class:`StorageProcessSuite` adds what can only go
+wrong between processes. Its storages must be picklable to another process.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from icechunk_engine.testing.racing import (
 
 
 def _each_once(won: list[list[int]], expected: range) -> None:
-    """Each of the expected values is in exactly one of the lists."""
+    """Assert that each expected value is in exactly one of the lists."""
     counts = Counter(value for values in won for value in values)
     assert counts == Counter(expected)
 
@@ -52,15 +52,15 @@ class StorageSuite:
     """The contract within one process."""
 
     n_rounds: ClassVar[int] = 50
-    """Rounds of each race; lower it for slow servers."""
+    """Rounds of each race. Lower it for slow servers."""
 
     @pytest.fixture
     def storage(self) -> Iterator[Storage] | Storage:
         """An empty storage."""
-        raise NotImplementedError("give a fixture `storage`")
+        raise NotImplementedError("define a fixture named `storage`")
 
     def reopened(self, storage: Storage) -> Storage:
-        """Another object for the same place."""
+        """Return another object for the same place."""
         copy = pickle.loads(pickle.dumps(storage))
         assert isinstance(copy, Storage)
         return copy
@@ -245,7 +245,7 @@ class StorageSuite:
 
     @pytest.fixture
     def filled(self, storage: Storage) -> Storage:
-        """A storage with objects whose keys share text, not only directories."""
+        """Return a storage with objects whose keys begin with the same text, not only the same directory."""
         for key in ("repo", "report", "snapshots/AB", "snapshots/AC", "snapshots/B/C", "snap", "chunks/A", "chunk"):
             storage.put(key, key.encode())
         return storage
@@ -355,7 +355,7 @@ class StorageSuite:
 
 
 class StorageProcessSuite:
-    """The promises that other processes could break."""
+    """The part of the contract that other processes could break."""
 
     n_processes: ClassVar[int] = 8
     n_process_rounds: ClassVar[int] = 200
@@ -378,7 +378,7 @@ class StorageProcessSuite:
         assert storage.get("counter") == b"%d" % n_expected
 
     def test_another_process_is_another_process(self, storage: Storage) -> None:
-        """Guards the races above: they would prove nothing in one process."""
+        """The races above would prove nothing if they ran in one process."""
         storage.create("counter", b"0")
         pids = compete_in_processes(own_pid, storage, 2, 1)
         assert len({os.getpid(), *(pid for found in pids for pid in found)}) == 3

@@ -215,7 +215,7 @@ import os, signal
 from icechunk_engine import in_memory_storage
 from icechunk_engine.storage.wrappers import LimitedStorage
 storage = LimitedStorage(in_memory_storage(), 2)
-with storage._room, storage._room:
+with storage._semaphore, storage._semaphore:
     pid = os.fork()
     if pid == 0:
         signal.alarm(30)

@@ -41,7 +41,7 @@ from icechunk_engine.storage.object_store.aws_profiles import FromProfile, defau
 from icechunk_engine.storage.object_store.buckets import AnyStoreCredential
 
 if TYPE_CHECKING:
-    from obstore.store import AzureCredential, GCSCredential, S3Credential
+    from icechunk_engine.storage.object_store.obstore_types import AzureCredential, GCSCredential, S3Credential
 
 _EARLY = timedelta(minutes=1)
 

@@ -22,14 +22,17 @@ from icechunk_engine.storage.object_store.buckets import Bucket, StoreKind
 from icechunk_engine.storage.object_store.store_errors import short_text, translated
 
 if TYPE_CHECKING:
-    from obstore import GetResult, ObjectMeta, PutMode, PutResult
-    from obstore.store import (
+    from icechunk_engine.storage.object_store.obstore_types import (
         AzureConfig,
         AzureStore,
         ClientConfig,
         GCSConfig,
         GCSStore,
+        GetResult,
         HTTPStore,
+        ObjectMeta,
+        PutMode,
+        PutResult,
         RetryConfig,
         S3Config,
         S3Store,

@@ -8,7 +8,7 @@ from icechunk_engine.storage.base import ObjectInfo, Version
 from icechunk_engine.storage.object_store.buckets import StoreKind
 
 if TYPE_CHECKING:
-    from obstore import ObjectMeta, PutResult
+    from icechunk_engine.storage.object_store.obstore_types import ObjectMeta, PutResult
 
 
 def version_of(kind: StoreKind, meta: ObjectMeta | PutResult) -> Version:

@@ -30,7 +30,7 @@ from icechunk_engine.storage.object_store.store_errors import UnsatisfiableRange
 from icechunk_engine.storage.ranges import PartSizes, too_short
 
 if TYPE_CHECKING:
-    from obstore import GetResult
+    from icechunk_engine.storage.object_store.obstore_types import GetResult
 
 _DEFAULT_SIZES = PartSizes.of(default_storage_settings("object_store"))
 

@@ -20,7 +20,7 @@ from icechunk_engine.storage.object_store.reading import read_info
 from icechunk_engine.storage.object_store.store_errors import CutShortError
 
 if TYPE_CHECKING:
-    from obstore import PutMode
+    from icechunk_engine.storage.object_store.obstore_types import PutMode
 
 _COPY_ATTEMPTS = 3
 _COUNTED_DELETES = 16

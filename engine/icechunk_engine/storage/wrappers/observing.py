@@ -18,22 +18,22 @@ class StorageCall(NamedTuple):
 
     method: str
     keys: tuple[str, ...]
-    """The key; source and target of a copy; all keys of a delete; the prefix of a listing."""
+    """The key; for a copy, source and target; for a delete, all keys; for a listing, the prefix."""
     size_bytes: int = 0
-    """Bytes to be written; of reads, the bytes asked for where the call says so, else 0."""
+    """Bytes to write; for ``get_range``, the bytes asked for; else 0."""
 
     @property
     def writes(self) -> bool:
-        """Whether the call changes the storage."""
+        """True if the call changes the storage."""
         return self.method in WRITING_METHODS
 
 
 class ObservingStorage(WrapperStorage):
-    """Base of wrappers that do the same thing around every call. ``flush`` is not a request and passes through."""
+    """Base of wrappers that do one thing around every call, except ``flush``, which is not a request."""
 
     @abstractmethod
     def around[R](self, call: StorageCall, function: Callable[[], R]) -> R:
-        """Make the call by calling ``function``, and return what it returned."""
+        """Call ``function`` to make the call, and return its result."""
 
     def get(self, key: str) -> bytes:
         return self.around(StorageCall("get", (key,)), lambda: self.inner.get(key))

@@ -17,18 +17,18 @@ from icechunk_engine.storage.wrappers.observing import ObservingStorage, Storage
 
 
 class LimitedStorage(ObservingStorage):
-    """Makes so many requests at a time and no more, with all others in the process that limit the same place so.
+    """Makes at most ``most`` requests at a time, together with all such storages of the same place in this process.
 
-    Listings are not counted, nor the parts that large objects are read in.
+    Listings do not count, nor do the parts in which large objects are read.
     """
 
     def __init__(self, inner: Storage, most: int) -> None:
         super().__init__(inner)
         self.most = most
-        self._room = _room(inner.identity, most)
+        self._semaphore = _semaphore(inner.identity, most)
 
     def around[R](self, call: StorageCall, function: Callable[[], R]) -> R:
-        with self._room:
+        with self._semaphore:
             return function()
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
@@ -38,17 +38,17 @@ class LimitedStorage(ObservingStorage):
         return type(self), (self.inner, self.most)
 
 
-_ROOMS: weakref.WeakValueDictionary[tuple[str, int], threading.Semaphore] = weakref.WeakValueDictionary()
-_ROOMS_LOCK = memory_lock()
+_SEMAPHORES: weakref.WeakValueDictionary[tuple[str, int], threading.Semaphore] = weakref.WeakValueDictionary()
+_SEMAPHORES_LOCK = memory_lock()
 
 
-def _room(identity: str, most: int) -> threading.Semaphore:
-    with _ROOMS_LOCK:
-        return _ROOMS.setdefault((identity, most), threading.BoundedSemaphore(most))
+def _semaphore(identity: str, most: int) -> threading.Semaphore:
+    with _SEMAPHORES_LOCK:
+        return _SEMAPHORES.setdefault((identity, most), threading.BoundedSemaphore(most))
 
 
 @run_in_child
-def _empty_rooms() -> None:
-    """In the child there is room again: the requests under way are the parent's."""
-    for (_, most), room in list(_ROOMS.items()):
-        room.__init__(most)  # type: ignore[misc]
+def _release_in_child() -> None:
+    """Release all semaphores in a forked child: the requests under way belong to the parent."""
+    for (_, most), semaphore in list(_SEMAPHORES.items()):
+        semaphore.__init__(most)  # type: ignore[misc]

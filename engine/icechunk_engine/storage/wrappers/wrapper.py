@@ -14,7 +14,7 @@ from icechunk_engine.storage.base import ObjectInfo, Storage, Version
 
 
 class WrapperStorage(Storage):
-    """Hands every call to ``inner``; subclasses change what they are about."""
+    """Passes every call on to ``inner``. Subclasses override the calls that they change."""
 
     def __init__(self, inner: Storage) -> None:
         self.inner = inner
@@ -74,7 +74,7 @@ class WrapperStorage(Storage):
         inner = self.inner.with_settings(settings)
         if inner is self.inner:
             return self
-        other = object.__new__(type(self))  # not copied: what instruments counted stays shared
+        other = object.__new__(type(self))  # not by the constructor: counters stay shared
         other.__dict__.update(self.__dict__, inner=inner)
         return other
 
