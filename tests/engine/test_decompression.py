@@ -1,4 +1,4 @@
-"""Bounded decompression: right results, typed damage, and bombs that cost nothing."""
+"""Bounded decompression: correct results, typed errors for damage, and bombs that cost nothing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def zstd(data: bytes, *, sized: bool = True) -> bytes:
 
 
 def rle_bomb(n_blocks: int, announced: int | None) -> bytes:
-    """A frame whose blocks of 4 bytes hold 128 KiB each."""
+    """Make a frame whose blocks of 4 bytes hold 128 KiB each."""
     # Descriptor: 8 bytes of content size in a single segment, or none and a window of 128 KiB.
     start = b"\xe0" + struct.pack("<Q", announced) if announced is not None else b"\x00\x38"
     block = (2**17 << 3) | 2
@@ -94,7 +94,7 @@ def peak_of(work: Callable[[], object]) -> int:
 
 @pytest.mark.parametrize("announced", [2**30, 2**34, 2**63, 2**64 - 3, None])
 def test_a_lie_costs_nothing(announced: int | None) -> None:
-    """Frames that announce more than they hold, and frames that hold 16 GiB in half a megabyte."""
+    """Some frames announce more than they hold, others hold 16 GiB in half a megabyte."""
     short, bomb = rle_bomb(3, announced), rle_bomb(2**17, announced)
 
     def read() -> None:

@@ -4,9 +4,9 @@ The problem: a manifest holds one flatbuffer table for each chunk reference. Wri
 table lie beside each other, mixed with offsets that differ from table to table. A general compressor finds little to
 gain in that.
 
-The idea: the format fixes what a table is, not where its fields lie. A table is 4 bytes, the *soffset*, which lead to
-its vtable; the vtable may place each field anywhere in the 64 KiB after the table's start. So the tables are written
-in blocks of 32 to 1024 rows, and each block is a small column store::
+The idea: the format does not fix where the fields of a table lie. A table is just 4 bytes, the *soffset*, which points
+to its vtable. The vtable may place each field anywhere in the 64 KiB after the start of the table. So this module
+writes tables in blocks of 32 to 1024 rows, and each block is a small column store::
 
     soffsets       4 bytes a table; consecutive tables are 4 bytes apart
     lanes          one contiguous column for each number, struct or offset field
@@ -14,7 +14,7 @@ in blocks of 32 to 1024 rows, and each block is a small column store::
     vtables        one a table, or one for each set of fields that occurs
     copies         the strings that the tables of this block point to
 
-What is always true, and why it must be:
+Invariants, and why they hold:
 
 - *All blocks but the last have one layout.* Field ``f`` of row ``i`` has the same distance from the block's start in
   every block. Then soffsets, vtables and offsets to row vectors have the same bytes in every block, and the compressor

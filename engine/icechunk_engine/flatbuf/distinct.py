@@ -2,7 +2,7 @@
 
 The result is exact, whatever the hash does: ranges with one hash are compared byte by byte. Two different ranges with
 one hash only cost another round with another seed. The first seed is fixed, so that results and timings repeat; the
-others are random, because whoever makes a hostile file can find collisions for a seed that is known.
+others are random, because the author of a hostile file can find collisions for a known seed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Convert chunk references between columns and the ``ChunkRef`` tables of a manifest (spec, *Manifest*).
 
-Reading works in slabs whose columns fit into the cache, because gathering from memory is what takes the time. A slab
-makes tables of distinct strings of its own; the tables of all slabs are merged at the end.
+References are read in slabs whose columns fit into the cache, because gathering from main memory would dominate the
+time. Each slab has its own tables of distinct strings, which are merged at the end.
 
 Inline payloads are not copied while they are read: their offsets count in the body of the file. At the end, the body
 is either kept as ``inline_data``, or the payloads are copied so that it can be freed.

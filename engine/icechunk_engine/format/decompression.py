@@ -3,7 +3,7 @@
 The danger: 4 bytes of zstd can stand for 128 KiB, and the header of a frame can announce any size. A file of some KiB
 could so exhaust the memory of every reader.
 
-What is always true: *memory grows with the bytes that really come out, and stops at the caller's limit.*
+Invariant: *memory grows with the bytes that really come out, and stops at the caller's limit.*
 
 - An announced size above the limit is refused before anything is decompressed.
 - An announced size within the limit is allocated at once only if it is small, or in proportion to the compressed

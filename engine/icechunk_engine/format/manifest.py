@@ -1,6 +1,6 @@
 """Manifest files: the chunk references of one or more arrays (spec, *Manifest*).
 
-What is always true of a written manifest:
+Invariants of a written manifest:
 
 - The references of an array are sorted by index. The official reader uses a binary search. If a reference is out of
   order, it does not find it, and the chunk reads as fill value without an error.
@@ -248,7 +248,7 @@ def _read_together(bodies: Sequence[U8]) -> list[Manifest]:
     roots = buffer.roots()
     ids = roots.required_struct(Slot.ID, OBJECT_ID_SIZE, "the manifest's id")
     if bool((roots.scalar(Slot.COMPRESSION_ALGORITHM, np.uint8) > schema.LocationCompression.ZSTD_DICTIONARY).any()):
-        raise buffer.error("its locations are compressed in a way that is not known")
+        raise buffer.error("its locations are compressed with an unknown algorithm")
     roots.vectors(Slot.LOCATION_DICTIONARY, 1)  # unused here; checked because decoding a file alone checks it, too
     arrays = roots.vectors(Slot.ARRAYS, 4, "the list of arrays")
     tables = arrays.tables(_MIN_ARRAY_BYTES)

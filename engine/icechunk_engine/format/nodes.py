@@ -4,7 +4,7 @@ A snapshot may hold tens of thousands of nodes, and a session looks at a few. So
 :meth:`NodeTable.node` makes a :class:`Node` on demand, and a commit that changes few nodes copies the columns of the
 others.
 
-What is always true: *the table is sorted by the raw bytes of the paths.* Two things rely on it:
+Invariant: *the table is sorted by the raw bytes of the paths.* Two things rely on it:
 
 - Looking up a path is a binary search, here and in the official library. In an unsorted file, nodes would be missing.
 - All descendants of ``/a`` follow each other, because exactly they begin with ``/a/``. In bytewise order they are the
@@ -138,8 +138,7 @@ class _PathIndex:
 class NodeTable:
     """Columns of ``n`` nodes, sorted by the raw bytes of their paths.
 
-    What only arrays have is in ragged columns: node ``i`` has the entries ``x_starts[i]:x_starts[i + 1]``, and groups
-    have none.
+    Ragged columns hold the data of arrays: node ``i`` has the entries ``x_starts[i]:x_starts[i + 1]``, a group none.
 
     Attributes
     ----------

@@ -246,9 +246,9 @@ class UpdateTable:
     def trimmed(self, n: int) -> tuple[UpdateTable, str | None]:
         """Return the newest entries, and the name of the backup in which the log continues.
 
-        At least ``n`` entries stay, if there are so many. Entries are dropped from the first one after these that has
-        a backup, because that backup holds it and all older ones. The name is None if no entry is dropped: the log
-        then continues where it did.
+        At least the newest ``n`` entries stay. Entries are dropped from the first one after these that has a backup,
+        because that backup holds it and all older ones. The name is None if no entry is dropped: the log then
+        continues where it did.
         """
         with_backup = np.flatnonzero(self.rows["has_backup"][n:])
         if len(with_backup) == 0:

@@ -3,9 +3,9 @@
 It is the only mutable object of a repository. Every commit decodes it, changes it and encodes it again, and it may
 list thousands of snapshots and updates. So both stay columns, and no objects are made for them.
 
-What is always true: every ref points to a snapshot of the list, since files store refs as positions in the list; and
-the ops log is never empty, and its latest entry has no backup yet. The next update fills in the backup, under which it
-keeps this version of the file. :func:`encode_repo_info` checks both.
+Invariant: every ref points to a snapshot of the list, since files store refs as positions in the list; and the ops log
+is never empty, and its latest entry has no backup yet. The next update fills in the backup, under which it keeps this
+version of the file. :func:`encode_repo_info` checks both.
 """
 
 from __future__ import annotations

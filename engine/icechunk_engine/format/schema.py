@@ -104,7 +104,7 @@ class NodeDataType(IntEnum):
 
 
 class ArrayNodeData:
-    """What only arrays have."""
+    """The fields that only arrays have."""
 
     SHAPE = 0
     DIMENSION_NAMES = 1

@@ -3,9 +3,9 @@
 Files are read into columns and written from columns, without a loop over nodes. The exception is spec version 1, which
 stores chunk lengths instead of numbers of chunks. These are only in the metadata documents, so each is parsed.
 
-What is always true of a written snapshot: *the list of manifest files names exactly the manifests that its nodes
-refer to*, with exact sizes. The official library requires the first, and fetches ``size`` bytes of a manifest: with a
-size that is too small, it reads a truncated file. :func:`encode_snapshot` compares both sets and raises.
+Invariant of a written snapshot: *the list of manifest files names exactly the manifests that its nodes refer to*, with
+exact sizes. The official library requires the first, and fetches ``size`` bytes of a manifest: with a size that is too
+small, it reads a truncated file. :func:`encode_snapshot` compares both sets and raises.
 """
 
 from __future__ import annotations

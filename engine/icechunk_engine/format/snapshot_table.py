@@ -3,12 +3,12 @@
 Every update of a repository reads, changes and writes the whole list. So messages and metadata stay encoded, and no
 object is made for a snapshot that nobody looks at.
 
-What is always true: *rows are sorted by snapshot id, and a parent is the row number of another snapshot.* Files have
-this form, too, and the official library finds snapshots in them by binary search: in an unsorted file, it would miss
-some. Adding or removing one row moves the rows behind it, and each ``parents`` entry that
-points there must change with them, in the same step. :meth:`SnapshotTable.insert`, :meth:`SnapshotTable.remove` and
-:func:`read_snapshots` do that; a new method that changes rows must, too. A row number is only valid for the table
-that it came from, so code keeps ids, not rows, from one table to the next.
+Invariant: *rows are sorted by snapshot id, and a parent is the row number of another snapshot.* Files have this form,
+too, and the official library finds snapshots in them by binary search: in an unsorted file, it would miss some. Adding
+or removing one row moves the rows behind it, and each ``parents`` entry that points there must change with them, in
+the same step. :meth:`SnapshotTable.insert`, :meth:`SnapshotTable.remove` and :func:`read_snapshots` do that; a new
+method that changes rows must, too. A row number is only valid for the table that it came from, so code keeps ids, not
+rows, from one table to the next.
 
 Chains of parents may be circles in a damaged file, so every walk counts its steps.
 """
@@ -45,7 +45,7 @@ NO_PARENT = -1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnapshotRecord:
-    """What the repo info knows of one snapshot.
+    """One snapshot, as the repo info lists it.
 
     Attributes
     ----------
@@ -184,7 +184,7 @@ class SnapshotTable:
         place = int(np.searchsorted(row_keys(self.ids), row_keys(info.id.to_row().reshape(1, -1)))[0])
         if place < len(self) and self.id(place) == info.id:
             raise FormatError(
-                f"snapshot {info.id} is in the repository already. Commit again to get another id",
+                f"snapshot {info.id} already exists in the repository. Commit again to get another id",
                 ErrorKind.DUPLICATE_SNAPSHOT_ID,
             )
         added = SnapshotTable.of_root(info)
@@ -194,7 +194,7 @@ class SnapshotTable:
             if parent < 0:
                 raise SnapshotNotFoundError(
                     f"snapshot {info.parent_id}, on which this one is based, is no longer in the repository: it "
-                    f"expired and was collected. Redo the change in a new session"
+                    f"has expired and was deleted. Redo the change in a new session"
                 )
 
         def column[T: np.generic](ours: NDArray[T], other: NDArray[T]) -> NDArray[T]:

@@ -1,4 +1,4 @@
-"""Transaction log files: what one commit changed, by node id (spec, *Transaction log*).
+"""Transaction log files: the changes of one commit, by node id (spec, *Transaction log*).
 
 Diffs and rebases read logs instead of comparing snapshots and manifests. So a log must list every node and chunk that
 its commit changed: a chunk that it lacks would be overwritten by a rebase without a conflict.
@@ -44,7 +44,7 @@ class Move:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TransactionLog:
-    """What one commit changed.
+    """The changes of one commit.
 
     Attributes
     ----------

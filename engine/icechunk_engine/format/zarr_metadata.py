@@ -1,4 +1,4 @@
-"""Parse a ``zarr.json`` document as far as the engine needs it: group or array, and an array's chunk grid. Pure.
+"""Parse the parts of a ``zarr.json`` document that the engine needs: group or array, and an array's grid. Pure.
 
 Everything else in the document (data type, codecs, attributes) belongs to zarr, and the bytes are stored verbatim. The
 engine knows the chunk grids ``regular`` and ``rectilinear``. A shard counts as one chunk.

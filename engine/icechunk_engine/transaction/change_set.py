@@ -1,7 +1,8 @@
 """The uncommitted edits of a session: the only mutable data of a transaction. No I/O.
 
-New nodes are kept by path, changed and deleted nodes by id, chunk edits by node id. Later edits win. What is always
-true:
+New nodes are kept by path, changed and deleted nodes by id, chunk edits by node id. Later edits win.
+
+Invariants:
 
 - A node of the base is in one place: still in the base, deleted, or moved. A path has at most one node that was
   created or moved there.

@@ -1,10 +1,10 @@
 """Write the files of a new snapshot from a change set. Nothing refers to them yet.
 
-What is always true: *a commit only adds files until one conditional PUT publishes it.* First come the manifests, the
-snapshot and its transaction log, all under new random names. Then :mod:`icechunk_engine.catalog` swaps ``repo``, or
-in spec 1 the branch's file. So readers see the old state or the new one, and a commit that fails or dies leaves files
-that nothing refers to, which garbage collection removes. Two mistakes would break this: publishing before all files
-are durable, and reusing the name of a file that exists.
+Invariant: *a commit only adds files until one conditional PUT publishes it.* First come the manifests, the snapshot
+and its transaction log, all under new random names. Then :mod:`icechunk_engine.catalog` swaps ``repo``, or in spec 1
+the branch's file. So readers see the old state or the new one, and a commit that fails or dies leaves files that
+nothing refers to, which garbage collection removes. Two mistakes would break this: publishing before all files are
+durable, and reusing the name of a file that exists.
 
 Which manifests a commit writes, and when a second try of the commit may use those of the first, is decided in
 :mod:`icechunk_engine.transaction.manifest_plans`.

@@ -1,7 +1,7 @@
 """Find the conflicts between our edits and their commits. Pure.
 
-*Ours* are the uncommitted edits of a session. *Theirs* are the commits that reached the branch first. Two sources tell
-what they did, and each has a part that the other cannot play:
+*Ours* are the uncommitted edits of a session. *Theirs* are the commits that reached the branch first. Two sources
+describe their changes, and the detection needs both:
 
 - *Their tree*, the nodes after their last commit, decides whether our edits still have a place. It is what our edits
   will be applied to, so it is always right.

@@ -1,10 +1,10 @@
 """Find chunks that the disk refused, before a snapshot that refers to them is published.
 
-What is always true: *no published snapshot refers to a chunk that a crash could still remove.* A write returns before
-its bytes are durable; ``fsync`` comes later, for many files together. If it fails, the operating system may drop the
-bytes, and it reports the error once: a second ``fsync`` of the file can succeed although the data is lost. So asking
-again proves nothing. The storage therefore remembers each refused file (:mod:`icechunk_engine.catalog.durable_files`),
-and a commit fails until the edits no longer refer to it: until the chunks are written again, as new files.
+Invariant: *no published snapshot refers to a chunk that a crash could still remove.* A write returns before its bytes
+are durable; ``fsync`` comes later, for many files together. If it fails, the operating system may drop the bytes, and
+it reports the error once: a second ``fsync`` of the file can succeed although the data is lost. So asking again proves
+nothing. The storage therefore remembers each refused file (:mod:`icechunk_engine.catalog.durable_files`), and a commit
+fails until the edits no longer refer to it: until the chunks are written again, as new files.
 
 A commit asks before it publishes, and a fork asks before it is pickled. A new way to publish references must ask, too.
 """

@@ -43,7 +43,7 @@ from icechunk_engine.transaction.stored_chunk_refs import extents_of, load_chunk
 
 
 class ManifestInputs(NamedTuple):
-    """What the new manifests of an array are made from, besides the stale ones."""
+    """The inputs of an array's new manifests, besides the stale ones."""
 
     user_data: bytes
     edits: tuple[object, int] | None

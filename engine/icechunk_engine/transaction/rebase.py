@@ -1,8 +1,8 @@
 """Rebase a session's edits onto the new tip of its branch.
 
-What is always true: *a rebase changes nothing until it has succeeded.* It reads the branch's tip once, works on
-copies, and returns the new base and the new change set together; the session then takes over both or neither. If a
-solver raises or a conflict remains, session and repository are as before.
+Invariant: *a rebase changes nothing until it has succeeded.* It reads the branch's tip once, works on copies, and
+returns the new base and the new change set together; the session then takes over both or neither. If a solver raises
+or a conflict remains, session and repository are as before.
 
 The session and the branch may have taken different ways: somebody may have reset or amended the branch. So the way
 from the base to the tip first goes back to their last common snapshot and then forward. A commit on the way back was

@@ -1,9 +1,9 @@
 """Replay the edits of a session on another tree. Pure.
 
-What is always true of the result: every edit belongs to a node of the tree, no path has two nodes, and nothing lies
-below an array or a deleted group. Edits of nodes hold for another tree without a change, because they are kept by node
-id; only deletions and metadata must take over the form that the tree gives the node. Moves are different: where a node
-ends depends on the moves before. So they are made again, one after the other, and each can fail.
+Invariant of the result: every edit belongs to a node of the tree, no path has two nodes, and nothing lies below an
+array or a deleted group. Edits of nodes hold for another tree without a change, because they are kept by node id; only
+deletions and metadata must take over the form that the tree gives the node. Moves are different: where a node ends
+depends on the moves before. So they are made again, one after the other, and each can fail.
 
 :func:`replay_edits` relies on the conflict detection (:mod:`icechunk_engine.transaction.conflict_detection`) to have
 found everything that would break these rules, and on a solver to have settled it.

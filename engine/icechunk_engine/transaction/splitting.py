@@ -1,8 +1,8 @@
 """Decide which chunk references go into which manifest. Pure.
 
-What is always true: *the extents of an array's manifests do not overlap.* Readers look for a chunk in the first
-manifest whose extents contain it, and nowhere else. If two overlapped, a chunk that only the second one holds would
-read as fill value, in our reader and in the official one. Nothing would raise. So:
+Invariant: *the extents of an array's manifests do not overlap.* Readers look for a chunk in the first manifest whose
+extents contain it, and nowhere else. If two overlapped, a chunk that only the second one holds would read as fill
+value, in our reader and in the official one. Nothing would raise. So:
 
 - References are split between two coordinates of an axis, never simply after a number of rows in C order. After row
   ``(1, 3)``, say, both boxes would contain coordinate 1 of axis 0 and overlap. If one coordinate alone holds too many

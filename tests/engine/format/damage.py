@@ -1,4 +1,4 @@
-"""Damaged files, for tests that whatever the bytes are, decoding ends in an object or a FormatError."""
+"""Damaged files: decoding any bytes must return an object or raise FormatError."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from icechunk_engine.format.header import FileType
 
 
 def body_of(file: bytes, file_type: FileType) -> bytes:
-    """The decompressed flatbuffer of a file."""
+    """Return the decompressed flatbuffer of a file."""
     return header.unpack(file, file_type).body.tobytes()
 
 
 def damaged_bodies(body: bytes, seed: int, n_flips: int = 400, most_cuts: int = 300) -> Iterator[bytes]:
-    """The body cut off at evenly spaced lengths, at every one when it is short, and with one to four bytes changed."""
+    """Yield the body truncated at evenly spaced lengths (all, if it is short), and with one to four bytes changed."""
     yield from (body[:length] for length in range(0, len(body), -(-len(body) // most_cuts)))
     random = np.random.default_rng(seed)
     for _ in range(n_flips):
@@ -32,7 +32,7 @@ def damaged_bodies(body: bytes, seed: int, n_flips: int = 400, most_cuts: int = 
 def assert_survives(
     decode: Callable[[Any], Any], use: Callable[[Any], None], body: bytes, file_type: FileType, seed: int
 ) -> None:
-    """Every damaged form of a body decodes and can be used, or raises FormatError; both happen."""
+    """Assert that each damaged body can be decoded and used, or raises FormatError, and that both happen."""
     n_refused = n_read = 0
     for damaged in damaged_bodies(body, seed):
         try:

@@ -1,4 +1,4 @@
-"""Repositories that the official library wrote, and what it reads after one of their files was replaced by ours."""
+"""Repositories that the official library wrote, to check that it can read files of ours in their place."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from icechunk_engine.ids import ManifestId, SnapshotId
 
 
 class OfficialRepo:
-    """A repository in a local directory, used through the official library."""
+    """A repository in a local directory, opened with the official library."""
 
     def __init__(self, path: Path, inline_threshold: int = 512, compress_locations_from: int | None = None) -> None:
         self.path = path
@@ -41,12 +41,12 @@ class OfficialRepo:
         return (self.path / key).read_bytes()
 
     def manifest_files(self) -> list[tuple[ManifestId, bytes]]:
-        """All manifests, newest last."""
+        """Return all manifests, newest last."""
         paths = sorted((self.path / "manifests").iterdir(), key=lambda path: path.stat().st_mtime_ns)
         return [(ManifestId.from_str(path.name), path.read_bytes()) for path in paths]
 
     def replace_manifest(self, manifest_id: ManifestId, data: bytes) -> official.Session:
-        """Put another file in place of a manifest of the branch's tip; returns a session that must read it anew."""
+        """Replace a manifest of the branch's tip; return a session that has to read it again."""
         (self.path / layout.manifest_key(manifest_id)).write_bytes(data)
         snapshot_path = self.path / layout.snapshot_key(self.tip)
         unpacked = header.unpack(snapshot_path.read_bytes(), FileType.SNAPSHOT)
@@ -66,7 +66,7 @@ class OfficialRepo:
 
 
 def chunks(session: official.Session, path: str) -> dict[tuple[int, ...], tuple[int, str, int, int, bytes | None]]:
-    """Every chunk of an array as the official library sees it: kind, location or chunk id, offset, length, payload."""
+    """Return each chunk of an array as the official library sees it: kind, location or id, offset, length, payload."""
 
     async def collect() -> dict[tuple[int, ...], tuple[int, str, int, int, bytes | None]]:
         found = {}
@@ -80,7 +80,7 @@ def chunks(session: official.Session, path: str) -> dict[tuple[int, ...], tuple[
 
 
 def create_array(session: official.Session, name: str, grid: tuple[int, ...], chunk_size: int = 1) -> zarr.Array[Any]:
-    """An array of bytes without compression, whose chunks have ``chunk_size`` elements (on the last axis)."""
+    """Create an array of uncompressed bytes, whose chunks have ``chunk_size`` elements (on the last axis)."""
     group = zarr.open_group(session.store, mode="a")
     chunk = (1,) * (len(grid) - 1) + (chunk_size,) if grid else ()
     shape = tuple(n * size for n, size in zip(grid, chunk, strict=True))

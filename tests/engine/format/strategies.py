@@ -1,4 +1,4 @@
-"""Chunk references for hypothesis, and what they say one by one."""
+"""Hypothesis strategies for chunk references, and helpers to read them one by one."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ REFS = NATIVE_REFS | VIRTUAL_REFS | INLINE_REFS
 
 @st.composite
 def chunk_refs(draw: st.DrawFn, max_size: int = 12) -> ChunkRefs:
-    """Sorted references of one array; of one kind or mixed."""
+    """Draw sorted references of one array, of one kind or of several."""
     ndim = draw(st.integers(0, 4))
     refs = draw(st.sampled_from([NATIVE_REFS, VIRTUAL_REFS, INLINE_REFS, REFS, REFS]))
     coordinate = st.integers(0, 3) | U32
@@ -38,14 +38,14 @@ def chunk_refs(draw: st.DrawFn, max_size: int = 12) -> ChunkRefs:
 
 
 def as_dict(refs: ChunkRefs) -> dict[tuple[int, ...], ChunkRef]:
-    """All references as objects; also checks that they are sorted."""
+    """Return all references as objects. Also check that they are sorted."""
     indices = [tuple(index) for index in refs.indices.tolist()]
     assert indices == sorted(set(indices))
     return {index: refs.row(row) for row, index in enumerate(indices)}
 
 
 def many_refs(n: int, seed: int = 0, ndim: int = 3) -> ChunkRefs:
-    """Thousands of references of all kinds, whose locations and etags come in runs."""
+    """Make thousands of references of all kinds, with runs of equal locations and etags."""
     random = np.random.default_rng(seed)
     kinds = random.integers(1, 4, n).astype(np.uint8)
     edge = int(np.ceil(n ** (1 / ndim))) + 1

@@ -1,4 +1,4 @@
-"""Rows of chunks: every form of the finder against a dictionary."""
+"""Every form of the chunk finder, compared with a dictionary."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Index = tuple[int, ...]
 
 @st.composite
 def index_sets(draw: st.DrawFn) -> tuple[int, list[Index]]:
-    """Sets of chunk indices that fill their bounding box wholly, well, thinly, or hardly at all."""
+    """Draw sets of chunk indices that fill their bounding box completely, well, sparsely, or barely."""
     ndim = draw(st.integers(0, 4))
     edge = draw(st.sampled_from([1, 2, 3, 40, 2**32 - 1]))
     low = draw(st.integers(0, 2**32 - 1 - edge))

@@ -1,4 +1,4 @@
-"""Columns of byte strings, against lists of them."""
+"""Columns of byte strings, compared with lists."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Flatbuffer reader and writer: against a reader and a writer that go by the definition, one table at a time."""
+"""The flatbuffer reader and writer, compared with a plain reader and writer that handle one table at a time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from icechunk_engine.flatbuf.writer import MAX_BUFFER_SIZE, OFFSET, Arena, Table
 
 
 class PlainTable:
-    """One table, read with ``struct`` as the flatbuffer internals document says."""
+    """One table, read with ``struct`` as the documentation of the format describes."""
 
     def __init__(self, data: bytes, position: int) -> None:
         assert position % 4 == 0
@@ -87,7 +87,7 @@ class PlainTable:
 
 
 class PlainWriter:
-    """Appends objects in any order and with any gaps; each table has a vtable of its own, before or behind it."""
+    """Appends objects in any order and with any gaps. Each table has its own vtable, before or after it."""
 
     def __init__(self) -> None:
         self.data = bytearray(4)
@@ -180,7 +180,7 @@ def write(items: list[dict[str, Any]]) -> bytes:
 
 
 def read(data: bytes) -> list[dict[str, Any]]:
-    """Rows as our reader sees them."""
+    """Return the rows as our reader sees them."""
     tables = Buffer(np.frombuffer(data, np.uint8)).root().vectors(0, 4, "rows").tables()
     columns: dict[str, list[Any]] = {
         "big": tables.scalar(BIG, np.uint64).tolist(),
@@ -235,7 +235,7 @@ def test_written_tables_follow_the_definition(items: list[dict[str, Any]]) -> No
 
 @given(rows(), st.randoms(use_true_random=False))
 def test_any_layout_is_read(items: list[dict[str, Any]], random: Any) -> None:
-    """Vtables before and behind tables, fields in any order and unaligned, gaps, vtables of many lengths."""
+    """Vtables before and after tables, fields in any order and unaligned, gaps, vtables of many lengths."""
     writer = PlainWriter()
     root = writer.table({0: (4, bytes(4))}, 8, vtable_first=random.random() < 0.5)
     vector = writer.blob(bytes(4 * len(items)))
@@ -275,7 +275,7 @@ def test_zero_tables_and_vectors() -> None:
 
 
 def columns_of(n: int, seed: int) -> dict[str, Any]:
-    """Columns of ``n`` rows in which runs, repetitions and gaps occur."""
+    """Make columns of ``n`` rows with runs, repetitions and gaps."""
     random = np.random.default_rng(seed)
     names = BytesTable.of([f"file-{i}" * (i % 4) for i in range(40)])
     return {
@@ -344,7 +344,7 @@ def test_blocks_are_read_back(n: int) -> None:
 
 
 def test_equal_work_vanishes_in_the_items_of_a_block() -> None:
-    """What the block layout is for: within a block, the vector of offsets holds one value."""
+    """The purpose of the block layout: within a block, all items of the vector of offsets are equal."""
     n = 3 * blocks.MAX_BLOCK_ROWS
     data = placed(n, columns_of(n, seed=1), wide=False)
     vector = Buffer(np.frombuffer(data, np.uint8)).root().vectors(0, 4)
@@ -438,7 +438,7 @@ def test_missing_fields_and_wrong_widths_are_refused() -> None:
 
 @pytest.mark.parametrize("texts", [[b"\xff"], [b"\xc3", b"\xa9"], [b"ok", b"\xe2\x82"]])
 def test_text_that_is_not_utf8_is_refused(texts: list[bytes]) -> None:
-    """Also where only the strings together are UTF-8."""
+    """Two strings can be UTF-8 together and not alone. That is refused, too."""
     arena = Arena(b"Test")
     root = arena.tables(TableLayout.of({0: OFFSET}), 1)
     arena.set_root(root)
@@ -450,7 +450,7 @@ def test_text_that_is_not_utf8_is_refused(texts: list[bytes]) -> None:
 
 
 def test_a_small_file_cannot_ask_for_much_memory() -> None:
-    """Ten thousand tables that all hold one large vector."""
+    """Ten thousand tables share one large vector."""
     n = 10_000
     arena = Arena(b"Test")
     root = arena.tables(TableLayout.of({0: OFFSET}), 1)

@@ -1,4 +1,4 @@
-"""FlexBuffers: byte for byte what the official library writes, and every other valid encoding of a value."""
+"""FlexBuffers: we write the same bytes as the official library, and read every valid encoding."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ values = st.recursive(
 
 
 def same(one: Any, other: Any) -> bool:
-    """Equality that tells 1, 1.0 and True apart."""
+    """Compare two values, and tell 1, 1.0 and True apart."""
     if type(one) is not type(other):
         return False
     if isinstance(one, dict):
@@ -171,7 +171,7 @@ def test_vector_that_contains_itself() -> None:
 
 
 def test_shared_parts_cannot_make_a_huge_value() -> None:
-    """Each level holds the level below 200 times: a few kilobytes that stand for 200**6 values."""
+    """Each level contains the level below 200 times: a few kilobytes stand for 200**6 values."""
     out = bytearray(b"\0")
     start = 1  # of the innermost vector, which is empty
     for _ in range(6):

@@ -1,4 +1,4 @@
-"""The envelope of files: both ways, and every kind of damage."""
+"""The envelope of files: writing, reading, and every kind of damage."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_pieces_make_the_same_body() -> None:
 
 
 def test_other_writers_bodies() -> None:
-    """No content size, a checksum, two frames in a row, and compression byte 0 are all read."""
+    """Bodies without a content size, with a checksum, in two frames, or uncompressed can be read."""
     start = pack(FileType.MANIFEST, 2, BODY)[:HEADER_SIZE]
     unsized = zstandard.ZstdCompressor(write_content_size=False)
     checked = zstandard.ZstdCompressor(write_checksum=True)
@@ -108,7 +108,7 @@ def test_damaged_header_bytes() -> None:
 
 
 def test_sizes_that_no_file_can_have_are_refused() -> None:
-    """A size beyond the format's own limit is named as damage, before anything is allocated."""
+    """A size beyond the limit of the format is reported as damage before anything is allocated."""
     start = pack(FileType.MANIFEST, 2, BODY)[:HEADER_SIZE]
     magic = (0xFD2FB528).to_bytes(4, "little")
     for size in (2**31, 2**35, 2**64 - 3):

@@ -1,4 +1,4 @@
-"""Manifest files: round trips, both ways with the official library, foreign layouts, damage."""
+"""Manifest files: round trips, exchange with the official library, foreign layouts, damage."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_several_arrays(parts: list[ChunkRefs]) -> None:
 
 
 def outcome(files: list[tuple[bytes, str]]) -> Any:
-    """What is in the files, or the message of what is wrong."""
+    """Return the contents of the files, or the error message."""
     try:
         return [plain(one) for one in decode_manifests(files)]
     except FormatError as error:
@@ -132,7 +132,7 @@ def test_files_read_together_are_as_read_alone(
 
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_a_damaged_file_among_others(place: int) -> None:
-    """It reads as it does alone, or it is the one that is refused: no file is read where another one ends."""
+    """Among others, a file gives the same result or error as alone, and errors name the right file."""
     refs = many_refs(4, ndim=2)
     good = [(file_of(many_refs(n, seed=n, ndim=1 + n % 2)), f"manifests/good-{n}") for n in (3, 5)]
     outcomes = {True: 0, False: 0}
@@ -179,12 +179,12 @@ def test_small_files_are_read_together(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_large_files_are_let_go_of_before_the_next_one_is_asked_for() -> None:
-    """Many of them would not fit into memory at once, and decompressing is half of the work of reading one."""
+    """Many large files would not fit into memory at once."""
     held: list[weakref.ref[Any]] = []
     unpacked: list[str] = []
 
     class Data(bytearray):
-        """Bytes that can be referred to weakly."""
+        """Bytes that allow weak references."""
 
     def files() -> Iterator[tuple[Any, str]]:
         for number, n in enumerate([3, 2000, 5, 2000, 2000]):
@@ -207,7 +207,7 @@ def test_large_files_are_let_go_of_before_the_next_one_is_asked_for() -> None:
 
 
 def test_equal_locations_are_stored_once() -> None:
-    """Also when the columns hold them at several rows of their table, as after merging."""
+    """Even if the table of locations has equal rows, as after a merge."""
     table = BytesTable.of(["s3://b/" + "x" * 1000] * 50)
     refs = ChunkRefs.build(np.arange(50)[:, None], VIRTUAL, lengths=1, location_codes=np.arange(50), locations=table)
     data = file_of(refs)
@@ -288,7 +288,7 @@ def test_frames_of_any_kind_are_decompressed(options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("sized", [True, False])
 def test_locations_that_expand_too_much_are_refused(sized: bool) -> None:
-    """100 frames of 50 bytes that hold a megabyte each: refused after 16 MiB at most, before any when they say it."""
+    """100 frames of 50 bytes hold a megabyte each. They are refused after 16 MiB, or at once if they declare it."""
     frame = zstandard.ZstdCompressor(write_content_size=sized).compress(bytes(2**20))
     frames = BytesTable.of([frame] * 100)
     tracemalloc.start()
@@ -336,7 +336,7 @@ def hand_written(
     n_arrays: int = 1,
     same_id: bool = False,
 ) -> bytes:
-    """A manifest whose reference tables ``fill`` makes as it likes."""
+    """Make a manifest whose reference tables ``fill`` makes."""
     slot, array_slot = schema.Manifest, schema.ArrayManifest
     arena = Arena(b"Ichk")
     root = arena.tables(
@@ -364,7 +364,7 @@ def hand_written(
 
 
 def test_which_place_counts() -> None:
-    """Chunk id before compressed location before location before inline."""
+    """The order is chunk id, compressed location, location, inline."""
     slot = schema.ChunkRef
     bits = np.arange(1, 16)
     text, frame = BytesTable.of(["plain"]), frames_of(["packed"], b"")
@@ -449,7 +449,7 @@ def test_what_makes_no_sense_is_refused() -> None:
 
 
 def test_references_of_several_ranks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where they are read in different slabs."""
+    """Even if they are read in different slabs."""
     parts = [
         ChunkRefs.of(ndim, [((row,) * ndim, ChunkRef(kind=INLINE, inline=b"x")) for row in range(4)])
         for ndim in (1, 2)
@@ -487,7 +487,7 @@ def test_damaged_bodies(compression: LocationCompression | None) -> None:
 
 
 def decoded_chunks(refs: ChunkRefs) -> dict[tuple[int, ...], tuple[int, str, int, int, bytes | None]]:
-    """References in the form that :func:`chunks` gives."""
+    """Return references in the form of :func:`chunks`."""
     found = {}
     for index, ref in as_dict(refs).items():
         place = ref.location or (str(ref.chunk_id) if ref.chunk_id else "")
@@ -520,7 +520,7 @@ def test_official_native_and_inline_chunks(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("n", [7, 2500])
 def test_official_virtual_chunks(tmp_path: Path, n: int) -> None:
-    """2500 are enough for compressed locations."""
+    """2500 chunks are enough for compressed locations."""
     repo = OfficialRepo(tmp_path)
     session = repo.writable_session()
     create_array(session, "a", (n,))
@@ -590,7 +590,7 @@ def test_official_reads_other_ranks(tmp_path: Path) -> None:
 
 
 def test_official_reads_packed_native_chunks(tmp_path: Path) -> None:
-    """Several references into one chunk object."""
+    """Several references point into one chunk object."""
     repo = OfficialRepo(tmp_path, inline_threshold=0)
     session = repo.writable_session()
     array = create_array(session, "a", (1,), chunk_size=60)

@@ -1,4 +1,4 @@
-"""The repo info file: snapshot list, ops log, round trips, both ways with the official library, damage."""
+"""The repo info file: snapshot list, ops log, round trips, exchange with the official library, damage."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_insert_refuses() -> None:
 
 
 def test_expiration_moves_children_and_prunes() -> None:
-    """Root, a, b, c in a line; a and b expire, and c remembers their logs."""
+    """Of a line root, a, b, c, the snapshots a and b expire, and c keeps the names of their logs."""
     root = info_of(None)
     a = info_of(root.id)
     b = info_of(a.id, pruned=(SnapshotId.random(),))
@@ -275,7 +275,7 @@ def edit(repo: official.Repository, value: int, branch: str = "main") -> officia
 
 
 def busy_official_repo(path: Path) -> official.Repository:
-    """Commits, refs of all kinds, amend, flush, metadata, flags, status, a move, expiration, a persisted config."""
+    """Make a repository with updates of all kinds: commits, refs, amend, flush, metadata, flags, status, and more."""
     config = official.RepositoryConfig(inline_chunk_threshold_bytes=10)
     repo = official.Repository.create(official.local_filesystem_storage(str(path)), config=config)
     for i in range(4):
@@ -384,7 +384,7 @@ def test_official_repo_info_there_and_back(tmp_path: Path) -> None:
 
 
 def test_from_scratch(tmp_path: Path) -> None:
-    """A repository made of our three files alone."""
+    """The official library opens a repository that consists of our three files."""
     for directory in ("snapshots", "transactions"):
         (tmp_path / directory).mkdir()
     now_us = int(datetime.now(UTC).timestamp() * 1_000_000)
@@ -403,7 +403,7 @@ def test_from_scratch(tmp_path: Path) -> None:
 
 
 def use(info: RepoInfo) -> None:
-    """Everything that an update does with a repo info."""
+    """Do everything that an update does with a repo info."""
     for row in range(len(info.snapshots)):
         try:
             info.snapshots.record(row)

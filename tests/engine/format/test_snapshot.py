@@ -1,4 +1,4 @@
-"""Snapshot files: node tables, round trips, both ways with the official library, damage."""
+"""Snapshot files: node tables, round trips, exchange with the official library, damage."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def nodes(draw: st.DrawFn, path: str) -> Node:
 
 @st.composite
 def trees(draw: st.DrawFn, max_size: int = 12) -> list[Node]:
-    """Nodes with distinct paths and ids, in any order."""
+    """Draw nodes with distinct paths and ids, in any order."""
     found = [draw(nodes(path)) for path in draw(st.lists(node_paths, max_size=max_size, unique=True))]
     assume(len({node.node_id for node in found}) == len(found))
     return found
@@ -263,7 +263,7 @@ def test_extents_of_another_rank_are_refused_for_that_array_only() -> None:
 
 
 def test_unsorted_nodes_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file whose nodes are out of order, as no writer should leave it."""
+    """Nodes are found even if a file lists them out of order."""
     paths = ["/b", "/a", "/", "/c/d", "/a/x"]
     with monkeypatch.context() as patched:
         patched.setattr(NodeTable, "sorted", lambda self: self)
@@ -313,7 +313,7 @@ METADATA = {
 
 
 def fill(store: Any) -> None:
-    """Groups, arrays of rank 0 to 4, dimension names of all kinds, attributes, several manifests."""
+    """Create groups, arrays of rank 0 to 4, dimension names of all kinds, attributes, several manifests."""
     root = zarr.open_group(store, mode="a", attributes={"title": "root"})
     root.create_group("a-group/nested", attributes={"n": [1, 2]})
     for ndim in range(5):
@@ -341,7 +341,7 @@ def values_of(store: Any) -> dict[str, Any]:
 
 
 def inspected(snapshot: Snapshot) -> dict[str, Any]:
-    """A snapshot in the form of the official ``inspect_snapshot``."""
+    """Return a snapshot in the form of the official ``inspect_snapshot``."""
 
     def dimensions(shape: ArrayShape) -> list[dict[str, Any]]:
         names = shape.dimension_names or (None,) * shape.ndim
@@ -412,7 +412,7 @@ def test_official_snapshots_there_and_back(tmp_path: Path, spec_version: int) ->
 
 
 def test_official_reads_a_table_that_we_changed(tmp_path: Path) -> None:
-    """Nodes deleted, added and changed with ``replace``, in a file that official wrote."""
+    """Delete, add and change nodes in a file of the official library."""
     repo = create_official(tmp_path)
     session = repo.writable_session("main")
     fill(session.store)
@@ -454,7 +454,7 @@ def test_spec_1_has_no_rectilinear_grids(tmp_path: Path) -> None:
 
 
 def use(snapshot: Snapshot) -> None:
-    """Everything that a session does with a snapshot."""
+    """Do everything that a session does with a snapshot."""
     table = snapshot.nodes
     assert snapshot.nbytes > 0
     for row in range(len(table)):

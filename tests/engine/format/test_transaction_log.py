@@ -1,4 +1,4 @@
-"""Transaction log files: round trips, both ways with the official library, damage."""
+"""Transaction log files: round trips, exchange with the official library, damage."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def logs(draw: st.DrawFn) -> TransactionLog:
 
 
 def content(log: TransactionLog) -> dict[str, Any]:
-    """A log as plain values, which compare."""
+    """Return a log as plain values, to compare it."""
     return {
         "id": log.snapshot_id,
         **{name: getattr(log, name).tolist() for name in LISTS},
@@ -108,7 +108,7 @@ def test_many_chunks() -> None:
 
 
 def test_ranks_that_differ_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where they are read in different slabs."""
+    """Even if they are read in different slabs."""
     empty = TransactionLog.empty(SNAPSHOT_ID)
     changes = {NodeId(b"array-01"): np.zeros((4, 1), np.uint32), NodeId(b"array-02"): np.zeros((4, 2), np.uint32)}
     log = TransactionLog(
@@ -176,7 +176,7 @@ def test_official_logs(tmp_path: Path) -> None:
 
 
 def test_official_reads_our_logs(tmp_path: Path) -> None:
-    """Its diff of two commits is the same after the log between them was replaced by ours."""
+    """The official library computes the same diff from our log as from its own."""
     repo = OfficialRepo(tmp_path)
     session = repo.writable_session()
     create_array(session, "a", (30, 100))[:] = 1

@@ -1,4 +1,4 @@
-"""Flatbuffers that no writer makes, from ones that one made."""
+"""Change flatbuffers into ones that no writer would make."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import numpy as np
 
 
 def repeated(body: bytes, slot: int, n: int, offset_slots: Collection[int], item: int = 0) -> bytes:
-    """With a list in the root table that names one of its items ``n`` times.
+    """Return the file with a list in its root table that contains one item ``n`` times.
 
     Parameters
     ----------
     slot
-        The list's field.
+        The field of the list.
     offset_slots
-        All fields of the root that point elsewhere.
+        All fields of the root that are offsets.
     item
-        Which item.
+        The item to repeat.
     """
     (root,) = struct.unpack_from("<I", body, 0)
     vtable = root - struct.unpack_from("<i", body, root)[0]

@@ -1,4 +1,4 @@
-"""Files whose lists name one item millions of times: refused before their columns take more memory than the file."""
+"""Files that list one item millions of times are refused before their columns take more memory than the file."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ OFFSET_SLOTS = {
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The newest file of each kind."""
+    """Return the newest file of each kind."""
     place = tmp_path_factory.mktemp("repo")
     repo = Repository.create(ic.local_filesystem_storage(place))
     session = repo.writable_session("main")

@@ -1,4 +1,4 @@
-"""Documents that somebody else wrote: configurations and metadata that stand for much, or are nested without bound."""
+"""Hostile documents: configurations and metadata that expand to huge values, or are nested too deeply."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_modest_aliases_are_read() -> None:
 
 
 def places(plain: Any) -> Iterator[tuple[Any, Any]]:
-    """Each map or list of a document, and each key of it."""
+    """Yield each map or list of a document with each of its keys."""
     for key, value in list(plain.items() if isinstance(plain, dict) else enumerate(plain)):
         yield plain, key
         if isinstance(value, dict | list):
@@ -168,7 +168,7 @@ def test_hostile_message_pack() -> None:
 
 
 def many_empty_maps() -> list[str]:
-    """In spec 1 and 2, in one value and in several of one list."""
+    """Store them in both spec versions, in one value and in several values of a list."""
     n = 300_000
     packed = b"\xdd" + n.to_bytes(4) + b"\x80" * n
     ends = []
@@ -218,7 +218,7 @@ def test_deep_documents_are_refused_when_written() -> None:
 
 
 def test_deep_documents_of_others_are_named(tmp_path: Path) -> None:
-    """What is beside them stays readable."""
+    """The error names the document, and everything else stays readable."""
     repo = Repository.create(ic.local_filesystem_storage(tmp_path))
     session = repo.writable_session("main")
     root = zarr.create_group(session.store)

@@ -1,5 +1,5 @@
-"""Histories that somebody else wrote: circles, dates that are none, damaged ops logs. They end in typed errors, and
-what they do not concern stays readable.
+"""Hostile histories: circles, impossible dates, damaged ops logs. They raise typed errors, and everything else stays
+readable.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def read(repo: Repository) -> list[int]:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """A repository with two commits."""
+    """Make a repository with two commits."""
     repo = Repository.create(ic.local_filesystem_storage(tmp_path / "repo"))
     commit(repo, 1)
     commit(repo, 2)
@@ -54,7 +54,7 @@ def place(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def place_v1(tmp_path: Path) -> Path:
-    """The same in spec version 1."""
+    """Make the same in spec version 1."""
     repo = Repository.create(ic.local_filesystem_storage(tmp_path / "repo"), spec_version=1)
     commit(repo, 1)
     commit(repo, 2)
@@ -113,7 +113,7 @@ def test_an_ops_log_that_continues_nowhere(place: Path) -> None:
 
 
 def test_an_empty_ops_log_is_read_and_continued(place: Path) -> None:
-    """Nobody writes one. Official opens such a repository too, and cannot write to it."""
+    """No writer leaves an empty log. The official library opens such a repository, too, but cannot write to it."""
     body = body_of((place / "repo").read_bytes(), FileType.REPO_INFO)
     entries = Buffer(np.frombuffer(body, np.uint8)).root().vectors(schema.Repo.LATEST_UPDATES, 4)
     assert entries.lengths.tolist() == [3]
@@ -135,7 +135,7 @@ def test_an_empty_ops_log_is_read_and_continued(place: Path) -> None:
 
 
 def damage_ops_log(place: Path) -> None:
-    """Point the first entry of the ops log outside of the file."""
+    """Make the first entry of the ops log point outside of the file."""
     info = decode_repo_info((place / "repo").read_bytes())
     time = int(info.updates.rows["updated_at"][0]).to_bytes(8, "little")
     body = bytearray(body_of((place / "repo").read_bytes(), FileType.REPO_INFO))
@@ -164,7 +164,7 @@ def test_a_damaged_ops_log_does_not_hide_the_data(place: Path) -> None:
 
 
 def follow_parents(place: Path) -> dict[str, str]:
-    """What each operation that follows parents ends in."""
+    """Return the outcome of each operation that follows parents."""
     repo = opened(place)
     tip = repo.lookup_branch("main")
     operations: dict[str, Callable[[], object]] = {
@@ -187,7 +187,7 @@ def follow_parents(place: Path) -> dict[str, str]:
 
 
 def rebase(repo: Repository) -> None:
-    """Onto a branch that was reset, whose whole line may have to be looked at."""
+    """Rebase onto a branch that was reset, which may have to read its whole history."""
     session = repo.writable_session("main")
     zarr.create_group(session.store, path="g")
     repo.reset_branch("main", str(next(iter(repo.ancestry(branch="main"))).parent_id))
@@ -226,7 +226,7 @@ def test_parents_in_a_circle_in_spec_1(place_v1: Path) -> None:
 
 
 def test_children_come_before_their_parents_whatever_their_times(place: Path) -> None:
-    """A graph that lists a parent first would keep a lane open for each."""
+    """If the graph listed a parent first, it would keep a lane open for it."""
     ids = [SnapshotId.random() for _ in range(2000)]
     records = {
         own: SnapshotRecord(id=own, parent_id=parent, flushed_at_us=-i, message="", metadata={})
@@ -241,7 +241,7 @@ def test_children_come_before_their_parents_whatever_their_times(place: Path) ->
 
 @pytest.mark.parametrize("time_us", OUT_OF_RANGE)
 def test_a_snapshot_without_a_date(place: Path, time_us: int) -> None:
-    """The newest one; what is older is listed, if asked for."""
+    """The date of the newest snapshot is impossible. Older ones can still be listed."""
     tip, below = (info.id for info, _ in zip(opened(place).ancestry(branch="main"), range(2), strict=False))
 
     def edit(info: RepoInfo) -> RepoInfo:

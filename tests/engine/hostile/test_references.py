@@ -1,4 +1,4 @@
-"""Chunk references that somebody else wrote: of lengths, places and ranks that nothing has."""
+"""Hostile chunk references: impossible lengths, places and ranks."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ EDITS: dict[str, Callable[[ChunkRefs], ChunkRefs]] = {
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository with one array of native and one of virtual chunks."""
+    """Make a repository with an array of native chunks and one of virtual chunks."""
     place = tmp_path_factory.mktemp("place")
     (place / "source").write_bytes(bytes(N_BYTES))
     config = ic.RepositoryConfig(inline_chunk_threshold_bytes=0)
@@ -60,7 +60,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def read_edited(place: Path, scratch: Path) -> dict[str, str]:
-    """What reading and committing end in, for each edit of the references."""
+    """Return the outcome of reading and committing after each edit of the references."""
     ends = {}
     for number, (name, edit) in enumerate(EDITS.items()):
         copy = scratch / str(number)

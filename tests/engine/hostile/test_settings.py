@@ -1,4 +1,4 @@
-"""Numbers of a stored configuration that make no sense: work goes on, in bounded time and memory."""
+"""A stored configuration with absurd numbers: everything still works, in bounded time and memory."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ PLAIN: dict[str, Any] = {
 
 
 def numbers(plain: Any) -> Iterator[tuple[Any, Any]]:
-    """Each map or list with a number in it, and the number's key."""
+    """Yield each map or list that contains a number, with the number's key."""
     for key, value in list(plain.items() if isinstance(plain, dict) else enumerate(plain)):
         if isinstance(value, dict | list):
             yield from numbers(value)
@@ -63,7 +63,7 @@ def numbers(plain: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def configurations() -> Iterator[dict[str, Any]]:
-    """All numbers zero, one or as large as their field takes."""
+    """Yield configurations with all numbers zero, one, or the maximum of their field."""
     for value in (0, 1, None):
         plain = RepositoryConfig.from_dict(PLAIN).to_dict()
         assert isinstance(plain, dict)
@@ -127,7 +127,7 @@ def test_what_would_cost_without_bound_is_limited() -> None:
 
 
 def test_boxes_beyond_64_bits_do_not_overlap() -> None:
-    """A grid of 2**93 boxes has no linear numbers; chunks of different boxes must not share a manifest."""
+    """64 bits cannot number a grid of 2**93 boxes. Chunks of different boxes must still not share a manifest."""
     config = RepositoryConfig(
         manifest=ic.ManifestConfig(
             splitting=ic.ManifestSplittingConfig.from_dict(

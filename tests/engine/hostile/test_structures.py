@@ -1,4 +1,4 @@
-"""Intact files whose values make no sense: whatever is done with them ends typed, soon and in little memory."""
+"""Intact files with absurd values: every operation ends soon, in little memory, with a result or a typed error."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Files = dict[str, bytes]
 
 
 def build() -> Files:
-    """All files of a repository with some commits, branches and kinds of chunks."""
+    """Make a repository with several commits, branches and kinds of chunks; return all its files."""
     storage = ic.in_memory_storage()
     config = ic.RepositoryConfig(inline_chunk_threshold_bytes=16)
     config.set_virtual_chunk_container(ic.VirtualChunkContainer("s3://b/", ic.s3_store(region="us-east-1")))
@@ -65,7 +65,7 @@ def build() -> Files:
 
 
 def with_item(column: np.ndarray[Any, Any], chance: random.Random) -> np.ndarray[Any, Any]:
-    """A number replaced by a hostile one, or a row of bytes by another row."""
+    """Replace a number by a hostile one, or a row of bytes by another row."""
     changed = np.array(column)
     if len(changed):
         row = chance.randrange(len(changed))
@@ -233,7 +233,7 @@ def operations(storage: ic.Storage) -> dict[str, Callable[[], object]]:
 
 
 def is_zarrs(error: BaseException) -> bool:
-    """Whether zarr itself, not the engine below it, complains of a document or of a chunk's bytes."""
+    """Return True if zarr itself, not the engine, complains about a document or the bytes of a chunk."""
     files = []
     trace = error.__traceback__
     while trace is not None:
@@ -245,7 +245,7 @@ def is_zarrs(error: BaseException) -> bool:
 
 
 def work_with_hostile_files(seed: int) -> dict[str, str]:
-    """Errors that are not typed, by case and operation."""
+    """Return the errors that are not typed, by case and operation."""
     chance = random.Random(seed)
     built = build()
     untyped = {}
@@ -272,7 +272,7 @@ def test_values_that_make_no_sense() -> None:
 
 
 def test_two_nodes_with_one_id_can_be_read_but_not_written() -> None:
-    """Edits belong to an id: those of one array would go to the other."""
+    """Edits are kept by id, so those of one array would also change the other."""
     files = build()
     tip = str(decode_repo_info(files["repo"]).branches["main"])
     snapshot = decode_snapshot(files[f"snapshots/{tip}"])

@@ -1,4 +1,4 @@
-"""Small edits of small hierarchies, made to sessions: what the tests of conflicts, merges and diffs draw from."""
+"""Small edits of small hierarchies, from which the tests of conflicts, merges and diffs draw."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ PATHS = (*GROUPS, *ARRAYS)
 
 
 def group(version: int = 0) -> bytes:
-    """Metadata of a group."""
+    """Return the metadata of a group."""
     return json.dumps({"zarr_format": 3, "node_type": "group", "attributes": {"v": version}}).encode()
 
 
 def array(version: int = 0, n_chunks: int = 4) -> bytes:
-    """Metadata of an array of single-byte chunks."""
+    """Return the metadata of an array with chunks of one byte."""
     return json.dumps(
         {
             "zarr_format": 3,
@@ -58,7 +58,7 @@ STARTED = frozenset(edit[1] for edit in START)
 
 
 def make(session: Session, edit: Edit) -> None:
-    """Make one edit. Raises IcechunkError when there is no place for it."""
+    """Make one edit. Raises IcechunkError if the hierarchy does not allow it."""
     kind, path, *rest = edit
     if kind == "group":
         workspace_of(session).set_metadata(path, group(*rest))
@@ -75,7 +75,7 @@ def make(session: Session, edit: Edit) -> None:
 
 
 def made(session: Session, edits: list[Edit]) -> list[Edit]:
-    """Make edits; returns those that changed something, and leaves out those for which there is no place."""
+    """Make edits, but skip those that the hierarchy does not allow; return those that changed something."""
     done = []
     for edit in edits:
         kind, path, *rest = edit
@@ -91,17 +91,17 @@ def made(session: Session, edits: list[Edit]) -> list[Edit]:
 
 
 def has_place(node: Node | None, number: int) -> bool:
-    """True when there may be a chunk of that number."""
+    """Return True if the array can have a chunk of that number."""
     return node is not None and node.shape is not None and number < node.shape.num_chunks[0]
 
 
 def effective(edits: list[Edit], present: Collection[str] = STARTED) -> list[Edit]:
-    """Without edits of nodes that a later one deletes, and without deletions of nothing but such nodes.
+    """Drop edits of nodes that a later edit deletes, and deletions of nothing but such nodes.
 
     Parameters
     ----------
     present
-        Paths of the nodes that were there before.
+        Paths of the nodes that existed before.
     """
     return [
         edit
@@ -115,7 +115,7 @@ def effective(edits: list[Edit], present: Collection[str] = STARTED) -> list[Edi
 
 
 def state(session: Session | ForkSession) -> State:
-    """Metadata and chunks of every node."""
+    """Return the metadata and chunks of every node."""
     found: State = {}
     for node in workspace_of(session).list_nodes():
         chunks: dict[tuple[int, ...], bytes] = {}
@@ -130,7 +130,7 @@ def state(session: Session | ForkSession) -> State:
 
 
 def started() -> Repository:
-    """A repository with a few groups and arrays."""
+    """Make a repository with a few groups and arrays."""
     repo = Repository.create(in_memory_storage())
     session = repo.writable_session("main")
     for edit in START:

@@ -1,4 +1,4 @@
-"""Blocks whose edits are taken back when they fail."""
+"""Edits of a block that fails are undone."""
 
 from __future__ import annotations
 

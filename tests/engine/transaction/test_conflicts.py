@@ -1,4 +1,4 @@
-"""Every kind of conflict by name, and rebases of random edits: refused, or equal to some serial order."""
+"""Every kind of conflict by name, and rebases of random edits: they fail, or equal the edits in some serial order."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def committed(repo: Repository, edits: list[Edit], message: str) -> str:
 
 
 def found_by(session: ic.Session, solver: ic.ConflictSolver) -> ic.RebaseFailedError | None:
-    """The failure of a rebase, after checking that it left the session alone."""
+    """Return the error of a rebase, after checking that the session did not change."""
     before, base, changed = state(session), session.snapshot_id, session.status()
     try:
         session.rebase(solver)
@@ -260,7 +260,7 @@ def test_both_delete_what_they_wrote_before() -> None:
 
 
 def test_a_branch_that_was_reset() -> None:
-    """What was taken back counts as their change: the array that we wrote to is gone, the chunk is an older one."""
+    """An undone commit counts as their change: our array no longer exists, and the chunk is an older one."""
     repo = started()
     start = repo.lookup_branch("main")
     taken_back = committed(repo, [("array", "/k"), ("write", "/a", 3, 8)], "to be taken back")
@@ -326,7 +326,7 @@ class _Broken(ic.ConflictSolver):
 
 
 def test_an_error_in_a_solver_loses_nothing() -> None:
-    """Official loses the session's changes."""
+    """The official library loses the session's changes here."""
     repo = started()
     session = repo.writable_session("main")
     make(session, ("write", "/a", 1, 8))
@@ -384,7 +384,7 @@ def test_a_rebase_is_refused_or_equals_a_serial_order(ours: list[Edit], theirs: 
 
 
 def _implied(ours: list[Edit], theirs: list[Edit], missing: set[str]) -> bool:
-    """True when parents were missing already in one side's own tree: the format allows it, Zarr fills them in."""
+    """Return True if parents were already missing in one side's tree. The format allows that; Zarr fills them in."""
     made_below = {edit[1].rpartition("/")[0] or "/" for edit in [*ours, *theirs] if edit[0] in ("group", "array")}
     return missing <= made_below
 

@@ -1,4 +1,4 @@
-"""Diffs against a comparison of the two states, and merges of forks against the same edits in one session."""
+"""Diffs compared with the two states, and merges of forks compared with the same edits in one session."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def nodes_by_id(session: ic.Session) -> dict[str, tuple[str, bytes, bool, dict[t
 
 
 def check_diff(diff: ic.Diff, before: ic.Session, after: ic.Session) -> None:
-    """Nodes that came and went exactly; what changed is listed, and maybe more that was set to what it was."""
+    """Check that a diff has exactly the new and deleted nodes, and at least all changed ones."""
     old, new = nodes_by_id(before), nodes_by_id(after)
     for is_array, added, gone, updated in (
         (True, diff.new_arrays, diff.deleted_arrays, diff.updated_arrays),
@@ -97,7 +97,7 @@ def test_a_merge_is_refused_or_equals_a_serial_order(before: list[Edit], parts: 
 
 
 def in_turn(before: list[Edit], parts: Iterable[list[Edit]]) -> State | None:
-    """What the same edits do in one session, one part after the other; None when one has no place."""
+    """Make the same edits in one session, one part after the other; None if one of them is not allowed."""
     session = started().writable_session("main")
     try:
         for edit in (*before, *(edit for part in parts for edit in part)):
@@ -117,7 +117,7 @@ def test_common_rows(ndim: int) -> None:
 
 
 def test_an_array_took_the_place_of_one_of_another_rank() -> None:
-    """Both changed chunks at one path in the commits that a diff is of; a table has one rank."""
+    """Arrays of two ranks had changed chunks at one path, but a table has only one rank."""
     repo = ic.Repository.create(ic.in_memory_storage())
     tips = []
     for shape in ((4,), (4,), (2, 2)):

@@ -1,4 +1,4 @@
-"""Moves of random trees against a dictionary, and what may not be moved."""
+"""Moves in random trees, compared with a dictionary, and moves that are not allowed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def within(path: str, top: str) -> bool:
 
 
 class Model:
-    """Paths, the id at each, and where an id was at first."""
+    """The id at each path, and the first path of each id."""
 
     def __init__(self, session: ic.Session) -> None:
         self.nodes = {node.path: (str(node.node_id), node.is_array) for node in workspace_of(session).list_nodes()}
@@ -226,7 +226,7 @@ def test_async_twins() -> None:
 
 
 def test_a_prefix_is_no_parent() -> None:
-    """Paths that look alike stay apart: a prefix is no parent."""
+    """A path that is a mere prefix of another is not its parent."""
     repo = Repository.create(ic.in_memory_storage())
     session = repo.writable_session("main")
     for path in ("/", "/a", "/a/x", "/a-b", "/ab", "/ab/x"):

@@ -1,4 +1,4 @@
-"""Cutting references into manifests: nothing lost, nothing twice, boxes that do not overlap."""
+"""Splitting references into manifests: none is lost or doubled, and boxes do not overlap."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_an_append_touches_only_the_last_manifest_with_room(monkeypatch: pytest.
 
 
 def test_long_inline_chunks_are_spread_over_manifests(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The number of references alone does not bound what official readers must accept."""
+    """The number of references alone does not limit the size that official readers must accept."""
     monkeypatch.setattr(splitting, "MAX_APPARENT_SIZE", 20_000)
     items = [((row, column), ChunkRef(kind=INLINE, inline=bytes(900))) for row in range(10) for column in range(8)]
     refs = ChunkRefs.of(2, items)
