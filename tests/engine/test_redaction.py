@@ -1,4 +1,4 @@
-"""No secret is shown: in reprs, pages, errors, logs and names, of anything that holds one."""
+"""Secrets do not appear in reprs, pages, errors, logs or names."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ def test_errors_show_no_secret(name: str, caplog: pytest.LogCaptureFixture, monk
     with caplog.at_level(logging.DEBUG), pytest.raises(IcechunkError) as caught:
         FAILURES[name]()
     shown = "".join(traceback.format_exception(caught.value))
-    # Lines of this file, which tracebacks show, hold the name of the secret but not the secret.
+    # Tracebacks show lines of this file. They contain the name of the secret, not the secret.
     assert SECRET not in shown
     assert SECRET not in repr(caught.value)
     assert SECRET not in caplog.text
@@ -297,7 +297,7 @@ def test_trails_of_errors_and_places_of_datasets_are_redacted(caplog: pytest.Log
 
 
 def test_places_that_differ_in_their_login_are_not_shared() -> None:
-    """Their caches are kept by this name."""
+    """This name is the key of their caches."""
     places = {FsspecStorage(f"ftp://{login}host/x").identity for login in ("", "a:b@", "a:c@")}
     assert len(places) == 3
 

@@ -1,7 +1,6 @@
-"""Every public name, signature and member of the official package and its modules is here, or stands in the table.
+"""Every public name, signature and member of the official package is here, or in the table of differences.
 
-The table in ``docs/reference/differences.md`` is held to the truth both ways: what is missing is listed there, and
-what is listed there is missing.
+The table in ``docs/reference/differences.md`` must be exact: it lists every missing name, and no name that exists.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ ERROR_ARGUMENTS: dict[str, tuple[Any, ...]] = {"RebaseFailedError": ("1CECHNKREP
 
 
 def modules() -> dict[str, ModuleType]:
-    """Official's public modules by name; private and vendored ones are not its API."""
+    """Return official's public modules by name, without private and vendored ones."""
     found = [info.name for info in pkgutil.walk_packages(official.__path__, "icechunk.")]
     named = ["icechunk", *(name for name in found if not re.search(r"\._|\.vendor", name))]
     return {name: importlib.import_module(name) for name in named}
@@ -46,7 +45,7 @@ def counterpart(name: str) -> ModuleType | None:
 
 
 def exported(module: ModuleType) -> list[str]:
-    """What a module exports: its ``__all__``, else what is defined in it."""
+    """Return the names that a module exports: its ``__all__``, or the names that it defines."""
     names = getattr(module, "__all__", None)
     if names is None:
         names = [name for name, thing in vars(module).items() if getattr(thing, "__module__", "") == module.__name__]
@@ -71,7 +70,7 @@ def positional(found: list[inspect.Parameter]) -> list[inspect.Parameter]:
 
 
 def differing_parameters(name: str, theirs: Any, own: Any) -> Iterator[str]:
-    """Calls that official takes and ours do not, or take to mean something else."""
+    """Return calls that official accepts and we refuse or interpret differently."""
     wanted, got = parameters(theirs), parameters(own)
     if wanted is None or got is None:
         return
@@ -81,7 +80,7 @@ def differing_parameters(name: str, theirs: Any, own: Any) -> Iterator[str]:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             if parameter.kind not in {one.kind for one in got}:
                 yield f"{name}(*{parameter.name})"
-        elif parameter.name.startswith("_"):  # only its place counts
+        elif parameter.name.startswith("_"):  # only its position counts
             continue
         elif parameter.name not in known:
             if not takes_any:
@@ -89,7 +88,7 @@ def differing_parameters(name: str, theirs: Any, own: Any) -> Iterator[str]:
         elif parameter.default not in (
             parameter.empty,
             ...,
-        ):  # official's signatures have "..." for what is not a literal
+        ):  # official's signatures have "..." for values that are not literals
             default = known[parameter.name].default
             if default is parameter.empty or repr(default) != repr(parameter.default):
                 yield f"{name}({parameter.name}={parameter.default!r})"
@@ -108,7 +107,7 @@ def differing_parameters(name: str, theirs: Any, own: Any) -> Iterator[str]:
 
 
 def can_be_made(cls: type) -> bool:
-    """False for official's classes without a constructor, which the library alone makes."""
+    """Return False for official's classes without a constructor, which only the library makes."""
     if parameters(cls):
         return True
     try:
@@ -136,7 +135,7 @@ def differing_members(name: str, theirs: type, own: type) -> Iterator[str]:
             yield from differing_parameters(f"{name}.{member}", one, other)
         elif callable(one) and not isinstance(one, theirs):
             if inspect.isfunction(one) and not isinstance(inspect.getattr_static(theirs, member), staticmethod):
-                one = one.__get__(object())  # whatever its first parameter is called
+                one = one.__get__(object())  # the name of its first parameter does not matter
                 other = other.__get__(object()) if inspect.isfunction(other) else other
             yield from differing_parameters(f"{name}.{member}", one, other)
             if inspect.iscoroutinefunction(one) != inspect.iscoroutinefunction(other):
@@ -164,7 +163,7 @@ def differences() -> Iterator[str]:
 
 
 def documented() -> set[str]:
-    """Names in the first column of the table of what is not there."""
+    """Return the names in the first column of the table of missing names."""
     section = DIFFERENCES.read_text(encoding="utf-8").split("## Not there\n")[1].split("\n## ")[0]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line.startswith("|")]
     assert all(len(row) == 2 and row[1] for row in rows), "each row names a reason, or what to use instead"
@@ -186,7 +185,7 @@ def test_users_see_official_methods_and_listed_additions_only(name: str) -> None
 
 
 def test_modules_are_found() -> None:
-    """The walk sees official's modules: a new one of a later release is seen, too."""
+    """The walk finds official's modules, including new ones of a later release."""
     assert {"icechunk.xarray", "icechunk.dask", "icechunk.testing", "icechunk.storage"} <= set(modules())
     assert len(modules()) > 15
 
@@ -205,7 +204,7 @@ def test_submodules_by_the_usual_import(module: str) -> None:
 
 
 def test_defaults_are_evaluated_the_same() -> None:
-    """A difference that the walk must find, so that a walk that finds nothing is not taken for parity."""
+    """The walk must find this difference. Otherwise a broken walk would look like parity."""
 
     def theirs(a: int, b: int = 1, *, c: int = 2) -> None: ...
 
@@ -233,7 +232,7 @@ def test_defaults_are_evaluated_the_same() -> None:
 
 
 async def test_async_twins_can_be_awaited(tmp_path: Path) -> None:
-    """What official's can be awaited for, ours can be awaited for."""
+    """Every method that official has as a coroutine is a coroutine here."""
     repo = ours.Repository.create(tmp_path)
     theirs = official.Repository.create(official.in_memory_storage())
     for mine, other in ((repo, theirs), (repo.writable_session("main"), theirs.writable_session("main"))):

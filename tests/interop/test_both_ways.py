@@ -1,4 +1,4 @@
-"""What one library writes the other reads, lists, diffs and commits on: the official wheel is the judge."""
+"""Each library reads, lists, diffs and extends what the other one wrote. The official wheel is the judge."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LIBRARIES = [pytest.param(official, ours, id="official-to-ours"), pytest.param(o
 
 
 def everything(store: Any) -> dict[str, Any]:
-    """Every node's metadata document and every array's values, by path."""
+    """Return the metadata document of every node and the values of every array, by path."""
     found: dict[str, Any] = {}
     root = zarr.open_group(store, mode="r")
     found["/"] = dict(root.attrs)
@@ -169,7 +169,7 @@ def test_virtual_references(writer: ModuleType, reader: ModuleType, tmp_path: Pa
     array = zarr.create_array(
         session.store, name="v", shape=(2000, 2), chunks=(1, 2), dtype="int32", compressors=None, filters=None
     )
-    n = 1500  # above the threshold from which official compresses locations
+    n = 1500  # above the threshold for compressing locations in official
     failed = session.store.set_virtual_refs_arr(
         "v", (n, 1), [location] * n, np.arange(n, dtype="u8") * 8, np.full(n, 8, "u8")
     )
@@ -202,7 +202,7 @@ def test_virtual_references(writer: ModuleType, reader: ModuleType, tmp_path: Pa
 
     theirs = asyncio.run(coordinates(session))
     assert sorted(theirs) == [(i, 0) for i in range(n)] + [(1998, 0), (1999, 0)]
-    # and without authorisation neither reads a byte of the user's files
+    # without authorisation, neither library reads a byte of the user's files
     closed = reader.Repository.open(reader.local_filesystem_storage(str(tmp_path / "repo")))
     with pytest.raises(reader.IcechunkError) as caught:
         zarr.open_array(closed.readonly_session("main").store, path="v", mode="r")[0]
@@ -234,7 +234,7 @@ def arrays(draw: st.DrawFn) -> dict[str, Any]:
 
 @st.composite
 def scripts(draw: st.DrawFn) -> list[list[tuple[Any, ...]]]:
-    """Commits, each a list of steps on random paths."""
+    """Commits. Each is a list of steps on random paths."""
     step = st.one_of(
         st.tuples(st.just("group"), st.lists(names, min_size=1, max_size=2)),
         st.tuples(st.just("array"), st.lists(names, min_size=1, max_size=3), arrays()),

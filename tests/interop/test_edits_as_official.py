@@ -1,7 +1,8 @@
-"""Random programs of edits, forks, discards and commits leave the same tree, and refuse the same, in both libraries.
+"""Random edits, forks, discards and commits leave the same tree and raise the same errors in both libraries.
 
-Left out is what differs on purpose: nodes below arrays, deleting a directory that no node stands for, and deleting
-absent chunks of an array that the session made, which official lists, and counts even when the array is gone again.
+The programs leave out intended differences: nodes below arrays, deleting a directory that is not a node, and deleting
+absent chunks of an array that the session made. Official lists these chunks, and counts them even if the array is
+deleted again.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ async def tried(lib: Any, store: Any, edit: Edit) -> object:
 
 
 class Program:
-    """One library's side of a program."""
+    """A program that runs with one library."""
 
     def __init__(self, lib: Any, spec_version: int) -> None:
         self.lib = lib
@@ -97,7 +98,7 @@ class Program:
         return sorted([name async for name in self.session.store.list()])
 
     async def step(self, edit: Edit) -> object:
-        """What comes of an edit, for comparison."""
+        """Return the outcome of an edit, for comparison."""
         if edit[0] == "commit":
             return self.committed()
         if edit[0] == "discard":
@@ -127,7 +128,7 @@ class Program:
 
 
 def comparable(edit: Edit, present: list[str], arrays_there: set[str]) -> bool:
-    """False for what differs on purpose."""
+    """Return False for intended differences."""
     if edit[0] in ("directory", "chunks"):
         return key(edit[1]) in present
     if edit[0] not in ("array", "group") or key(edit[1]) in present:

@@ -1,4 +1,4 @@
-"""Enumerations behave as official's do: what equals what, how they print, how they are made."""
+"""Enumerations compare, print and construct members like official's."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def classes(package: Any) -> dict[str, type]:
 
 
 def test_no_enum_is_forgotten() -> None:
-    """Official's enumerations are classes whose members are of the class itself."""
+    """Members of official's enumerations are instances of the class."""
     found = {name for name, cls in classes(official).items() if names(cls)}
     assert found == {name for name, cls in classes(ours).items() if issubclass(cls, Enum)} == {*ENUMS, "ErrorKind"}
 

@@ -1,7 +1,7 @@
-"""Errors are official's: the tree of classes, and for what both can be made to raise, class, kind and words to match.
+"""Errors match official's: the class tree, and for errors that both can raise, the class, kind and key phrases.
 
-A handler written for official's errors must catch ours, and nothing more; a test that matches official's words must
-match ours. Where official raises a plain ValueError or TypeError, ours may say more, but must be one as well.
+A handler for official's errors must catch ours, and nothing else. A test that matches official's words must match
+ours. If official raises a plain ValueError or TypeError, ours can be more specific, but must be a subclass.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def test_kinds_are_official_s() -> None:
 
 
 def test_errors_below_the_public_ones_catch_the_same() -> None:
-    """Classes of ours that official does not have stand below one of its own, and are builtin errors only with it."""
+    """Our additional classes are subclasses of official's, and have only its builtin bases."""
     seen = set()
     pending = [ours.IcechunkError]
     while pending:
@@ -73,7 +73,7 @@ CASES: dict[str, Case] = {}
 
 
 def case(phrase: str) -> Callable[[Callable[[Any, Path], object]], Callable[[Any, Path], object]]:
-    """A way to an error; ``phrase`` stands in the messages of both."""
+    """A call that raises an error. ``phrase`` is in both messages."""
 
     def register(function: Callable[[Any, Path], object]) -> Callable[[Any, Path], object]:
         CASES[function.__name__] = Case(function, phrase)
@@ -87,7 +87,7 @@ def empty(ic: Any, **settings: Any) -> Any:
 
 
 def filled(ic: Any, **settings: Any) -> Any:
-    """An array ``/a`` of 4 chunks of which 2 are there, and a group ``/g``."""
+    """An array ``/a`` with 2 of its 4 chunks, and a group ``/g``."""
     repo = empty(ic, **settings)
     session = repo.writable_session("main")
     root = zarr.group(session.store)
@@ -104,7 +104,7 @@ def edited(ic: Any) -> Any:
 
 
 def two_edits(ic: Any) -> Any:
-    """A session that wrote a chunk which another one has committed meanwhile."""
+    """A session with a chunk that another session has committed meanwhile."""
     repo = filled(ic)
     first, second = repo.writable_session("main"), repo.writable_session("main")
     for session, value in ((first, 7), (second, 8)):

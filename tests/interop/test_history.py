@@ -1,4 +1,4 @@
-"""The same history made with official and with ours looks the same from both: moves, amends, refs, pictures, files."""
+"""The same history, made with each library, looks the same from both: moves, amends, refs, pictures, files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LIBRARIES = (official, ours)
 
 
 def nodes(session: Any) -> dict[str, Any]:
-    """Every node with its values, None for groups."""
+    """Return every node with its values, or None for groups."""
     root = zarr.open_group(session.store, mode="r")
     found: dict[str, Any] = {"/": None}
     for path, node in root.members(max_depth=None):
@@ -39,7 +39,7 @@ def diff_of(diff: Any) -> dict[str, Any]:
 
 
 def outcome(function: Any, *args: Any, **kwargs: Any) -> tuple[str, str] | None:
-    """Class and kind of the error, None when there is none."""
+    """Return class and kind of the error, or None if the call succeeds."""
     try:
         function(*args, **kwargs)
     except Exception as error:
@@ -48,14 +48,14 @@ def outcome(function: Any, *args: Any, **kwargs: Any) -> tuple[str, str] | None:
 
 
 class Twins:
-    """One repository a library, at two places, that are given the same steps."""
+    """One repository for each library. Both get the same steps."""
 
     def __init__(self) -> None:
         self.repos = [lib.Repository.create(lib.in_memory_storage()) for lib in LIBRARIES]
         self.snapshots: list[tuple[str, str]] = []
 
     def commit(self, steps: list[tuple[Any, ...]], method: str, branch: str, message: str) -> None:
-        """Make some edits or moves in a session of each, compare what it says, and end it."""
+        """Make edits or moves in a session of each repository, compare the sessions, and end them."""
         is_move = steps[0][0] == "move"
         made = []
         for repo in self.repos:
@@ -72,7 +72,7 @@ class Twins:
             self.snapshots.append((theirs[3], mine[3]))
 
     def check(self) -> None:
-        """Everything that can be seen of both is equal, up to ids."""
+        """Require that everything visible is equal, except for ids."""
         by_id = [{pair[side]: i for i, pair in enumerate(self.snapshots)} for side in (0, 1)]
         views = []
         for repo, numbers in zip(self.repos, by_id, strict=True):
@@ -177,7 +177,7 @@ def test_files_and_pictures_are_described_the_same(writer: ModuleType, tmp_path:
         assert mine.inspect_snapshot(snapshot_id) == judge.inspect_snapshot(snapshot_id)
         assert mine.inspect_transaction_log(snapshot_id) == judge.inspect_transaction_log(snapshot_id)
     for ref in ({}, {"branch": "main"}, {"branch": "dev"}, {"tag": "t"}, {"snapshot_id": first}):
-        # Official shows a branch without a name where history does not begin at a branch.
+        # Official shows a nameless branch if history does not begin at a branch.
         picture = str(mine.ancestry_graph(plain=True, **ref))
         expected = str(judge.ancestry_graph(plain=True, **ref)).replace("(, ", "(").replace(" () ", " ")
         assert [line.rstrip() for line in picture.splitlines()] == [line.rstrip() for line in expected.splitlines()]
@@ -240,7 +240,7 @@ def test_one_amends_what_the_other_wrote(writer: ModuleType, tmp_path: Path) -> 
 
 
 def test_edits_may_amend_moves(tmp_path: Path) -> None:
-    """Official refuses; it reads the result."""
+    """Official refuses this, but reads the result."""
     path = str(tmp_path / "repo")
     repo = ours.Repository.create(ours.local_filesystem_storage(path))
     with repo.transaction("main", message="start") as store:
@@ -266,7 +266,7 @@ def test_edits_may_amend_moves(tmp_path: Path) -> None:
 
 
 def test_logs_of_snapshots_whose_ancestors_expired(tmp_path: Path) -> None:
-    """They stand for all that expired before them, and say so."""
+    """They replace all snapshots that expired before them, and say so."""
     path = str(tmp_path)
     repo = official.Repository.create(official.local_filesystem_storage(path))
 

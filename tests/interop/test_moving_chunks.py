@@ -1,4 +1,4 @@
-"""Shifting and reindexing chunks does here what it does in the official library."""
+"""Shifting and reindexing chunks works as in the official library."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def shift(offset: tuple[int, ...]) -> Move:
 
 
 def mirror(axes: tuple[int, ...], with_backward: bool) -> Move:
-    """Mirroring is its own inverse; chunks of the first row stay where they are."""
+    """Mirroring is its own inverse. Chunks of the first row do not move."""
 
     def turned(index: Iterable[int]) -> list[int] | None:
         found = list(index)
@@ -50,9 +50,9 @@ moves = st.one_of(offsets.map(shift), st.builds(mirror, mirrors, st.booleans()))
 def result(
     lib: ModuleType, path: Path, written: list[tuple[int, int]], edited: list[tuple[int, int]], steps: list[Move]
 ) -> tuple[np.ndarray, set[tuple[int, ...]]]:
-    """Values after moves of chunks that were partly committed before, and which chunks the commits changed.
+    """Return the values after moving chunks, some of them committed before, and the chunks that the commits changed.
 
-    Each move is committed, because official also moves the deletions that an earlier move of a session left behind.
+    Each move is committed, because official also moves deletions that an earlier move of the session left.
     """
     repo = lib.Repository.create(lib.local_filesystem_storage(str(path)))
     session = repo.writable_session("main")
@@ -102,7 +102,7 @@ def test_chunks_go_where_official_puts_them(
 @pytest.mark.parametrize("edges", [[2, 3, 4], [[3, 3]]], ids=["different", "equal"])
 @pytest.mark.parametrize("committed", [False, True])
 def test_a_rectilinear_grid_is_refused(lib: Any, edges: list[Any], committed: bool, tmp_path: Path) -> None:
-    """A chunk of 2 elements at a place of 3 cannot be read; snapshots do not say which grid an array has."""
+    """A chunk with 2 elements at a position for 3 cannot be read. Snapshots do not record the grid of an array."""
     repo = lib.Repository.create(lib.local_filesystem_storage(str(tmp_path)))
     session = repo.writable_session("main")
     grid = {"name": "rectilinear", "configuration": {"kind": "inline", "chunk_shapes": [edges]}}

@@ -1,8 +1,8 @@
-"""What the official Python guide teaches does the same here, with only the import changed.
+"""The code of the official Python guide does the same here if only the import changes.
 
-Each program makes the calls of one topic of that guide, through whatever library it is handed, and returns what a user
-would look at. Both libraries must return the same, and refuse the same with errors of the same class and kind. What
-differs on purpose stands in ``docs/reference/differences.md`` and is left out here.
+Each program makes the calls of one topic of the guide with a given library, and returns the results that a user sees.
+Both libraries must return the same results, and raise errors of the same class and kind. Intended differences are in
+``docs/reference/differences.md`` and are left out here.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ Program = Callable[[Any, Path], object]
 
 
 def xarray_module(lib: ModuleType) -> Any:
-    """Where the library keeps ``to_icechunk``."""
+    """Return the module of ``to_icechunk``."""
     return importlib.import_module("icechunk.xarray") if lib is official else xarray_icechunk
 
 
 def dask_module(lib: ModuleType) -> Any:
-    """Where the library keeps ``store_dask``."""
+    """Return the module of ``store_dask``."""
     return importlib.import_module("icechunk.dask") if lib is official else xarray_icechunk
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """An error. Ours equals official's when code that catches official's catches ours, and the kinds are the same."""
+    """An error. Ours equals official's if code that catches official's catches ours, and the kinds are equal."""
 
     classes: tuple[str, ...]
     kind: str | None
@@ -55,7 +55,7 @@ class Refusal:
 
 
 def refusal(call: Callable[[], object]) -> Refusal:
-    """The error that a call must raise."""
+    """Return the error that a call must raise."""
     with pytest.raises(Exception, match="") as caught:
         call()
     kind = getattr(caught.value, "kind", None)
@@ -316,7 +316,7 @@ def configuration(ic: Any, path: Path) -> object:
         refusal(
             lambda: config.set_virtual_chunk_container(ic.VirtualChunkContainer("s3://a", ic.s3_store(region="x")))
         ),
-        refusal(lambda: ic.s3_credentials(bucket="x")),  # the guide's own slip: there is no such argument
+        refusal(lambda: ic.s3_credentials(bucket="x")),  # a mistake in the guide: this argument does not exist
     )
 
 

@@ -1,4 +1,4 @@
-"""Names of branches and tags: which are refused when they are set, and that those of others are found all the same."""
+"""Names of branches and tags: invalid names cannot be set, but names that other writers set are found."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What prints as Python code is Python code: it makes the thing again, with the names of the package at hand."""
+"""A repr that looks like Python code recreates the object with the names of the package."""
 
 from __future__ import annotations
 

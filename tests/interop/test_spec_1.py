@@ -1,4 +1,4 @@
-"""Spec version 1, read and written in turn with the official library, and upgraded by each of the two."""
+"""Spec version 1: both libraries read and write in turn, and each upgrades."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def settings(lib: ModuleType) -> Any:
 
 
 def build(lib: ModuleType, path: Path) -> Any:
-    """A history with all that spec 1 has: groups, arrays of all ranks, refs, tombstones, split manifests, metadata."""
+    """A history with all features of spec 1: groups, arrays of all ranks, refs, tombstones, split manifests."""
     repo = create(lib, path, settings(lib))
     session = repo.writable_session("main")
     root = zarr.create_group(session.store, attributes={"title": "test", "unicode": "ü✓"})
@@ -97,7 +97,7 @@ def refs(repo: Any) -> dict[str, str]:
 
 
 def assert_equal(one: Any, other: Any) -> None:
-    """Two repositories (or views of one) hold the same refs, histories and data."""
+    """Require that two repositories, or two views of one, have the same refs, histories and data."""
     assert refs(one) == refs(other)
     for branch in one.list_branches():
         assert history(one, branch) == history(other, branch)
@@ -196,14 +196,14 @@ def test_each_rebases_on_the_other(writer: ModuleType, reader: ModuleType, tmp_p
 def test_names_of_refs(writer: ModuleType, reader: ModuleType, tmp_path: Path) -> None:
     wrote, read = create(writer, tmp_path), open_repository(reader, tmp_path)
     names = ["a b", "é✓", "x.y", "..", "%41", "a\\b", "a:b;c", "#?*", "~", "{}^`[]\"<>|&$@=+,'()!"]
-    if writer is official:  # what is empty or cannot be seen is read, but not made
+    if writer is official:  # official reads empty and invisible names, but does not create them
         names += ["\n", ""]
     for name in names:
         wrote.create_branch(name, ROOT_ID)
         wrote.create_tag(name, ROOT_ID)
         assert read.lookup_branch(name) == read.lookup_tag(name) == ROOT_ID
     ours_again = open_repository(ours, tmp_path)
-    assert ours_again.list_branches() == {"main", *names}  # official lists what is percent-encoded as it is stored
+    assert ours_again.list_branches() == {"main", *names}  # official lists percent-encoded names as they are stored
     assert ours_again.list_tags() == set(names)
 
 
@@ -229,7 +229,7 @@ def test_random_histories(
 
 
 def told(info: RepoInfo) -> dict[str, Any]:
-    """All that a repo info says but the time of the upgrade."""
+    """Return the contents of a repo info, except for the time of the upgrade."""
     return {
         "refs": (info.branches, info.tags, info.deleted_tags),
         "snapshots": [info.snapshots.record(row) for row in range(len(info.snapshots))],
@@ -248,7 +248,7 @@ def test_upgrades_as_official_does(builder: ModuleType, tmp_path: Path) -> None:
     zarr.open_group(session.store, mode="a").attrs["lost"] = True
     built.create_tag("lost", session.commit("lost"))
     built.delete_branch("lost")
-    built.delete_tag("lost")  # its snapshot is not reached any more
+    built.delete_tag("lost")  # its snapshot is no longer reachable
     built.create_tag("deleted", built.lookup_tag("v1"))
     built.delete_tag("deleted")
     shutil.copytree(tmp_path / "ours", tmp_path / "official")
@@ -266,7 +266,7 @@ def test_upgrades_as_official_does(builder: ModuleType, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("writer", "reader"), LIBRARIES)
 @pytest.mark.parametrize("upgrader", [official, ours], ids=["upgraded by official", "upgraded by us"])
 def test_mixed_repositories(writer: ModuleType, reader: ModuleType, upgrader: ModuleType, tmp_path: Path) -> None:
-    """Snapshots, manifests and logs of spec 1 below a repo info of spec 2: read, diffed, rebased and built upon."""
+    """Read, diff, rebase and extend spec 1 snapshots, manifests and logs under a repo info of spec 2."""
     build(writer, tmp_path)
     before = {name: open_repository(ours, tmp_path).lookup_branch(name) for name in ("main", "dev", "old")}
     stale = open_repository(reader, tmp_path).writable_session("main")

@@ -1,4 +1,4 @@
-"""Names of official's submodules do here what they do there."""
+"""The names of official's submodules work here as in official."""
 
 from __future__ import annotations
 
@@ -251,7 +251,7 @@ def test_a_slow_storage(ic: ModuleType) -> None:
 
 
 def test_latency_that_comes_later_is_waited_for() -> None:
-    """Requests of a storage that waits go through the pool; it may begin to wait at any time."""
+    """Requests of a storage that waits go through the pool. A storage can start to wait at any time."""
     storage: Any = ours.testing.LatencyStorage(ours.in_memory_storage())
     assert not storage.is_remote
     storage.write_latency_ms = 1

@@ -1,4 +1,4 @@
-"""Arrays have no members, and what was not named is not deleted: also in trees that the official library wrote."""
+"""Arrays have no members, and nodes that were not named are not deleted, even in trees that official wrote."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_arrays_have_no_members_in_either_order(steps: list[Step], committed: bo
         run(session, steps[1:])
     assert caught.value.kind == ours.ErrorKind.NOT_A_GROUP
     assert keys(session) == before
-    # As everywhere, the way is free once what lies there has been deleted.
+    # Writing succeeds after the existing node is deleted.
     run(session, [("directory", "a"), *steps[1:]])
     assert len(keys(session)) == 1
 

@@ -1,4 +1,4 @@
-"""Which writes are edits: a commit after them goes through here where it does in the official library."""
+"""Which writes count as edits: a commit after them succeeds if it succeeds in the official library."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Write = Callable[[Any], object]
 
 
 def start(lib: ModuleType) -> Any:
-    """A repository with an array of four chunks, the first of which is stored."""
+    """A repository with an array of four chunks. Only the first is stored."""
     repo = lib.Repository.create(lib.in_memory_storage())
     session = repo.writable_session("main")
     array = zarr.create_array(

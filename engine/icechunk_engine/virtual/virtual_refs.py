@@ -157,8 +157,7 @@ def refs_of_grid(
     Raises
     ------
     InvalidInputError
-        ``invalid-chunk-index``: shapes, lengths and the grid of the array do not match. ``invalid-virtual-ref``: the
-        numbers are not valid byte ranges.
+        ``invalid-chunk-index``: shapes or lengths do not match. ``invalid-virtual-ref``: a byte range is invalid.
     """
     shape = tuple(int(length) for length in chunk_grid_shape)
     start = (0,) * len(shape) if arr_offset is None else tuple(int(position) for position in arr_offset)

@@ -1,4 +1,4 @@
-"""Conditions: expressions and splitting as official evaluates them."""
+"""Conditions: expressions and splitting, compared with official."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.bounded import run_bounded
 def manifests_by_official(
     splitting: Any, path: str, grid: tuple[int, ...], names: list[str | None] | None = None
 ) -> set[tuple[tuple[int, int], ...]]:
-    """Extents of the manifests that official writes for an array with all its chunks."""
+    """Return the extents of the manifests that official writes for an array with all its chunks."""
     config = official.RepositoryConfig(manifest=official.ManifestConfig(splitting=splitting))
     repo = official.Repository.create(official.in_memory_storage(), config=config)
     session = repo.writable_session("main")
@@ -246,7 +246,7 @@ def test_unsupported_expressions_match_nothing_and_are_named(
                 make(regex)
     with pytest.raises(ValueError, match=re.escape(named)):
         ours.ManifestSplitDimCondition.DimensionName(regex)
-    # A stored one does not hide the repository that it is stored with.
+    # A stored one does not prevent opening the repository.
     assert not ManifestSplitCondition.from_plain({"path_matches": {"regex": regex}}).matches("/a")
     axis = ours.ManifestSplitDimCondition.from_plain({"DimensionName": regex})
     assert not axis.matches(0, "a")
@@ -278,12 +278,12 @@ def search_all() -> list[bool]:
 
 
 def test_no_expression_takes_long() -> None:
-    """Each of these takes a backtracking matcher longer than anybody lives, or quadratic time."""
+    """A backtracking matcher takes exponential or quadratic time for each of these."""
     assert run_bounded(search_all, seconds=20, megabytes=150) == [False] * len(CATASTROPHES)
 
 
 def test_threads_share_an_expression(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The automaton is forgotten while others search."""
+    """The remembered states are dropped while other threads search."""
     program = rust_regex._compiled("[ab]*a[ab]{12}c")
     monkeypatch.setattr(automaton, "_MAX_REMEMBERED", 1000)
     monkeypatch.setattr(automaton, "MAX_WORK", 10**9)

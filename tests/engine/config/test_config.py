@@ -1,4 +1,4 @@
-"""The configuration classes by themselves: checks, copies, printing, the effective values."""
+"""The configuration classes: checks, copies, printing, and effective values."""
 
 from __future__ import annotations
 
@@ -248,7 +248,7 @@ def test_numbers_out_of_range_are_refused_at_once(number: int) -> None:
     with pytest.raises(InvalidInputError, match="must be an integer from 0 to 255") as caught:
         CompressionConfig(level=number)
     assert caught.value.kind == ErrorKind.INVALID_CONFIG
-    assert isinstance(caught.value, OverflowError)  # as official's
+    assert isinstance(caught.value, OverflowError)  # like official's error
     assert pickle.loads(pickle.dumps(caught.value)).message == caught.value.message
 
 

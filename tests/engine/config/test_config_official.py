@@ -1,4 +1,4 @@
-"""The configuration classes against official's: same names and defaults, same stored form, same merging."""
+"""The configuration classes compared with official's: names, defaults, stored form and merging."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SETTINGS = [
 
 
 class OfficialLibrary:
-    """Official's names under the roof that ours have in :mod:`icechunk_engine.config`."""
+    """Official's names, in one namespace like :mod:`icechunk_engine.config`."""
 
     def __getattr__(self, name: str) -> Any:
         for module in (official, official.storage, official_native):
@@ -78,7 +78,7 @@ def test_attributes(name: str) -> None:
 
 
 def test_effective_defaults() -> None:
-    """What official prints as default is what we print, but for what we chose to do better."""
+    """We print the same defaults as official, except where we chose a better one."""
     pattern = re.compile(r"(\w+): (\S+)(?: \(default\))?$", re.MULTILINE)
     theirs = set(pattern.findall(str(official.RepositoryConfig())))
     mine = {(name, value.rpartition(".")[2]) for name, value in pattern.findall(str(ours.RepositoryConfig()))}
@@ -261,7 +261,7 @@ def test_reads_what_official_stores(example: Any, tmp_path: Any) -> None:
     read = ours.RepositoryConfig.from_dict(stored)
     assert read.to_dict() == stored
     expected = example(ours)
-    # Official adds its defaults for the storage that it creates on (a known bug, which we do not copy).
+    # Official adds the defaults of the storage. That is a known bug, which we do not copy.
     assert replace(read, storage=None) == replace(expected, storage=None)
     if expected.storage is not None:
         assert read.storage == expected.storage
@@ -365,7 +365,7 @@ def built(lib: Any, plain: dict[str, Any], name: str = "RepositoryConfig") -> An
 
 
 def seen(mine: Any, theirs: Any) -> Any:
-    """Values of an official object under the attributes of ours."""
+    """Return the values of an official object by our attribute names."""
     if mine is None or theirs is None:
         return theirs
     if isinstance(theirs, dict):

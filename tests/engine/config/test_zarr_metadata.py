@@ -1,4 +1,4 @@
-"""Chunk grids and shapes read from zarr.json, against official and against zarr."""
+"""Chunk grids and shapes from zarr.json, compared with official and with zarr."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def shape_of(**changes: Any) -> ArrayShape:
 
 
 def official_shape(data: bytes) -> ArrayShape:
-    """What official stores in the snapshot for that document."""
+    """Return what official stores in the snapshot for this document."""
     repo = official.Repository.create(official.in_memory_storage())
     session = repo.writable_session("main")
     asyncio.run(session.store.set("a/zarr.json", cpu.Buffer.from_bytes(data)))

@@ -1,4 +1,4 @@
-"""Repositories that may read files below a test's own directory."""
+"""Repositories that can read files below the directory of a test."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MakeRepository = Callable[[Path], Repository]
 
 @pytest.fixture
 def make_repository() -> MakeRepository:
-    """Makes empty repositories whose only container is a directory."""
+    """Return a function that makes empty repositories whose only container is a directory."""
 
     def make(directory: Path) -> Repository:
         prefix = f"file://{directory}/"
@@ -33,5 +33,5 @@ def make_repository() -> MakeRepository:
 
 @pytest.fixture
 def repository(make_repository: MakeRepository, tmp_path: Path) -> Repository:
-    """An empty repository that may read files below ``tmp_path``."""
+    """An empty repository that can read files below ``tmp_path``."""
     return make_repository(tmp_path)

@@ -1,6 +1,6 @@
-"""Reference sets made to hurt: small ones that stand for terabytes, and values of every wrong kind.
+"""Hostile reference sets: small sets that expand to terabytes, and wrong values of every kind.
 
-Run as a script in a process of its own, it imports one after another and prints what came of each as a line of JSON.
+Run it as a script in a separate process. It imports the sets one by one and prints each outcome as a line of JSON.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def zstd_bomb(nbytes: int) -> bytes:
 
 
 def announced(nbytes: int) -> bytes:
-    """A zstd frame that says it holds so much, and then a block of eight bytes."""
+    """Return a zstd frame that claims to contain this many bytes, followed by a block of eight bytes."""
     return b"\x28\xb5\x2f\xfd\xe0" + struct.pack("<Q", nbytes) + (8 << 3 | 1).to_bytes(3, "little") + b'{"a":12}'
 
 
@@ -81,7 +81,7 @@ for _ in range(500):
     RECORD_500 = [["a", RECORD_500]]
 
 HOSTILE: dict[str, tuple[Callable[[], Any], str]] = {
-    # Small sets that stand for much.
+    # Small sets that expand a lot.
     "templates that call each other": (
         lambda: {"version": 1, "templates": {"f": FUNCTION}, "refs": small_set(**{"a/0.0": [CALLS, 0, 16]})},
         "expanded_bytes=",
@@ -259,7 +259,7 @@ HOSTILE: dict[str, tuple[Callable[[], Any], str]] = {
     "templates that are a list": (lambda: {"version": 1, "templates": [], "refs": {}}, "'templates'"),
     "gen that is an object": (lambda: {"version": 1, "gen": {}, "refs": {}}, "'gen'"),
     "an item of gen that is a text": (lambda: {"version": 1, "gen": ["x"], "refs": {}}, "'gen'"),
-    # Keys below an array that name no chunk.
+    # Keys below an array that are not chunks.
     "a chunk 00": (lambda: small_set(**{"a/00.0": "0123456789abcdef"}), "'a/00.0'.*array '/a'"),
     "a chunk -1": (lambda: small_set(**{"a/-1.0": "0123456789abcdef"}), "'a/-1.0'.*array '/a'"),
     "a chunk of another rank": (lambda: small_set(**{"a/0.0.0": "0123456789abcdef"}), "'a/0.0.0'.*array '/a'"),

@@ -1,8 +1,8 @@
-"""Reference sets with mistakes in them, made from good ones by a seed, and what imports make of them.
+"""Reference sets with mistakes, made from good sets with a seed, and the outcome of importing them.
 
-Run as a script in a process of its own: ``mutants.py FIRST COUNT [SET.json …]`` imports mutants number FIRST and on,
-and prints each fault as a line of JSON, then a summary. A mutant must end in an error of this library that leaves the
-session as it was, or be imported so that the arrays read as zarr reads them from the set itself.
+Run it as a script in a separate process: ``mutants.py FIRST COUNT [SET.json …]`` imports COUNT mutants from number
+FIRST. It prints each fault as a line of JSON, and then a summary. A mutant must either raise an error of this library
+and leave the session unchanged, or be imported with the same values that zarr reads from the set directly.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from icechunk_engine.session import workspace_of
 from tests.bounded import peak_mb
 
 SLOW_S = 20.0
-"""Far beyond what any mutant takes, also on a busy machine."""
+"""Much longer than any mutant takes, even on a busy machine."""
 READABLE_BYTES = 2**18
 
 
@@ -56,7 +56,7 @@ def _inline(data: bytes) -> str:
 
 
 def _seeds() -> dict[str, Any]:
-    """Good sets, small, in all forms."""
+    """Small valid sets of all forms."""
     grid = np.arange(12, dtype="<i4").reshape(3, 4)
     plain: dict[str, Any] = {".zgroup": {"zarr_format": 2}, ".zattrs": {"title": "x", "levels": [1, 2]}}
     plain["a/.zarray"] = _zarray(grid, (1, 4), fill_value=-1)
@@ -260,7 +260,7 @@ KEYS = [
 
 
 def _places(node: Any, depth: int = 0) -> Iterator[tuple[Any, Any]]:
-    """Every container in a tree with each of its keys or positions."""
+    """Yield every container in a tree with each of its keys or positions."""
     if depth > 12:
         return
     members = list(node.items()) if isinstance(node, dict) else list(enumerate(node)) if isinstance(node, list) else []
@@ -294,7 +294,7 @@ def _mutate(rng: random.Random, tree: dict[str, Any]) -> None:
 
 
 def _packed(rng: random.Random, key: Any, value: Any) -> Any:
-    """Metadata as kerchunk writes it, text in text; sometimes as an object."""
+    """Metadata as kerchunk writes it, JSON in a string, and sometimes as an object."""
     if isinstance(value, dict) and str(key).rpartition("/")[2].startswith((".z", "zarr.json")) and rng.random() < 0.8:
         try:
             return json.dumps(value)
@@ -304,7 +304,7 @@ def _packed(rng: random.Random, key: Any, value: Any) -> Any:
 
 
 def _with_double_key(rng: random.Random, text: str) -> str:
-    """One member of the set twice, the first time with another value."""
+    """Repeat one member of the set. Its first occurrence has another value."""
     cut = text.find('"a/')
     return (
         text
@@ -332,7 +332,7 @@ def _noise(rng: random.Random, data: bytes) -> bytes:
 
 
 def mutant(number: int, seeds: dict[str, Any]) -> tuple[Any, dict[Any, Any]]:
-    """A source for the importer, and the references in it as a mapping where that is known."""
+    """Return a source for the importer, and its references as a mapping if they are known."""
     rng = random.Random(number)
     tree = json.loads(json.dumps(seeds[rng.choice(sorted(seeds))]))
     for _ in range(rng.choice([1, 1, 2, 3, 6])):
@@ -364,7 +364,7 @@ def mutant(number: int, seeds: dict[str, Any]) -> tuple[Any, dict[Any, Any]]:
 
 
 def _set_as_store(refs: dict[Any, Any]) -> MemoryStore:
-    """The set as zarr would see it through a file system of references, without what lies in files."""
+    """The set as zarr sees it through a reference file system, without chunks in files."""
     contents = {}
     for key, value in refs.items():
         if not isinstance(key, str) or isinstance(value, list):
@@ -383,7 +383,7 @@ def _set_as_store(refs: dict[Any, Any]) -> MemoryStore:
 
 
 def _read(store: Any, path: str, zarr_format: Any) -> Any:
-    """All values of an array; None if it cannot be read, or is large, or lies in files."""
+    """Return the values of an array, or None if it cannot be read, is large, or is in files."""
     array = zarr.open_array(store, path=path, mode="r", zarr_format=zarr_format)
     item = array.dtype.itemsize if array.dtype.kind != "O" else 8
     sizes = [int(np.prod(shape, dtype=object)) * item for shape in (array.shape, array.chunks)]
@@ -391,7 +391,7 @@ def _read(store: Any, path: str, zarr_format: Any) -> Any:
 
 
 def _differences(session: Any, arrays: tuple[str, ...], refs: dict[Any, Any]) -> Iterator[str]:
-    """Arrays that read otherwise than in the set."""
+    """Return the arrays whose values differ from the set."""
     store = _set_as_store(refs)
     for path in arrays:
         name = path.strip("/")
@@ -409,12 +409,12 @@ def _differences(session: Any, arrays: tuple[str, ...], refs: dict[Any, Any]) ->
             np.testing.assert_array_equal(found, expected)
             if found.dtype != expected.dtype and found.dtype != expected.dtype.newbyteorder("="):
                 yield f"{path}: {found.dtype} instead of {expected.dtype}"
-        except Exception as error:  # every failure to read what zarr can read
+        except Exception as error:  # any failure to read an array that zarr can read
             yield f"{path}: {type(error).__name__} {str(error)[:300]}"
 
 
 def judge(number: int, seeds: dict[str, Any]) -> tuple[str, str]:
-    """What came of a mutant: ``refused``, ``imported`` or ``fault``, and of which kind."""
+    """Return the outcome of a mutant, ``refused``, ``imported`` or ``fault``, and its kind."""
     source, refs = mutant(number, seeds)
     session = Repository.create(in_memory_storage()).writable_session("main")
     started = time.monotonic()
@@ -426,7 +426,7 @@ def judge(number: int, seeds: dict[str, Any]) -> tuple[str, str]:
         if len(str(error)) > 3000:
             return "fault", f"a message of {len(str(error))} characters: {str(error)[:200]}"
         outcome = "refused", error.kind.value
-    except Exception:  # any other error is the fault that is looked for
+    except Exception:  # any other error is a fault
         return "fault", traceback.format_exc()[-1500:]
     else:
         found = list(_differences(session, report.arrays, refs))

@@ -1,4 +1,4 @@
-"""Reference sets that nobody trusts: none hangs or fills the memory, each ends in an error that says what to do."""
+"""Hostile reference sets: none hangs or fills the memory, and each raises an error that says what to do."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def session() -> Session:
 
 @pytest.fixture(scope="module")
 def outcomes() -> dict[str, dict[str, Any]]:
-    """What came of each hostile set, imported one after another in one process under a watchdog."""
+    """The outcome of each hostile set. One process with a time limit imports them one after the other."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     script = Path(hostile_sets.__file__)
     try:
@@ -130,7 +130,7 @@ def test_a_set_of_33_dimensions(session: Session) -> None:
 
 
 def test_a_large_product_is_generated_in_order(session: Session) -> None:
-    """More rows than one block, with arithmetic, functions and texts among the dimensions."""
+    """More rows than one block, with arithmetic, functions and string dimensions."""
     refs = {"a/.zarray": json.dumps(hostile_sets.ZARRAY | {"shape": [60, 200, 4], "chunks": [1, 1, 4]})}
     item = {
         "key": "a/{{i}}.{{j}}.0",

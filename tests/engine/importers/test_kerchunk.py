@@ -1,4 +1,4 @@
-"""`import_kerchunk` with reference sets that kerchunk makes of real files, and with every form that sets come in."""
+"""`import_kerchunk` with reference sets that kerchunk makes from real files, and with all forms of sets."""
 
 from __future__ import annotations
 
@@ -87,12 +87,12 @@ def test_a_netcdf4_file(tmp_path: Path, session: Session, inline_threshold: int)
     session.commit("references")
     assert set(report.arrays) == {"/t2m", "/station", "/height", "/time", "/y", "/x"}
     assert (report.num_stray, report.num_virtual + report.num_inline) == (0, 13)
-    # kerchunk puts text of variable length into the set whatever the threshold.
+    # kerchunk always inlines text of variable length.
     assert report.num_inline == (13 if inline_threshold else 1)
 
 
 def test_files_of_a_series_side_by_side(tmp_path: Path, repository: Repository) -> None:
-    """`MultiZarrToZarr`: one set for many files, whose coordinates become inline chunks."""
+    """`MultiZarrToZarr` makes one set for many files. Coordinates become inline chunks."""
     paths = [write_netcdf(tmp_path / f"{n}.nc", weather(4 * n)) for n in range(3)]
     combined = kerchunk.combine.MultiZarrToZarr(
         [references_of(path) for path in paths],
@@ -154,7 +154,7 @@ ZARRAY = {
 
 @pytest.fixture
 def raw_file(tmp_path: Path) -> Path:
-    """16 bytes that are something else, then the array."""
+    """A file with 16 unrelated bytes before the array."""
     path = tmp_path / "raw file.bin"
     path.write_bytes(b"x" * 16 + DATA.tobytes())
     return path
@@ -225,7 +225,7 @@ def test_urls_that_the_caller_completes(raw_file: Path, session: Session) -> Non
 
 
 def test_templates_and_generated_references(raw_file: Path, session: Session) -> None:
-    """The forms that the kerchunk specification shows."""
+    """The examples of the kerchunk specification."""
     refs = small_set("{{u}}")
     for row in (1, 2):
         del refs[f"a/{row}.0"]
@@ -248,7 +248,7 @@ def test_templates_and_generated_references(raw_file: Path, session: Session) ->
 
 
 def test_inline_chunks(raw_file: Path, session: Session) -> None:
-    """Base64, plain text, and one that is too long for a manifest."""
+    """Base64, plain text, and data that is too long for a manifest."""
     refs = small_set(str(raw_file))
     refs["a/0.0"] = "base64:" + base64.b64encode(b"\xff" * 16).decode()
     refs["a/1.0"] = "abcdefghijklmnop"

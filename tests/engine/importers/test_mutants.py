@@ -1,4 +1,4 @@
-"""Mutants of reference sets, by the hundred; ``mutants.py`` makes and judges any number of them by hand."""
+"""Import hundreds of mutated reference sets. Run ``mutants.py`` by hand for any number of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NUM_MUTANTS = 200
 
 
 def real_sets(folder: Path) -> list[Path]:
-    """What kerchunk makes of files."""
+    """Reference sets that kerchunk makes from files."""
     netcdf4 = write_netcdf(folder / "a.nc", weather())
     netcdf3 = folder / "old.nc"
     record = xr.Dataset({"record": (("time", "x"), np.arange(12.0).reshape(3, 4))})
@@ -36,7 +36,7 @@ def real_sets(folder: Path) -> list[Path]:
 
 
 def test_mutants_are_refused_or_imported_right(tmp_path: Path) -> None:
-    """In one process, under a watchdog and a bar of memory."""
+    """Runs in one process with limits on time and memory."""
     arguments = ["0", str(NUM_MUTANTS), *map(str, real_sets(tmp_path))]
     run = subprocess.run(
         [sys.executable, mutants.__file__, *arguments],
@@ -49,6 +49,6 @@ def test_mutants_are_refused_or_imported_right(tmp_path: Path) -> None:
     *faults, summary = map(json.loads, run.stdout.splitlines())
     assert not faults
     assert summary["peak_mb"] < 300
-    # Neither all refused nor all as they were: the mutations reach something.
+    # Some sets are refused and some are imported, so the mutations have an effect.
     assert summary["outcomes"]["imported"] > NUM_MUTANTS / 20
     assert sum(name.startswith("refused") for name in summary["outcomes"]) >= 4

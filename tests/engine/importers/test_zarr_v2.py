@@ -1,4 +1,4 @@
-"""What zarr wrote as v2 reads the same as v3, chunk bytes unchanged. zarr's own v2 reader is the oracle."""
+"""Arrays that zarr wrote as v2 have the same values as v3, with unchanged chunks. zarr's v2 reader is the oracle."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ BYTE_FILTERS = [
 
 
 def reference_set_of(stored: Stored) -> dict[str, Any]:
-    """Everything in a v2 store as an inline reference set."""
+    """Return a v2 store as a reference set with inline chunks."""
 
     def value(key: str, content: bytes) -> str:
         if key.rpartition("/")[2].startswith(".z"):
@@ -66,7 +66,7 @@ def reference_set_of(stored: Stored) -> dict[str, Any]:
 
 
 def imported(refs: dict[str, Any], path: str) -> zarr.Array[Any]:
-    """The one array of a set, read by zarr from the planned document and chunks."""
+    """Return the only array of a set. zarr reads it from the planned document and chunks."""
     (planned,) = plan_import(read_reference_set(refs)).arrays
     stored: dict[str, Buffer] = {f"{path}/zarr.json": cpu.Buffer.from_bytes(planned.content)}
     for row, index in enumerate(planned.refs.indices.tolist()):
@@ -96,7 +96,7 @@ def assert_equal_values(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> Non
 def write_v2(
     data: np.ndarray[Any, Any], chunks: tuple[int, ...], holes: list[bool], **options: Any
 ) -> tuple[Stored, zarr.Array[Any]]:
-    """An array of which some chunks are left out."""
+    """An array with some chunks missing."""
     stored: Stored = {}
     store = MemoryStore(stored)
     with warnings.catch_warnings():
@@ -118,13 +118,13 @@ def make_holes(stored: Stored, holes: list[bool]) -> None:
 
 @st.composite
 def layouts(draw: st.DrawFn, min_dims: int = 0) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Shape and chunk shape; chunks may be longer than the array."""
+    """Shape and chunk shape. Chunks can be longer than the array."""
     shape = draw(st.lists(st.integers(1, 7), min_size=min_dims, max_size=3))
     return tuple(shape), tuple(draw(st.integers(1, side + 1)) for side in shape)
 
 
 def values(dtype: Any, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray[Any, Any]:
-    """Random bytes as values: every number can occur, also NaN and NaT."""
+    """Random bytes as values. All numbers can occur, even NaN and NaT."""
     dtype = np.dtype(dtype)
     if dtype.names is not None:
         records = np.zeros(shape, dtype)
@@ -235,7 +235,7 @@ FILTERED = ["<i2", ">i2", "<u4", ">i8", "<f4", ">f4", "<f8", ">f8"]
 def test_array_filters(
     rng: Any, layout: Any, order: str, holes: list[bool], first: Any, shuffle: bool, compressor: Any, bare: bool
 ) -> None:
-    """``bare`` leaves the stored type out where it is the type itself, as hand-written metadata does."""
+    """``bare`` omits the stored type if it equals the type of the array, like hand-written metadata."""
     shape, chunks = layout
     dtype, codec = first
     filters = [codec, *([numcodecs.Shuffle(1)] if shuffle else [])]
@@ -313,7 +313,7 @@ def test_variable_length_text(
 @pytest.mark.parametrize("dtype", ["<f4", ">f4", "<f8", ">f8"])
 @pytest.mark.parametrize("astype", ["<f4", ">f4", "<f8", ">f8"])
 def test_quantised_values_of_either_byte_order(dtype: str, astype: str) -> None:
-    """v3 readers hand this filter the machine's byte order, whatever is stored."""
+    """v3 readers always use native byte order for this filter."""
     if dtype[1:] != astype[1:]:
         with pytest.raises(InvalidInputError, match="quantize"):
             imported(quantised(dtype, astype), "x")

@@ -1,4 +1,4 @@
-"""Where credentials go: the options of a stored container do not decide that."""
+"""The options of a stored container do not decide where credentials go."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ SCHEMES = {"S3": "s3", "S3Compatible": "s3", "Tigris": "tigris", "Gcs": "gs", "A
 
 
 def stored(store: AnyObjectStoreConfig) -> VirtualChunkContainer:
-    """A container as it comes with a repository."""
+    """A container from the stored configuration of a repository."""
     scheme = SCHEMES[type(store).variant if not isinstance(store, ObjectStoreConfig.Http) else "Http"]
     config = RepositoryConfig()
     config.set_virtual_chunk_container(VirtualChunkContainer(f"{scheme}://b/", store))
@@ -85,7 +85,7 @@ FOREIGN = [
 def test_credentials_go_to_a_stored_endpoint_only_when_the_reader_names_it(store: Any, credential: Any) -> None:
     container = stored(store)
     message = refusal(container, credential)
-    # The line in the error is enough.
+    # The code in the error message is enough.
     call = message.splitlines()[1].strip()
     names = vars(icechunk) | {"credentials": icechunk.credentials}
     granted = eval(call.partition("authorize_virtual_chunk_access=")[2][:-1], names)
@@ -172,7 +172,7 @@ def test_other_options_that_decide_about_requests(store: Any, credential: Any, n
 def test_without_credentials_a_stored_endpoint_is_used_when_it_can_prove_its_name(
     endpoint: str, allowed: bool
 ) -> None:
-    """Nothing secret is sent, but nobody outside is to reach services of the reader's network through the reader."""
+    """No secret is sent, but outsiders must not reach services in the reader's network through the reader."""
     options = {"allow_http": True, "s3_compatible": True}
     granted: list[tuple[Any, Any]] = [
         (s3_at(endpoint, **options), s3_anonymous_credentials()),
@@ -214,7 +214,7 @@ def test_a_container_of_the_readers_own_configuration_needs_no_name() -> None:
     others = [
         plain,
         pickle.loads(pickle.dumps(plain)),
-        Repository.open(storage, fetched, access),  # the stored one, only passed on
+        Repository.open(storage, fetched, access),  # the stored configuration, passed on unchanged
         plain.reopen(edited),
     ]
     for repo in others:
@@ -275,7 +275,7 @@ def test_places_are_kept_in_canonical_form() -> None:
 
 
 def test_regions_and_accounts_cannot_hide_a_host() -> None:
-    """They become a part of the host's name."""
+    """They become part of the host name."""
     from icechunk_engine.virtual.remote import bucket_of
 
     stored_with: list[tuple[VirtualChunkContainer, Any]] = [

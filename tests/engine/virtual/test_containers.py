@@ -1,4 +1,4 @@
-"""Locations of virtual chunks: canonical form, containers, authorisation; against official where it has an answer."""
+"""Locations of virtual chunks: canonical form, containers and authorisation, compared with official where possible."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ OURS = {prefix: container(icechunk_engine.config, prefix, kind, name) for prefix
 
 
 class Oracle:
-    """An official session that says what becomes of a location."""
+    """An official session that shows how official handles a location."""
 
     def __init__(self) -> None:
         config = official.RepositoryConfig()
@@ -103,7 +103,7 @@ class Oracle:
         self._session = self._repo.writable_session("main")
 
     def outcome(self, location: str, *, validate: bool) -> str:
-        """``"ok"`` or the kind of the error."""
+        """Return ``"ok"`` or the kind of the error."""
         try:
             self._session.store.set_virtual_ref("a/c/0", location, offset=0, length=1, validate_container=validate)
         except official.IcechunkError as error:
@@ -111,7 +111,7 @@ class Oracle:
         return "ok"
 
     def stored(self, location: str) -> str | None:
-        """The location as stored, ``vcc://`` expanded; None when it is refused."""
+        """Return the stored location with ``vcc://`` expanded, or None if official refuses it."""
         if self.outcome(location, validate=False) != "ok":
             return None
         (found,) = self._session.all_virtual_chunk_locations()
@@ -286,7 +286,7 @@ def test_locations_fare_as_with_official(oracle: Oracle, location: str) -> None:
     ],
 )
 def test_locations_that_only_official_takes(oracle: Oracle, location: str, remedy: str) -> None:
-    """Mistakes that official stores, or resolves to what was hardly meant."""
+    """Official stores these mistakes, or resolves them to something that nobody meant."""
     with pytest.raises(InvalidInputError, match=remedy) as caught:
         normalize_location(location)
     assert caught.value.kind == ErrorKind.INVALID_VIRTUAL_REF
@@ -318,7 +318,7 @@ def test_file_urls_become_what_official_makes_of_them(oracle: Oracle, start: str
     except InvalidInputError as error:
         assume("cannot have a host" not in error.message)  # refused on purpose
         raise
-    # Tabs and line ends vanish, so that C: may become a drive only afterwards; nobody writes that.
+    # Tabs and line breaks vanish, so C: can become a drive later. Nobody writes such URLs.
     assume(not ("C:" in location and any(char in location for char in "\t\n")))
     assert canonical == oracle.stored(location)
     assert normalize_location(canonical) == canonical
@@ -427,7 +427,7 @@ def test_resolve(location: str, url: str, prefix: str) -> None:
     ],
 )
 def test_no_way_out_of_a_container(location: str) -> None:
-    """Even when a hostile repository holds such locations."""
+    """Even if a hostile repository has such locations."""
     with pytest.raises(InvalidInputError):
         location_to_path(resolve_location(location, OURS)[0])
 
@@ -572,7 +572,7 @@ STORES = {
 
 @pytest.mark.parametrize("prefix", STORES)
 def test_the_advice_can_be_run(prefix: str) -> None:
-    """The lines in the errors add the container and authorise it."""
+    """The code in the error messages adds the container and authorises it."""
     with pytest.raises(InvalidInputError) as caught:
         require_container(prefix + "object", {})
     assert caught.value.kind == ErrorKind.NO_CONTAINER_FOR_VIRTUAL_CHUNK
@@ -643,7 +643,7 @@ LOCAL_LOCATIONS = [
 
 
 def value_of(lib: Any, folder: Path, location: str) -> object:
-    """What is read at a location of a local container, or "refused" when it cannot be set."""
+    """Return the value read at a location in a local container, or "refused" if it cannot be set."""
     prefix = f"{folder.as_uri()}/"
     config = lib.RepositoryConfig()
     config.set_virtual_chunk_container(

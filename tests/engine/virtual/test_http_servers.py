@@ -1,4 +1,4 @@
-"""Virtual chunks on web servers: redirects, failures, options; against servers of this process."""
+"""Virtual chunks on web servers: redirects, failures and options, with servers in this process."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ DATA = bytes(range(100))
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers as the server's list of answers says, in the end with the data."""
+    """Sends the responses in the server's list one by one, and then the data."""
 
     protocol_version = "HTTP/1.1"
     server: Server
@@ -296,7 +296,7 @@ Signed = tuple[x509.Certificate, ec.EllipticCurvePrivateKey]
 
 
 def signed_certificate(name: str, signer: Signed | None) -> Signed:
-    """Of this machine, by another one; of an authority by itself."""
+    """Return a certificate for this machine that ``signer`` signed, or a self-signed one of an authority."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
     now = dt.datetime.now(dt.UTC)
@@ -321,7 +321,7 @@ def signed_certificate(name: str, signer: Signed | None) -> Signed:
 
 @pytest.fixture
 def encrypted(server: Server, tmp_path: Path) -> Callable[[], str]:
-    """Makes the server speak TLS; returns the certificate of its authority, which nobody knows."""
+    """Make the server speak TLS. Return the certificate of its authority, which nobody trusts."""
 
     def encrypt() -> str:
         authority = signed_certificate("authority", None)
@@ -359,7 +359,7 @@ def test_encryption_is_not_given_up(server: Server, stranger: Server, encrypted:
 def test_encrypted_endpoints_of_object_stores_lead_nowhere_unencrypted(
     server: Server, stranger: Server, encrypted: Callable[[], str]
 ) -> None:
-    """Their client follows redirects, but only to servers that prove their names, as no service inside can."""
+    """obstore follows redirects, but only to servers that prove their names. Internal services cannot do that."""
     prefix, certificate = "gs://b/", encrypted()
     options = {"base_url": server.url, "root_certificate": certificate, "allow_http": "true"}
     container = VirtualChunkContainer(prefix, icechunk.gcs_store(options))

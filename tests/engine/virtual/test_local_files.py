@@ -1,4 +1,4 @@
-"""Virtual chunks in local files: what is not a file, links, names that mean something to Windows."""
+"""Virtual chunks in local files: things that are not files, links, and special names on Windows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from icechunk_engine.virtual.resolver import VirtualResolver
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """The authorised folder, beside one that is not."""
+    """The authorised folder, next to one that is not authorised."""
     (tmp_path / "data" / "sub").mkdir(parents=True)
     (tmp_path / "other").mkdir()
     (tmp_path / "data" / "sub" / "file").write_bytes(b"inside")
@@ -65,7 +65,7 @@ for name in sys.argv[2:]:
 
 
 def test_only_files_are_read(tmp_path: Path) -> None:
-    """In a child that is given up when it waits: nobody will ever write to the pipe."""
+    """Runs in a child with a time limit, because nobody ever writes to the pipe."""
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
     with socket.socket(socket.AF_UNIX) as listening:
@@ -83,7 +83,7 @@ def test_only_files_are_read(tmp_path: Path) -> None:
     ("start", "stop"), [(0, 7), (0, 10**18), (2, 2**63 - 1), (10**18, 10**18 + 5), (6, 2**64 - 1)]
 )
 def test_ranges_beyond_the_end(folder: Path, start: int, stop: int) -> None:
-    """However far beyond: no memory is set aside for what cannot be there."""
+    """No memory is allocated for bytes after the end of the file."""
     ref = ChunkRef(kind=VIRTUAL, location=(folder / "sub" / "file").as_uri(), offset=start, length=stop - start)
     with pytest.raises(StorageError, match="ends before byte") as caught:
         resolver(folder).fetch(ref, start, stop)
@@ -101,7 +101,7 @@ def test_devices_are_refused() -> None:
 
 @pytest.mark.parametrize("system", ["linux", "other"])
 def test_links_do_not_lead_out_of_the_folder(folder: Path, system: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On systems that do not tell the path of an open file, it is found and compared."""
+    """Some systems cannot tell the path of an open file. Then it is resolved and compared."""
     monkeypatch.setattr(local_files, "_SYSTEM", system)
     uri = folder.as_uri()
     (folder / "link").symlink_to("../other/file")
@@ -136,7 +136,7 @@ def test_a_folder_beside_with_a_longer_name_is_outside(folder: Path) -> None:
 
 
 def test_a_link_that_changes_while_a_file_is_opened(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The open file is judged, not the path, which may mean another file by now."""
+    """The checks use the open file, not the path, which may name another file meanwhile."""
     (folder / "file").symlink_to("../other/file")
     opened = os.open
 

@@ -1,4 +1,4 @@
-"""Signatures of requests that the engine signs itself: as botocore makes them."""
+"""Signatures of requests that the engine signs itself, compared with botocore."""
 
 from __future__ import annotations
 
