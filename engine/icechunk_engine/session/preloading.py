@@ -1,7 +1,7 @@
-"""Manifests that are worth fetching before anybody asks for a chunk (``RepositoryConfig.manifest.preload``).
+"""Fetching manifests before somebody asks for a chunk (``RepositoryConfig.manifest.preload``).
 
-Opening a dataset reads the snapshot, and soon after it coordinates, each through a manifest. On a network these
-requests can be made while the reader is still busy with metadata. Local files are read when they are needed.
+Opening a dataset reads the snapshot, and soon afterwards the coordinates, each through a manifest. Over a network,
+these manifests can arrive while the reader is still busy with metadata. Local files are fast enough without this.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from icechunk_engine.format.snapshot import Snapshot
 from icechunk_engine.ids import ManifestId, SnapshotId
 
 PRELOAD_THREAD = "icechunk-preload"
-"""Name of the threads that fetch them."""
+"""Name of the threads that fetch manifests."""
 
 
 def chosen_manifests(snapshot: Snapshot, preload: ResolvedPreload) -> list[ManifestId]:
-    """Manifests to fetch: of the first arrays in path order, those that the condition holds for. Pure.
+    """Choose the manifests to fetch: those of the first arrays in path order that meet the condition. Pure.
 
-    The sum of their references stays within ``max_total_refs``; the first that does not fit ends the list.
+    The list ends before the manifest that would bring its references above ``max_total_refs``.
     """
     table, counts = snapshot.nodes, snapshot.manifest_files.counts()
     chosen: dict[ManifestId, None] = {}
@@ -44,15 +44,15 @@ def chosen_manifests(snapshot: Snapshot, preload: ResolvedPreload) -> list[Manif
 
 
 def start_preload(assets: AssetManager, snapshot_id: SnapshotId) -> threading.Thread | None:
-    """Warm the caches for a new session in the background; does nothing where reading does not wait."""
+    """Warm the caches for a new session in the background. Does nothing if the storage is local."""
     if not assets.storage.is_remote or not assets.begin_preload(snapshot_id):
         return None
-    # A thread of its own, because it waits for requests, which no pool thread may do.
+    # Not a task of the pool: it waits for requests, and tasks of the pool must not wait for one another.
     thread = threading.Thread(target=_preload, args=(assets, snapshot_id), name=PRELOAD_THREAD, daemon=True)
     thread.start()
     return thread
 
 
 def _preload(assets: AssetManager, snapshot_id: SnapshotId) -> None:
-    with suppress(IcechunkError):  # whoever needs these files will be told
+    with suppress(IcechunkError):  # code that needs these files gets the error
         assets.manifests(chosen_manifests(assets.snapshot(snapshot_id), assets.config.preload))

@@ -14,6 +14,9 @@ from icechunk_engine.errors import ErrorKind, ReadOnlyError, SessionStateError
 from icechunk_engine.keys import ChunkIndex
 from icechunk_engine.workspace.workspace import Workspace
 
+MAX_IN_PLACE_BYTES = 256 * 1024
+"""Local reads and writes up to this size block the event loop for less time than a hop to a thread takes."""
+
 _MAX_CACHED_PREFIXES = 4096
 
 
@@ -85,7 +88,7 @@ class BaseStore(Store):
             return Target(parsed.path, parsed.index)
         return Target(parsed.path, None) if isinstance(parsed, keys.MetadataKey) else None
 
-    async def _refs(self, path: str) -> ChunkRefs:
+    async def _chunk_refs(self, path: str) -> ChunkRefs:
         """Return all references of an array, fetched by a thread if that waits for a network."""
         if self._workspace.storage_is_remote:
             return await in_thread(self._workspace.chunk_refs, path)

@@ -18,7 +18,7 @@ class Piece(NamedTuple):
     position: int
 
 
-def resolve(byte_range: ByteRequest | None, length: int) -> tuple[int, int]:
+def bounds_of(byte_range: ByteRequest | None, length: int) -> tuple[int, int]:
     """Return start and stop of a request in a value of ``length`` bytes, cut at the end of the value."""
     match byte_range:
         case None:
@@ -37,11 +37,11 @@ def resolve(byte_range: ByteRequest | None, length: int) -> tuple[int, int]:
     )
 
 
-def cut(data: bytes, byte_range: ByteRequest | None) -> bytes:
+def take_range(data: bytes, byte_range: ByteRequest | None) -> bytes:
     """Return the requested part of a value."""
     if byte_range is None:
         return data
-    start, stop = resolve(byte_range, len(data))
+    start, stop = bounds_of(byte_range, len(data))
     return data[start:stop]
 
 
@@ -60,7 +60,7 @@ def coalesce(pieces: list[Piece], max_gap_bytes: int, max_coalesced_bytes: int) 
     return groups
 
 
-def deal(data: bytes, group: list[Piece], prototype: BufferPrototype) -> list[tuple[int, Buffer | None]]:
+def split_read(data: bytes, group: list[Piece], prototype: BufferPrototype) -> list[tuple[int, Buffer | None]]:
     """Return the part of each piece, from what was read for its group."""
     first = group[0].start
     view = memoryview(data)

@@ -22,7 +22,7 @@ class ListingStore(BaseStore):
         path = node_path(prefix)
         return [] if path is None else list(self._workspace.list_nodes(path))
 
-    async def _with_refs(self, nodes: builtins.list[Node]) -> AsyncIterator[tuple[Node, ChunkRefs | None]]:
+    async def _nodes_with_refs(self, nodes: builtins.list[Node]) -> AsyncIterator[tuple[Node, ChunkRefs | None]]:
         """Yield nodes, with the references of those that are arrays. Fetches manifests batch by batch."""
         for batch in self._workspace.batches(nodes):
             if self._workspace.storage_is_remote:
@@ -30,7 +30,7 @@ class ListingStore(BaseStore):
             else:
                 self._workspace.load_manifests(batch)
             for node in batch:
-                yield node, await self._refs(node.path) if node.is_array else None
+                yield node, await self._chunk_refs(node.path) if node.is_array else None
 
     async def is_empty(self, prefix: str) -> bool:
         """Return True if a directory contains no key."""
@@ -41,7 +41,7 @@ class ListingStore(BaseStore):
         found = chunk_directory(self._workspace, prefix)
         if found is None:
             return True
-        return not key_listing.rows_under((await self._refs(found.path)).indices, found.index_prefix).any()
+        return not key_listing.rows_under((await self._chunk_refs(found.path)).indices, found.index_prefix).any()
 
     def list(self) -> AsyncIterator[str]:
         """Iterate over all keys: the document of each node, and after that of an array its chunks by index."""
@@ -50,7 +50,7 @@ class ListingStore(BaseStore):
     async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
         """Iterate over all keys in a directory, and over the key itself if ``prefix`` is a key."""
         await self._workspace.fetch_remote_snapshot()
-        async for node, refs in self._with_refs(self._nodes_in(prefix)):
+        async for node, refs in self._nodes_with_refs(self._nodes_in(prefix)):
             yield keys.metadata_key(node.path)
             if refs is not None:
                 for batch in key_listing.chunk_keys(node.path, refs.indices):
@@ -58,7 +58,7 @@ class ListingStore(BaseStore):
                         yield key
         found = chunk_directory(self._workspace, prefix)
         if found is not None:
-            indices = (await self._refs(found.path)).indices
+            indices = (await self._chunk_refs(found.path)).indices
             for batch in key_listing.chunk_keys(
                 found.path, indices[key_listing.rows_under(indices, found.index_prefix)]
             ):
@@ -82,13 +82,13 @@ class ListingStore(BaseStore):
             node = self._workspace.get_node(path)
             if node is not None:
                 names[keys.METADATA_NAME] = None
-                if node.is_array and len(await self._refs(path)):
+                if node.is_array and len(await self._chunk_refs(path)):
                     names["c"] = None
             names.update(dict.fromkeys(self._workspace.child_names(path)))
         found = chunk_directory(self._workspace, prefix)
         ordered = sorted(names)
         if found is not None:
-            indices = (await self._refs(found.path)).indices
+            indices = (await self._chunk_refs(found.path)).indices
             ordered.extend(n for n in key_listing.next_components(indices, found.index_prefix) if n not in names)
         for name in ordered:
             yield name
@@ -97,10 +97,10 @@ class ListingStore(BaseStore):
         """Return the total length of all values in a directory, in bytes. Reads manifests only."""
         total = 0
         await self._workspace.fetch_remote_snapshot()
-        async for node, refs in self._with_refs(self._nodes_in(prefix)):
+        async for node, refs in self._nodes_with_refs(self._nodes_in(prefix)):
             total += len(node.user_data) + (0 if refs is None else int(refs.lengths.sum()))
         found = chunk_directory(self._workspace, prefix)
         if found is not None:
-            of_array = await self._refs(found.path)
+            of_array = await self._chunk_refs(found.path)
             total += int(of_array.lengths[key_listing.rows_under(of_array.indices, found.index_prefix)].sum())
         return total

@@ -7,10 +7,9 @@ to another thread: metadata, inline chunks, small local reads. Everything else g
 
 from __future__ import annotations
 
-import asyncio
 import builtins
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import AsyncIterator, Iterable, Sequence
+from functools import partial
 
 from zarr.abc.store import ByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
@@ -21,12 +20,10 @@ from icechunk_engine.columns.chunk_refs import VIRTUAL, ChunkRef
 from icechunk_engine.errors import ErrorKind, IcechunkError, NodeNotFoundError
 from icechunk_engine.keys import ChunkIndex
 from icechunk_engine.workspace.workspace import Workspace
-from icechunk_engine.zarr_store.base import BaseStore, Target
-from icechunk_engine.zarr_store.byte_ranges import Piece, coalesce, cut, deal, resolve
+from icechunk_engine.zarr_store.base import MAX_IN_PLACE_BYTES, BaseStore, Target
+from icechunk_engine.zarr_store.byte_ranges import Piece, bounds_of, coalesce, split_read, take_range
+from icechunk_engine.zarr_store.concurrent_calls import as_completed, gather
 from icechunk_engine.zarr_store.joint_reads import JointReads
-
-MAX_IN_PLACE_BYTES = 256 * 1024
-"""Local reads and writes up to this size block the event loop for less time than a hop to a thread takes."""
 
 LOCAL_GAP_BYTES = 32 * 1024
 """On local storage, ranges closer than this are read together; an extra read costs about as much as these bytes."""
@@ -69,15 +66,15 @@ class ReadingStore(BaseStore):
         if target.chunk_index is None:
             await self._workspace.fetch_remote_snapshot()
             document = self._workspace.read_metadata(target.path)
-            return None if document is None else prototype.buffer.from_bytes(cut(document, byte_range))
+            return None if document is None else prototype.buffer.from_bytes(take_range(document, byte_range))
         try:
             ref = await self._locate(target.path, target.chunk_index)
             if ref is None:
                 return None
-            start, stop = resolve(byte_range, ref.length)
+            start, stop = bounds_of(byte_range, ref.length)
             return prototype.buffer.from_bytes(await self._fetch(ref, start, stop))
         except IcechunkError as error:
-            add_step(error, self._reading(target.path, target.chunk_index))
+            add_step(error, self._describe_read(target.path, target.chunk_index))
             raise
 
     async def _locate(self, path: str, index: ChunkIndex) -> ChunkRef | None:
@@ -99,13 +96,13 @@ class ReadingStore(BaseStore):
             ref = self._workspace.locate_chunk(path, index)
             if ref is None:
                 return None
-            start, stop = resolve(byte_range, ref.length)
+            start, stop = bounds_of(byte_range, ref.length)
             return self._workspace.fetch_chunk(ref, start, stop)
         except IcechunkError as error:
-            add_step(error, self._reading(path, index))
+            add_step(error, self._describe_read(path, index))
             raise
 
-    def _reading(self, path: str, index: ChunkIndex) -> str:
+    def _describe_read(self, path: str, index: ChunkIndex) -> str:
         """Describe a read, for errors."""
         where = f"snapshot {self._workspace.snapshot_id} of {self._workspace.storage_identity}"
         return f"reading chunk {index} of array {path} in {where}"
@@ -119,7 +116,7 @@ class ReadingStore(BaseStore):
             return None
         if target.chunk_index is None:
             document = self._workspace.read_metadata(target.path)
-            data = None if document is None else cut(document, byte_range)
+            data = None if document is None else take_range(document, byte_range)
         else:
             data = self._read_chunk(target.path, target.chunk_index, byte_range)
         if data is None:
@@ -133,8 +130,8 @@ class ReadingStore(BaseStore):
         wanted = list(key_ranges)
         if not self._workspace.chunks_may_be_remote:
             return [await self.get(key, prototype, byte_range) for key, byte_range in wanted]
-        return await _gather(
-            [_Call(self.get, (key, prototype, byte_range)) for key, byte_range in wanted],
+        return await gather(
+            [partial(self.get, key, prototype, byte_range) for key, byte_range in wanted],
             self._workspace.config.get_partial_values_concurrency or DEFAULT_CONCURRENCY,
         )
 
@@ -168,13 +165,13 @@ class ReadingStore(BaseStore):
                 for group in groups:
                     start, stop = group[0].start, max(piece.stop for piece in group)
                     data = source[start:stop] if isinstance(source, bytes) else await self._fetch(source, start, stop)
-                    yield deal(data, group, prototype)
+                    yield split_read(data, group, prototype)
                 return
             reads = [
-                _Call(self._fetch, (source, group[0].start, max(piece.stop for piece in group))) for group in groups
+                partial(self._fetch, source, group[0].start, max(piece.stop for piece in group)) for group in groups
             ]
-            async for position, data in _as_completed(reads, max_concurrency):
-                yield deal(data, groups[position], prototype)
+            async for position, data in as_completed(reads, max_concurrency):
+                yield split_read(data, groups[position], prototype)
         except Exception as error:
             raise ExceptionGroup(f"reading ranges of {key!r} failed", [error]) from None
 
@@ -200,26 +197,26 @@ class ReadingStore(BaseStore):
                     if isinstance(source, bytes)
                     else self._workspace.fetch_chunk(source, start, stop)
                 )
-                results.extend(deal(data, group, prototype))
+                results.extend(split_read(data, group, prototype))
         except Exception as error:
             raise ExceptionGroup(f"reading ranges of {key!r} failed", [error]) from None
         return results
 
     async def _source(self, key: str) -> bytes | ChunkRef:
         """Return a node's document or a chunk's reference. Raises _MissingKeyError if it does not exist."""
-        target = self._present_target(key)
+        target = self._require_target(key)
         if target.chunk_index is None:
             await self._workspace.fetch_remote_snapshot()
             return self._document(target.path)
         return _require_chunk(target, await self._locate(target.path, target.chunk_index))
 
     def _source_sync(self, key: str) -> bytes | ChunkRef:
-        target = self._present_target(key)
+        target = self._require_target(key)
         if target.chunk_index is None:
             return self._document(target.path)
         return _require_chunk(target, self._workspace.locate_chunk(target.path, target.chunk_index))
 
-    def _present_target(self, key: str) -> Target:
+    def _require_target(self, key: str) -> Target:
         target = self._target(key)
         if target is None:
             raise _MissingKeyError(f"no key {key!r}: the store holds Zarr format 3 only", ErrorKind.KEY_NOT_FOUND)
@@ -239,11 +236,11 @@ class ReadingStore(BaseStore):
         max_coalesced_bytes: int,
     ) -> builtins.list[builtins.list[Piece]]:
         if isinstance(source, bytes):
-            length, waits = len(source), False
+            length, is_remote = len(source), False
         else:
-            length, waits = source.length, self._workspace.chunk_is_remote(source)
-        pieces = [Piece(*resolve(byte_range, length), position) for position, byte_range in enumerate(byte_ranges)]
-        gap = max_gap_bytes if waits else min(max_gap_bytes, LOCAL_GAP_BYTES)
+            length, is_remote = source.length, self._workspace.chunk_is_remote(source)
+        pieces = [Piece(*bounds_of(byte_range, length), position) for position, byte_range in enumerate(byte_ranges)]
+        gap = max_gap_bytes if is_remote else min(max_gap_bytes, LOCAL_GAP_BYTES)
         return coalesce(pieces, gap, max_coalesced_bytes)
 
     async def exists(self, key: str) -> bool:
@@ -270,33 +267,3 @@ def _require_chunk(target: Target, ref: ChunkRef | None) -> ChunkRef:
     if ref is None:
         raise _MissingKeyError(f"no chunk {target.chunk_index} in {target.path!r}", ErrorKind.CHUNK_NOT_FOUND)
     return ref
-
-
-class _Call(NamedTuple):
-    function: Callable[..., Any]
-    arguments: tuple[Any, ...]
-
-
-async def _as_completed(calls: Sequence[_Call], limit: int) -> AsyncIterator[tuple[int, Any]]:
-    """Run up to ``limit`` calls at a time. Yields positions and results in order of completion."""
-    semaphore = asyncio.Semaphore(limit)
-
-    async def run(position: int, call: _Call) -> tuple[int, Any]:
-        async with semaphore:
-            return position, await call.function(*call.arguments)
-
-    tasks = [asyncio.create_task(run(position, call)) for position, call in enumerate(calls)]
-    try:
-        for done in asyncio.as_completed(tasks):
-            yield await done
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _gather(calls: Sequence[_Call], limit: int) -> list[Any]:
-    results: list[Any] = [None] * len(calls)
-    async for position, result in _as_completed(calls, limit):
-        results[position] = result
-    return results

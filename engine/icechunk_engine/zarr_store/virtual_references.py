@@ -208,7 +208,7 @@ class VirtualReferences(BaseStore):
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
         await self._workspace.fetch_remote_snapshot()
-        refs = await self._refs(self._array(array_path).node.path)
+        refs = await self._chunk_refs(self._array(array_path).node.path)
         for batch in reference_batches(refs, batch_size, self._workspace.absolute_location):
             yield batch
 

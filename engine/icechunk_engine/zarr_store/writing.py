@@ -12,9 +12,8 @@ from zarr.core.buffer import Buffer
 from icechunk_engine._runtime.pools import in_thread, request
 from icechunk_engine.columns.chunk_refs import NATIVE
 from icechunk_engine.errors import ErrorKind, SessionStateError
-from icechunk_engine.zarr_store.base import BaseStore, Target
+from icechunk_engine.zarr_store.base import MAX_IN_PLACE_BYTES, BaseStore, Target
 from icechunk_engine.zarr_store.directories import chunk_directory, node_path
-from icechunk_engine.zarr_store.reading import MAX_IN_PLACE_BYTES
 
 
 class WritingStore(BaseStore):
