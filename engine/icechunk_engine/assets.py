@@ -200,7 +200,7 @@ class AssetManager:
             data, version = self.storage.get_versioned(layout.REPO)
         except ObjectNotFoundError:
             raise RepositoryNotFoundError(
-                f"the repository doesn't exist: there is no object 'repo' at {self.storage.identity}. "
+                f"the repository doesn't exist: {self.storage.identity} holds no object 'repo'. "
                 f"Check the location, or create one with Repository.create(storage)"
             ) from None
         known = self._caches.repo_info

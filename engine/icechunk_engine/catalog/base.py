@@ -64,7 +64,7 @@ class Catalog(ABC):
     @staticmethod
     @abstractmethod
     def entry_key() -> str:
-        """Return the key of the object without which there is no repository of this spec version."""
+        """Return the key of the object that every repository of this spec version has."""
 
     @classmethod
     @abstractmethod
@@ -74,7 +74,7 @@ class Catalog(ABC):
         Raises
         ------
         RepositoryNotFoundError
-            There is none.
+            The place holds none.
         FormatError
             Its file cannot be read.
         """

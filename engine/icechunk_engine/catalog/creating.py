@@ -29,7 +29,7 @@ def require_free(storage: Storage, check_clean_root: bool) -> None:
     ReadOnlyError
         ``read-only-storage``.
     InvalidInputError
-        ``parent-directory-not-clean``: there is a repository, or, with ``check_clean_root``, any other object.
+        ``parent-directory-not-clean``: the place holds a repository, or, with ``check_clean_root``, any other object.
     """
     if storage.read_only:
         raise ReadOnlyError(
@@ -88,8 +88,8 @@ def create_repository(assets: AssetManager, config: JsonObject | None) -> None:
 
 def _already_exists(storage: Storage) -> InvalidInputError:
     return InvalidInputError(
-        f"repositories can only be created in clean prefixes, and there is a repository at {storage.identity} "
-        f"already. Open it with Repository.open(storage)",
+        f"repositories can only be created in clean prefixes, and {storage.identity} already holds a repository. "
+        f"Open it with Repository.open(storage)",
         ErrorKind.PARENT_DIRECTORY_NOT_CLEAN,
     )
 

@@ -1,9 +1,9 @@
 """Refusing to publish anything that depends on a file that the disk failed to store.
 
-A failing disk reports the failure once, to whoever flushes first; a second fsync of the same file succeeds although
-the data are lost. So the storage remembers each failure until the file is written again
-(:meth:`~icechunk_engine.storage.base.Storage.not_durable`). The functions here ask it before a change counts as made.
-A flush that succeeds proves nothing: another thread may have received the error.
+A disk reports a failure only once, to the thread that flushes first. A second fsync of the same file succeeds although
+its data are lost. So the storage remembers each failure until the file is written again
+(:meth:`~icechunk_engine.storage.base.Storage.not_durable`), and the functions here ask it before a change counts as
+made. A flush that succeeds does not replace the question: another thread may have received the error.
 """
 
 from __future__ import annotations

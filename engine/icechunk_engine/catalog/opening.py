@@ -30,9 +30,9 @@ def find_catalog(assets: AssetManager) -> Catalog:
     Raises
     ------
     RepositoryNotFoundError
-        There is no repository.
+        The place holds no repository.
     FormatError
-        There is something that cannot be read.
+        The place holds something that this library cannot read.
     """
     # ``repo`` first: after an upgrade that was cut short, a repository has the files of both spec versions.
     try:
@@ -45,7 +45,7 @@ def find_catalog(assets: AssetManager) -> Catalog:
 
 
 def find_spec_version(storage: Storage) -> SpecVersion | None:
-    """Return the spec version of the repository at a place, None if there is none."""
+    """Return the spec version of the repository at a place, None if the place holds none."""
     for catalog in (RepoFileCatalog, RefFileCatalog):
         if storage.info(catalog.entry_key()) is not None:
             return catalog.spec_version

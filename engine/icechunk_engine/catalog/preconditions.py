@@ -42,7 +42,7 @@ def require_amendable(snapshot: SnapshotRecord) -> None:
     """Raise SessionStateError (``no-amend-for-initial-commit``) for a snapshot without a parent."""
     if snapshot.parent_id is None:
         raise SessionStateError(
-            f"the first commit in the repository cannot be an amend, and there is only snapshot {snapshot.id}; commit "
+            f"the first commit in the repository cannot be an amend, and {snapshot.id} is its only snapshot. Commit "
             f"instead",
             ErrorKind.NO_AMEND_FOR_INITIAL_COMMIT,
         )

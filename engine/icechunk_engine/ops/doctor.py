@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from icechunk_engine.catalog.spec_1_ref_files import RefFileCatalog
 from icechunk_engine.errors import ErrorKind, IcechunkError, ObjectNotFoundError, VersionMismatchError
 from icechunk_engine.format import layout
 from icechunk_engine.format.repo_info import decode_repo_info
@@ -113,9 +114,9 @@ def _read(storage: Storage) -> str:
     try:
         data, _ = storage.get_versioned(layout.REPO)
     except ObjectNotFoundError:
-        if storage.info(layout.branch_ref_key("main")) is not None:
+        if storage.info(RefFileCatalog.entry_key()) is not None:
             return "a repository of spec version 1"
-        return "reachable; there is no repository"
+        return "reachable; it holds no repository"
     info = decode_repo_info(data)
     return (
         f"a repository of spec version {info.spec_version} with {len(info.snapshots)} snapshots, "
@@ -127,7 +128,7 @@ def _ranges(storage: Storage) -> str:
     try:
         data = storage.get(layout.REPO)
     except ObjectNotFoundError:
-        raise _NotTried("not tried: there is no repository") from None
+        raise _NotTried("not tried: it holds no repository") from None
     middle = len(data) // 2
     if storage.get_range(layout.REPO, 1, middle) != data[1:middle]:
         raise _Failed("the store returned other bytes than those asked for: it cannot be read from safely")
@@ -145,7 +146,7 @@ def _latency(storage: Storage) -> str:
 
 def _list(storage: Storage) -> str:
     first = next(iter(storage.list("snapshots/")), None)
-    return "allowed" + ("" if first is not None else "; there are no snapshots")
+    return "allowed" + ("" if first is not None else "; it holds no snapshots")
 
 
 def _write_findings(storage: Storage) -> list[Finding]:

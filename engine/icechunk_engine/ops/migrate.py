@@ -336,8 +336,8 @@ def _require_rest_known(assets: AssetManager, *, must_be_there: bool) -> None:
             )
     if must_be_there and refs == Refs({}, {}, {}) and storage.info(layout.CONFIG_YAML) is None:
         raise SessionStateError(
-            f"invalid repository version: the repository at {storage.identity} is of spec version 2 already; there is "
-            f"nothing to upgrade",
+            f"invalid repository version: the repository at {storage.identity} already has spec version 2; nothing "
+            f"to upgrade",
             ErrorKind.INVALID_REPOSITORY_MIGRATION,
         )
 

@@ -178,7 +178,7 @@ def test_who_opened_it_before_cannot_write_any_more(storage: ic.Storage) -> None
 def test_nothing_to_upgrade(storage: ic.Storage) -> None:
     repo = Repository.create(storage)
     before = objects(storage)
-    with pytest.raises(ic.SessionStateError, match="spec version 2 already") as caught:
+    with pytest.raises(ic.SessionStateError, match="already has spec version 2") as caught:
         upgrade_icechunk_repository(repo, dry_run=False)
     assert caught.value.kind == ErrorKind.INVALID_REPOSITORY_MIGRATION
     assert objects(storage) == before
