@@ -1,9 +1,9 @@
-"""What happens, told to whoever listens: log records, OpenTelemetry spans, and the trail of an error.
+"""Log records, OpenTelemetry spans, and notes on errors that say during which operations they happened.
 
-Loggers are named as the modules (``icechunk_engine.session``, …) and say nothing until the application configures
-:mod:`logging`, or calls :func:`initialize_logs`. Operations become spans when ``opentelemetry`` is installed; where
-spans go is for the application's tracer provider to say. An error of ours carries a note for each operation that it
-came through, innermost first.
+Loggers have the names of the modules (``icechunk_engine.session``, …). They write nothing until the application
+configures :mod:`logging` or calls :func:`initialize_logs`. If ``opentelemetry`` is installed, operations become spans,
+which go where the application's tracer provider sends them. An error of ours carries a note for each operation that it
+passed through, innermost first.
 """
 
 from __future__ import annotations
@@ -16,16 +16,35 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from typing import Any, Protocol
+from typing import Protocol, TextIO, cast
 
 from icechunk_engine.errors import IcechunkError
 from icechunk_engine.errors.redaction import redacted
 
-_trace: Any = None
-with suppress(Exception):  # an optional dependency, which reads variables of its own from the environment
-    _trace = importlib.import_module("opentelemetry.trace")
+
+class _Span(Protocol):
+    def is_recording(self) -> bool: ...
+
+
+class _Tracer(Protocol):
+    def start_as_current_span(self, name: str, *, attributes: Mapping[str, str]) -> AbstractContextManager[object]: ...
+
+
+class _Tracing(Protocol):
+    """What this module calls of ``opentelemetry.trace``."""
+
+    def get_current_span(self) -> _Span: ...
+
+    def get_tracer(self, instrumenting_module_name: str) -> _Tracer: ...
+
+    def get_tracer_provider(self) -> object: ...
+
+
+_trace: _Tracing | None = None
+with suppress(Exception):  # an optional dependency, which reads environment variables of its own
+    _trace = cast("_Tracing", importlib.import_module("opentelemetry.trace"))
 
 PACKAGE = "icechunk_engine"
 TRACE = 5
@@ -51,13 +70,13 @@ class _Decorator(Protocol):
 
 
 def operation(describe: Callable[..., str]) -> _Decorator:
-    """Decorator of an operation that users ask for.
+    """Report an operation that users call. A decorator.
 
     Parameters
     ----------
     describe
-        Called with the operation's arguments: what it does, as in "committing to branch 'main' of s3://…". Only called
-        when somebody listens or something fails.
+        Called with the arguments of the operation. Returns what it does, as in "committing to branch 'main' of
+        s3://…". It is called only if somebody listens or the operation fails.
     """
 
     def decorate[**P, R](function: Callable[P, R]) -> Callable[P, R]:
@@ -69,16 +88,16 @@ def operation(describe: Callable[..., str]) -> _Decorator:
             try:
                 if not log.isEnabledFor(logging.DEBUG) and _trace is None:
                     return function(*args, **kwargs)
-                with _told(log, name, told(*args, **kwargs)):
+                with _reported(log, name, described(*args, **kwargs)):
                     return function(*args, **kwargs)
             except IcechunkError as error:
-                add_step(error, told(*args, **kwargs))
+                add_step(error, described(*args, **kwargs))
                 raise
 
-        def told(*args: P.args, **kwargs: P.kwargs) -> str:
+        def described(*args: P.args, **kwargs: P.kwargs) -> str:
             try:
                 return describe(*args, **kwargs)
-            except Exception:  # of wrong arguments: the function itself says what is wrong with them
+            except Exception:  # wrong arguments: the function itself says what is wrong with them
                 return function.__name__
 
         return observed
@@ -87,14 +106,14 @@ def operation(describe: Callable[..., str]) -> _Decorator:
 
 
 def add_step(error: IcechunkError, text: str) -> None:
-    """Note on an error during which operation it happened, once."""
+    """Note on an error during which operation it happened. The same note is added only once."""
     note = f"while {redacted(text)}"
     if note not in getattr(error, "__notes__", ()):
         error.add_note(note)
 
 
 @contextmanager
-def _told(log: logging.Logger, name: str, text: str) -> Iterator[None]:
+def _reported(log: logging.Logger, name: str, text: str) -> Iterator[None]:
     started, text = time.perf_counter(), redacted(text)
     with _span(name, text):
         try:
@@ -105,18 +124,18 @@ def _told(log: logging.Logger, name: str, text: str) -> Iterator[None]:
         log.debug("%s took %.1f ms", text, _ms_since(started))
 
 
-_SILENCE = nullcontext()
+_UNREPORTED = nullcontext()
 
 
 def request(log: logging.Logger, verb: str, key: str) -> AbstractContextManager[None]:
-    """Around one request to a storage: tell of it, if anybody listens to single requests."""
+    """Return a context for one request to a storage. It reports the request if anybody listens."""
     if log.isEnabledFor(TRACE) or (_trace is not None and _trace.get_current_span().is_recording()):
-        return _told_request(log, verb, key)
-    return _SILENCE
+        return _reported_request(log, verb, key)
+    return _UNREPORTED
 
 
 @contextmanager
-def _told_request(log: logging.Logger, verb: str, key: str) -> Iterator[None]:
+def _reported_request(log: logging.Logger, verb: str, key: str) -> Iterator[None]:
     started = time.perf_counter()
     with _span(f"icechunk.storage.{verb}", key):
         yield
@@ -124,7 +143,7 @@ def _told_request(log: logging.Logger, verb: str, key: str) -> Iterator[None]:
 
 
 def bound[**P, R](function: Callable[P, R]) -> Callable[P, R]:
-    """The function, run in this thread's context wherever it is called, so that its spans have their parent."""
+    """Return the function bound to the context of this thread, so that its spans have their parent."""
     if _trace is None:
         return function
     context = contextvars.copy_context()
@@ -145,15 +164,15 @@ def _span(name: str, text: str) -> Iterator[None]:
         yield
 
 
-def _tracer() -> Any:
-    """OpenTelemetry's tracer for this package; None when there is none."""
+def _tracer() -> _Tracer | None:
+    """Return OpenTelemetry's tracer for this package, None if there is none."""
     global _trace
     if _trace is None:
         return None
     try:
         return _trace.get_tracer(PACKAGE)
-    except Exception:  # a provider that the environment names and nobody installed: data matter more than spans
-        logging.getLogger(PACKAGE).warning("no spans are made: OpenTelemetry cannot be used", exc_info=True)
+    except Exception:  # the environment may name a provider that is not installed; data matter more than spans
+        logging.getLogger(PACKAGE).warning("no spans are recorded: OpenTelemetry cannot be used", exc_info=True)
         _trace = None
         return None
 
@@ -162,11 +181,11 @@ def _tracer() -> Any:
 
 
 def initialize_logs() -> None:
-    """Write log records to standard error, filtered as the environment variable ``ICECHUNK_LOG`` says.
+    """Write log records to standard error, filtered by the environment variable ``ICECHUNK_LOG``.
 
-    They go to standard output when ``ICECHUNK_LOG_TO_STDOUT`` is set. Called on import when ``ICECHUNK_LOG`` is set,
-    so it never fails: what the variable says and nobody understands is left out, with a record that says so.
-    Applications that configure :mod:`logging` themselves need none of this.
+    If ``ICECHUNK_LOG_TO_STDOUT`` is set, they go to standard output. The import of the package calls this function if
+    ``ICECHUNK_LOG`` is set, so it never fails: invalid parts of the variable are ignored, and a log record says so.
+    You do not need it if your application configures :mod:`logging`.
     """
     logger = logging.getLogger(PACKAGE)
     if not any(isinstance(handler, _Handler) for handler in logger.handlers):
@@ -179,28 +198,30 @@ def initialize_logs() -> None:
         logger.log(max(logging.WARNING, logger.getEffectiveLevel()), "in ICECHUNK_LOG: %s", _complaint(refused))
 
 
-class _Handler(logging.StreamHandler[Any]):
-    """Ours, to be found again."""
+class _Handler(logging.StreamHandler[TextIO]):
+    """A type of our own, so that we find our handler again."""
 
 
 def set_logs_filter(log_filter_directive: str | None) -> None:
-    """Set which records are made.
+    """Set which log records are written.
 
     Parameters
     ----------
     log_filter_directive
         A level (``"trace"``, ``"debug"``, ``"info"``, ``"warn"``, ``"error"``, ``"off"``, or 5 to 0), levels of
-        modules (``"icechunk_engine.storage=trace"``), or several with commas: ``"icechunk.session=debug,warn"``.
-        ``icechunk`` stands for this package; a module without a level tells everything. None: what ``ICECHUNK_LOG``
-        says, else ``"warn"``.
+        modules (``"icechunk_engine.storage=trace"``), or several, separated by commas:
+        ``"icechunk.session=debug,warn"``. ``icechunk`` stands for this package. A module without a level writes
+        everything. None: the value of ``ICECHUNK_LOG``, else ``"warn"``.
 
     Warns
     -----
     UserWarning
-        Part of the text is no such directive. It is left out; the rest holds.
+        Part of the text is not a valid directive. It is ignored; the rest applies.
     """
     if log_filter_directive is not None and not isinstance(log_filter_directive, str):
-        raise TypeError(f"a filter for log records is a string such as 'debug', or None, not {log_filter_directive!r}")
+        raise TypeError(
+            f"a filter for log records must be a string such as 'debug', or None, not {log_filter_directive!r}"
+        )
     refused = _set_levels(os.environ.get("ICECHUNK_LOG", "") if log_filter_directive is None else log_filter_directive)
     if refused:
         warnings.warn(_complaint(refused), stacklevel=2)
@@ -210,12 +231,12 @@ def _complaint(refused: list[str]) -> str:
     parts = ", ".join(repr(part) for part in refused)
     return (
         f"ignoring {parts}: a filter for log records is a level ({', '.join(_LEVELS)}), module=level, or several of "
-        f"these with commas"
+        f"these, separated by commas"
     )
 
 
 def _set_levels(text: str) -> list[str]:
-    """Set the levels of all loggers of ours; returns the parts that are no directives."""
+    """Set the levels of all our loggers. Returns the parts that are not valid directives."""
     levels, refused = _parse_directives(text)
     for name in [PACKAGE, *logging.root.manager.loggerDict]:
         if name == PACKAGE or name.startswith(PACKAGE + "."):
@@ -226,7 +247,7 @@ def _set_levels(text: str) -> list[str]:
 
 
 def _parse_directives(text: str) -> tuple[dict[str, int], list[str]]:
-    """Levels by logger name, that of the package always among them, and the parts that were not understood."""
+    """Return levels by logger name, including that of the package, and the parts that are not valid."""
     found = {PACKAGE: logging.WARNING}
     refused = []
     for part in filter(None, map(str.strip, text.split(","))):
@@ -238,20 +259,20 @@ def _parse_directives(text: str) -> tuple[dict[str, int], list[str]]:
             refused.append(part)
             continue
         name = _logger_name(target) if target else PACKAGE
-        if name is not None:  # other libraries' records are for them to filter
+        if name is not None:  # we do not filter the records of other libraries
             found[name] = _LEVELS[level]
     return found, refused
 
 
 def _logger_name(target: str) -> str | None:
-    """Logger of ours that a target names, by our module or official's; None for other libraries'."""
+    """Return our logger for a target, which may use official's name; None for targets of other libraries."""
     head, *rest = target.replace("::", ".").split(".")
     return ".".join([PACKAGE, *rest]) if head in (_OFFICIAL_NAME, PACKAGE) else None
 
 
 def shutdown_telemetry() -> None:
-    """Send the spans that wait to be exported. The application's tracer provider stays its own to shut down."""
-    if _tracer() is not None:
+    """Export the spans that are waiting. Shutting down the tracer provider is up to the application."""
+    if _trace is not None and _tracer() is not None:
         flush = getattr(_trace.get_tracer_provider(), "force_flush", None)
         if flush is not None:
             flush()

@@ -1,16 +1,17 @@
-"""The one bridge between callers and I/O that waits.
+"""The thread pools, and the only bridge between callers and slow I/O.
 
-The engine's logic is synchronous. A storage that waits for a network gets its calls made on one bounded pool of
-threads, many at a time; everything else is called in place, because a hop to a thread or an event loop costs more
-than a small local read. Asynchronous callers get each operation on a thread of its own (:func:`async_twin`), so no
-event loop is ever blocked by a network and no lock belongs to a loop.
+**What is always true.** A pool with work to do makes progress. A task is one storage call or one computation, and
+never waits for another task (rule 3 of :mod:`icechunk_engine._runtime.locks`).
 
-Heavy computing that releases the interpreter's lock (compression) goes to one thread a processor
-(:func:`map_heavy`).
+**How it is used.** The engine's logic is synchronous. Calls to a remote storage run on one bounded pool, many at a
+time. Other calls run in the calling thread, because a hop to a thread or an event loop costs more than a small local
+read. Asynchronous callers get a thread for each operation (:func:`async_twin`), so a network never blocks an event
+loop, and no lock belongs to a loop. Heavy computations that release the interpreter's lock, such as compression, run
+on one thread for each processor (:func:`map_heavy`).
 
-Pool threads run single storage calls or computations only, never whole operations (the rule of
-:mod:`icechunk_engine._runtime.locks`), so the pools cannot deadlock. They do not survive a fork; the child makes its
-own.
+**What would break it.** A task that submits to its own pool and waits: when the pool is full of such tasks, none can
+finish. So the parts of large objects, which request tasks wait for, have a pool of their own. Threads do not survive a
+fork, so the child makes its own pools.
 """
 
 from __future__ import annotations
@@ -27,17 +28,17 @@ from icechunk_engine._runtime.locks import forget_in_child, memory_lock
 from icechunk_engine._runtime.observing import bound
 
 POOL_SIZE = 256
-"""Requests in flight in one process: official's default (``max_concurrent_requests``). Threads come as needed."""
+"""Maximum number of requests in flight in one process: official's default. Threads are started as needed."""
 
 
-class Waiting(Protocol):
-    """What this module asks of a storage."""
+class PossiblyRemote(Protocol):
+    """What this module needs to know about a storage."""
 
     is_remote: bool
 
 
 class _Pool:
-    """A lazily made executor that a forked child forgets."""
+    """An executor that is made when it is first used. A forked child makes its own."""
 
     def __init__(self, size: int, name: str) -> None:
         self.size = size
@@ -47,7 +48,7 @@ class _Pool:
         forget_in_child(self)
 
     def forget(self) -> None:
-        """In a forked child: its threads are the parent's."""
+        """Drop the threads of the parent. Called in a forked child."""
         self._executor = None
 
     def get(self) -> ThreadPoolExecutor:
@@ -60,9 +61,9 @@ class _Pool:
         return executor
 
     def submit[**P, R](self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> Future[R]:
-        """Call on a thread; in place once the main thread has ended, or where no thread can be started.
+        """Call on a thread; in this thread if the main thread has ended or no thread can be started.
 
-        In the latter case a thread that ends another task may make the call once more.
+        In the last case, a thread that finishes another task may make the call a second time.
         """
         try:
             return self.get().submit(function, *args, **kwargs)
@@ -71,7 +72,7 @@ class _Pool:
 
 
 def _done[**P, R](function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> Future[R]:
-    """A call made in place."""
+    """Make a call in this thread."""
     done: Future[R] = Future()
     try:
         done.set_result(function(*args, **kwargs))
@@ -82,16 +83,16 @@ def _done[**P, R](function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -
 
 _POOL = _Pool(POOL_SIZE, "icechunk-io")
 _PARTS = _Pool(64, "icechunk-part")
-"""For the parts of large objects, which tasks of the other pool wait for."""
+"""For parts of large objects. Tasks of the other pool wait for them."""
 
 _PROCESSORS = _Pool(os.cpu_count() or 1, "icechunk-cpu")
 
 
-def map_requests[T, R](storage: Waiting, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
-    """``[function(item) for item in items]``, concurrently where the storage waits.
+def map_requests[T, R](storage: PossiblyRemote, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """Return ``[function(item) for item in items]``, called concurrently if the storage is remote.
 
-    ``function`` makes storage calls and must not call this again. The first error is raised after all calls ended, so
-    that none is still running when the caller cleans up.
+    ``function`` makes storage calls and must not call this again. The first error is raised after all calls have
+    ended, so nothing is still running when the caller cleans up.
     """
     items = list(items)
     if not storage.is_remote or len(items) < 2:
@@ -100,9 +101,9 @@ def map_requests[T, R](storage: Waiting, function: Callable[[T], R], items: Iter
 
 
 def map_parts[T, R](function: Callable[[T], R], parts: list[T]) -> list[R]:
-    """``[function(part) for part in parts]``, concurrently; ``function`` makes one request for a part of an object.
+    """Return ``[function(part) for part in parts]``, called concurrently, one request for each part of an object.
 
-    Unlike :func:`map_requests` for use in a storage's calls. The first error is raised after all ended.
+    Unlike :func:`map_requests`, you can call it inside a storage call. The first error is raised after all have ended.
     """
     return [function(part) for part in parts] if len(parts) < 2 else _map(_PARTS, function, parts)
 
@@ -112,7 +113,7 @@ def _map[T, R](pool: _Pool, function: Callable[[T], R], items: list[T]) -> list[
     futures = [pool.submit(function, item) for item in items]
     try:
         errors = [error for future in futures if (error := future.exception()) is not None]
-    except BaseException:  # an interrupt: what has not begun need not
+    except BaseException:  # an interrupt: do not begin the rest
         for future in futures:
             future.cancel()
         raise
@@ -122,15 +123,15 @@ def _map[T, R](pool: _Pool, function: Callable[[T], R], items: list[T]) -> list[
 
 
 def start_heavy[R](function: Callable[[], R], is_heavy: bool) -> Future[R]:
-    """Begin a computation: on a thread of the processors where it is heavy, otherwise it is done at once."""
+    """Start a computation on a thread if it is heavy, else do it at once."""
     return _PROCESSORS.submit(function) if is_heavy else _done(function)
 
 
 def map_heavy[T, R](function: Callable[[T], R], items: Iterable[T], is_heavy: Callable[[T], bool]) -> Iterator[R]:
-    """``map(function, items)``, with the heavy items on a thread for each processor.
+    """Yield ``function(item)`` in order, with heavy items on one thread for each processor.
 
-    Items are asked for only as fast as they are worked off, so that few are held at a time. ``function`` makes no
-    storage calls.
+    Items are taken from the iterable only as fast as they are processed, so few are in memory at a time. ``function``
+    must make no storage calls.
     """
     pending: deque[Future[R]] = deque()
     for item in items:
@@ -142,23 +143,23 @@ def map_heavy[T, R](function: Callable[[T], R], items: Iterable[T], is_heavy: Ca
 
 
 def start_request[R](function: Callable[[], R]) -> Future[R]:
-    """Begin one storage call on the pool."""
+    """Start one storage call on the pool."""
     return _POOL.get().submit(bound(function))
 
 
 async def request[**P, R](function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """One storage call on the pool, awaited."""
+    """Await one storage call on the pool."""
     loop = asyncio.get_running_loop()
     return await loop.run_in_executor(_POOL.get(), functools.partial(bound(function), *args, **kwargs))
 
 
 async def in_thread[**P, R](function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """A whole operation on a thread of its own, awaited."""
+    """Await a whole operation on a thread of its own."""
     return await asyncio.to_thread(function, *args, **kwargs)
 
 
 def async_twin[**P, R](method: Callable[P, R]) -> Callable[P, Coroutine[Any, Any, R]]:
-    """The asynchronous twin of a synchronous function: same parameters, same result, run in a thread.
+    """Make the asynchronous twin of a function. It takes the same parameters, and runs the function in a thread.
 
     >>> import asyncio
     >>> add_async = async_twin(lambda a, b: a + b)

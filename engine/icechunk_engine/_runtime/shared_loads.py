@@ -1,16 +1,19 @@
-"""A cache weighed in bytes whose loads are shared: what several ask for at the same time is loaded once.
+"""A cache limited in bytes that shares loads: if several callers need a value at the same time, it is loaded once.
 
-Loads follow the rule of :mod:`._runtime.locks`. The lock is held to look and to put. A caller that finds neither a
-value nor a load under way leads one, without the lock. Later callers wait for its result, but never in a task of a
-pool: threads of whole operations block, coroutines await. A caller waits for others only after its own loads have
-ended, so operations cannot wait for each other in a circle.
+**What is always true.** A load that is under way will end, and everybody who waits for it will be told, whatever the
+loading thread runs into. Two operations never wait for each other.
 
-A load that fails for its leader says nothing about the others, who may have other credentials or more patience. Each
-of them then loads on its own, and gets its own error.
+**Why it holds.** The lock is held only to look and to put (rule 1 of :mod:`._runtime.locks`). A caller that finds
+neither a value nor a load under way becomes the leader and loads without the lock. Later callers wait for its result,
+but never in a task of a pool: threads of whole operations block, coroutines await. A caller waits for others only
+after its own loads have ended, so operations cannot wait in a circle.
 
-An interrupt (``KeyboardInterrupt``) may come between any two steps of a leader. So a load begins inside the ``try``
-that ends it, and may be ended twice. Waiters are told through queues, which are single steps. Futures, events and
-conditions are not: an interrupt inside one would leave everybody waiting.
+**Failures.** The error of a leader says nothing about the others, who may have other credentials or more patience.
+Each of them then loads on its own and gets its own error.
+
+**What would break it.** An interrupt (``KeyboardInterrupt``) can come between any two steps of a leader. So a load
+begins inside the ``try`` that ends it, and it may be ended twice. Waiters are told through queues, because a put is a
+single step. An interrupt inside a future, an event or a condition would leave everybody waiting.
 """
 
 from __future__ import annotations
@@ -26,21 +29,21 @@ from icechunk_engine._runtime.locks import forget_in_child, memory_lock
 from icechunk_engine._runtime.pools import request, start_request
 
 type Weighed[V] = tuple[V, int | None]
-"""A value, and how much memory it takes in bytes; None for one that is not to be kept."""
+"""A value and its memory in bytes; None if the value must not be kept."""
 
 type RunAll[K, V] = Callable[[Callable[[K], V], Iterable[K]], list[V]]
-"""Calls a function with each of some keys; all calls have ended when it returns or raises."""
+"""Calls a function with each key. All calls have ended when it returns or raises."""
 
 
 class SharedLoads[K, V]:
-    """Values by key. The least recently used go when the weights exceed the limit; one value always stays.
+    """Values by key. If they exceed the limit, the least recently used are dropped; one value always stays.
 
-    Thread-safe, and of use on any number of event loops.
+    Thread-safe, and usable from any number of event loops.
 
     Parameters
     ----------
     limit_bytes
-        Most that the values may weigh together.
+        Maximum memory of all values together.
     """
 
     def __init__(self, limit_bytes: int) -> None:
@@ -52,7 +55,7 @@ class SharedLoads[K, V]:
         forget_in_child(self)
 
     def forget(self) -> None:
-        """In a forked child: the threads that load are the parent's."""
+        """Drop the loads of the parent's threads. Called in a forked child."""
         self._under_way = {}
 
     def clear(self) -> None:
@@ -62,12 +65,12 @@ class SharedLoads[K, V]:
             self._weight = 0
 
     def get(self, key: K) -> V | None:
-        """The value, if it is there."""
+        """Return the value, None if it is not cached."""
         with self._lock:
             return self._find(key)
 
     def put(self, key: K, value: V, weight: int) -> None:
-        """Set a value of ``weight`` bytes."""
+        """Cache a value of ``weight`` bytes."""
         with self._lock:
             previous = self._values.pop(key, None)
             if previous is not None:
@@ -79,7 +82,7 @@ class SharedLoads[K, V]:
                 self._weight -= dropped
 
     def drop(self, key: K, value: V) -> None:
-        """Forget a value that turned out to be stale, unless another one has replaced it."""
+        """Drop a value that turned out to be stale, unless another one has replaced it."""
         with self._lock:
             entry = self._values.get(key)
             if entry is not None and entry[0] is value:
@@ -89,19 +92,19 @@ class SharedLoads[K, V]:
     # --- loading -----------------------------------------------------------------------------------------------
 
     def load(self, key: K, load: Callable[[K], Weighed[V]], *, patience_s: float | None = None) -> V:
-        """The value, loaded by this thread unless it is there or being loaded. For whole operations.
+        """Return the value. This thread loads it, unless it is cached or being loaded. For whole operations.
 
         Parameters
         ----------
         patience_s
-            How long to wait for another thread's load before loading as well. Tasks of a pool that call this set it,
-            so that their wait ends whatever the other thread does.
+            How long to wait for another thread's load before loading too. Tasks of a pool must set it, so that their
+            wait ends whatever the other thread does.
         """
         value = self.get(key)
-        return value if value is not None else self._load_missing([key], load, _in_turn, patience_s)[key]
+        return value if value is not None else self._load_missing([key], load, _one_by_one, patience_s)[key]
 
     def load_many(self, keys: Iterable[K], load: Callable[[K], Weighed[V]], run_all: RunAll[K, V]) -> list[V]:
-        """The values of several keys, in their order; ``run_all`` loads those that nobody else does. For operations.
+        """Return the values of several keys, in order. ``run_all`` loads those that nobody else loads. For operations.
 
         Raises
         ------
@@ -116,7 +119,7 @@ class SharedLoads[K, V]:
         return [values[key] for key in keys]
 
     async def load_async(self, key: K, load: Callable[[K], Weighed[V]]) -> V:
-        """The value, loaded by one task of the request pool unless it is there or being loaded. For event loops."""
+        """Return the value. A task of the request pool loads it, unless another does. For event loops."""
         value = self.get(key)
         if value is not None:
             return value
@@ -148,7 +151,7 @@ class SharedLoads[K, V]:
     def _load_missing(
         self, keys: list[K], load: Callable[[K], Weighed[V]], run_all: RunAll[K, V], patience_s: float | None = None
     ) -> dict[K, V]:
-        """The values of keys, none twice, that were looked for in vain."""
+        """Return the values of keys that are not cached. No key may be given twice."""
         mine = {key: _Load[V]() for key in keys}
         try:
             found = {key: self._join(key, one) for key, one in mine.items()}
@@ -182,9 +185,9 @@ class SharedLoads[K, V]:
         return entry[0]
 
     def _join(self, key: K, mine: _Load[V]) -> V | _Load[V]:
-        """The value, or the load to wait for, or ``mine``, which the caller leads and ends."""
+        """Return the value, or the load to wait for, or ``mine``, which the caller must then lead and end."""
         with self._lock:
-            # In one step: between a look for the value and one for its load, the load could end, and be made twice.
+            # Both under one lock: between two looks, a load could end, and the value would be loaded twice.
             value = self._find(key)
             return value if value is not None else self._under_way.setdefault(key, mine)
 
@@ -197,7 +200,7 @@ class SharedLoads[K, V]:
             self._end({key: mine})
 
     def _end(self, loads: dict[K, _Load[V]]) -> None:
-        """Whatever came of them: the loads are not under way any more. Those of others are left alone."""
+        """End the loads, whatever came of them, and wake those who wait. Loads of others are left alone."""
         for key, load in loads.items():
             with self._lock:
                 if self._under_way.get(key) is load:
@@ -207,19 +210,19 @@ class SharedLoads[K, V]:
                     wake()
 
     def _wait(self, key: K, load: _Load[V], patience_s: float | None) -> None:
-        bell: SimpleQueue[None] = SimpleQueue()
-        if self._is_to_be_told(key, load, partial(bell.put, None)):
+        signal: SimpleQueue[None] = SimpleQueue()
+        if self._will_be_told(key, load, partial(signal.put, None)):
             with suppress(Empty):
-                bell.get(timeout=patience_s)
+                signal.get(timeout=patience_s)
 
     async def _ended(self, key: K, load: _Load[V]) -> None:
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[None] = loop.create_future()
-        if self._is_to_be_told(key, load, partial(loop.call_soon_threadsafe, _settle, ended)):
+        if self._will_be_told(key, load, partial(loop.call_soon_threadsafe, _settle, ended)):
             await ended
 
-    def _is_to_be_told(self, key: K, load: _Load[V], wake: Callable[[], object]) -> bool:
-        """False when the load has ended; else ``wake`` will be called, from another thread, at least once."""
+    def _will_be_told(self, key: K, load: _Load[V], wake: Callable[[], object]) -> bool:
+        """Return False if the load has ended. Else ``wake`` will be called at least once, from another thread."""
         with self._lock:
             if self._under_way.get(key) is not load:
                 return False
@@ -239,9 +242,9 @@ class _Load[V]:
     Attributes
     ----------
     values
-        The value, once it is there; none after a load that failed or was interrupted.
+        The value, once it is loaded; empty after a load that failed or was interrupted.
     wakers
-        Called when the load has ended.
+        Functions to call when the load has ended.
     """
 
     __slots__ = ("values", "wakers")
@@ -256,5 +259,5 @@ def _settle(ended: asyncio.Future[None]) -> None:
         ended.set_result(None)
 
 
-def _in_turn[K, V](function: Callable[[K], V], keys: Iterable[K]) -> list[V]:
+def _one_by_one[K, V](function: Callable[[K], V], keys: Iterable[K]) -> list[V]:
     return [function(key) for key in keys]

@@ -150,7 +150,7 @@ def of_forks() -> int:
     """The functions around a fork; the system calls each of them whatever the others raise."""
 
     def fork(_: object) -> None:
-        for function in (locks._before_fork, locks._release_taken, locks._release_taken):
+        for function in (locks._before_fork, locks._release_held, locks._release_held):
             try:
                 function()
             except KeyboardInterrupt as error:
