@@ -201,6 +201,7 @@ class ChunkRefs:
         total = self.locations.nbytes + self.etags.nbytes + self.inline_data.nbytes
         for field in _ROW_COLUMNS:
             column = getattr(self, field)
+            # A stride of 0 marks a broadcast column. Its one row has at most 12 items, those of a chunk id.
             total += column.itemsize * 12 if column.strides[:1] == (0,) else column.nbytes
         return int(total)
 
@@ -371,7 +372,7 @@ def _strictly_increasing(indices: U32) -> bool:
 def _compact_table(table: BytesTable, codes: NDArray[np.int32]) -> tuple[BytesTable, NDArray[np.int32]]:
     if len(table) == 0 or len(codes) == 0:
         return BytesTable.empty(), codes
-    used = np.zeros(len(table), np.bool_)
+    used = np.zeros(len(table), np.bool_)  # marking is cheaper than sorting the codes
     used[codes[codes >= 0]] = True
     if bool(used.all()):
         return table, codes
@@ -385,6 +386,7 @@ def concat(parts: Sequence[ChunkRefs]) -> ChunkRefs:
         return parts[0]
     locations, location_codes = _concat_coded([(part.locations, part.location_codes) for part in parts])
     etags, etag_codes = _concat_coded([(part.etags, part.etag_codes) for part in parts])
+    # Inline payloads are joined too, so offsets of inline rows move by the payloads of the parts before.
     inline_shifts = np.cumsum([0, *(len(part.inline_data) for part in parts[:-1])])
     offsets = [
         np.where(part.kinds == INLINE, part.offsets + np.uint64(shift), part.offsets) if shift else part.offsets

@@ -233,6 +233,7 @@ def is_sorted(table: BytesTable) -> bool:
     words = np.ndarray((len(padded) - 7,), ">u8", padded, strides=(1,))
 
     def word(rows: I64, offset: int) -> U64:
+        # Bytes after the end of a string count as zero: "a" < "a\0" is then a tie, which the lengths decide below.
         missing = np.clip(offset + 8 - lengths[rows], 0, 8)
         values = words[np.where(missing < 8, starts[rows] + offset, 0)].astype(np.uint64)
         shifts = np.minimum(missing * 8, 63).astype(np.uint64)

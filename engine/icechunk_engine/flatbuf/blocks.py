@@ -230,7 +230,7 @@ class _Blocks:
         self.bases = np.empty(0, np.int64)
 
     def _layout(self, rows: int) -> _Layout:
-        end = -(-4 * rows // 8) * 8
+        end = -(-4 * rows // 8) * 8  # the soffsets, rounded up: an 8-byte lane may follow
         lanes, vectors = {}, {}
         for lane in self.lanes:
             lanes[lane.slot] = end
@@ -244,11 +244,13 @@ class _Blocks:
         table = np.arange(rows if own else 1)
         n_slots = max((lane.slot for lane in self.lanes), default=-1) + 1
         templates = np.zeros((len(self.slots_of_pattern), len(table), 2 + n_slots), "<u2")
+        # A vtable holds its own size, the size of its table, and the distance of each field from the table. The "size"
+        # of a table here reaches to the end of the last lane: readers check that fields lie within it.
         templates[:, :, 0] = 4 + 2 * n_slots
         templates[:, :, 1] = reach - 4 * table
         for pattern, slots in enumerate(self.slots_of_pattern):
             for lane in self.lanes:
-                if lane.slot in slots:
+                if lane.slot in slots:  # the field of row i is at lane + width * i, its table at 4 * i
                     templates[pattern, :, 2 + lane.slot] = lanes[lane.slot] + (lane.width - 4) * table
         n_vtables = rows if own else len(self.slots_of_pattern)
         vtables, end = end, end + n_vtables * (4 + 2 * n_slots)
@@ -256,6 +258,7 @@ class _Blocks:
 
     def place(self, arena: Arena) -> I64:
         """Reserve all blocks as one place, and strings without copies after them; return the tables' positions."""
+        # The copies of one field follow those of another, so each plan begins where the one before ended.
         ends = np.full(self.n_blocks, self.full.end, np.int64)
         ends[-1] = self.last.end
         for shared in self.shared:
@@ -292,6 +295,7 @@ class _Blocks:
         sizes = shared.sizes(codes)
         once = int(shared.sizes(slice(None)).sum())
         if int(sizes.sum()) > max(_COPIED_BYTES_PER_ROW * self.n, 2 * once):
+            # Few rows share a string. The copies would outweigh what equal offsets save.
             return np.zeros(self.n_blocks, np.int64)
         of_block = np.searchsorted(blocks, np.arange(self.n_blocks + 1)).astype(np.int64)
         starts = starts_of(sizes)
@@ -312,6 +316,7 @@ class _Blocks:
     def _slab(self, layout: _Layout, first: int, stop: int) -> Iterator[Buffer]:
         """Yield blocks ``first`` to ``stop``, which share a layout. Their common parts are made as one array."""
         n_blocks, rows = stop - first, layout.rows
+        # One row of `out` is a block. A lane is a range of columns, so each field is written once for all blocks.
         out = np.zeros((n_blocks, layout.end), np.uint8)
         part = slice(int(self.row_starts[first]), int(self.row_starts[stop]))
         table = np.arange(rows, dtype=np.int64)

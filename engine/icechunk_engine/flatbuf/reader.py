@@ -196,11 +196,12 @@ class Tables:
     def __init__(self, buffer: Buffer, positions: I64) -> None:
         self.buffer = buffer
         self.positions = positions
-        vtables = positions - buffer.gather(positions, np.int32)
+        vtables = positions - buffer.gather(positions, np.int32)  # signed, so a vtable may come before or after
         buffer.require_same(positions, vtables)
         self._vtables, self._codes = _group(vtables)
         self._vtable_sizes = buffer.gather(self._vtables, np.uint16).astype(np.int64)
         if len(positions):
+            # A vtable has 16-bit words: its own size, the size of the table, then the fields.
             if int(self._vtable_sizes.min()) < 4 or bool((self._vtable_sizes & 1).any()):
                 raise buffer.error("a vtable is malformed")
             ends = self._vtables + self._vtable_sizes
@@ -224,6 +225,7 @@ class Tables:
     def scalar[T: np.generic](self, slot: int, dtype: type[T], default: int = 0) -> NDArray[T]:
         """Return the values of a number field, ``(n,)``; ``default`` where it is absent."""
         positions, present = self._fields(slot)
+        # Mostly all tables have a field, or none has it. Neither case needs a scatter.
         if len(positions) == len(self):
             return self.buffer.gather(positions, dtype)
         if len(positions) == 0:
@@ -358,6 +360,7 @@ def _group(vtables: I64) -> tuple[I64, NDArray[np.int64] | None]:
         codes = np.zeros(n, np.int64)
         np.cumsum(changes, out=codes[1:])
         return vtables[heads], codes
+    # No long runs: the tables may take a few vtables in turn. Otherwise reading a vtable for each table is cheapest.
     codes = np.zeros(n, np.int64)
     distinct = [int(vtables[0])]
     rest = vtables != vtables[0]
@@ -415,7 +418,7 @@ class Vectors:
     def scalars[T: np.generic](self, dtype: type[T]) -> NDArray[T]:
         """Return all numbers, vector after vector, in one flat array."""
         if len(self) == 1 and self.item_size == np.dtype(dtype).itemsize:
-            start = max(int(self.starts[0]), 0)
+            start = max(int(self.starts[0]), 0)  # an absent vector starts at -1 and has no items
             data = self.buffer.data[start : start + int(self.lengths[0]) * self.item_size]
             return data.copy().view(np.dtype(dtype).newbyteorder("<")).astype(dtype, copy=False)
         return self.buffer.gather(self.item_positions(), dtype)

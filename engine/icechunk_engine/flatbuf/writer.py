@@ -188,6 +188,7 @@ class Arena:
         if len(lengths) <= _FEW and len(raw) <= _FEW_BYTES:
             return self._few_ragged(raw.tobytes(), lengths.tolist(), item_size, align, terminated=terminated)
         used = 4 + lengths * item_size + (1 if terminated else 0)
+        # Every vector takes a multiple of the alignment. If the items of the first are aligned, so are all.
         sizes = -(-used // align) * align
         starts = starts_of(sizes)
         total = int(starts[-1])
@@ -226,7 +227,7 @@ class Arena:
         position = 8
         for place, n_bytes in self._reserved:
             if place > position:
-                yield bytes(place - position)
+                yield bytes(place - position)  # padding for alignment
             content = self._contents.get(place)
             if content is None:
                 raise InternalError("a reserved place in a flatbuffer has no content")
@@ -240,7 +241,7 @@ class Arena:
 
     def seal(self) -> int:
         """Place the vtables of all tables; return the final size. Nothing may be reserved after this."""
-        vtables: dict[bytes, int] = {}
+        vtables: dict[bytes, int] = {}  # a position is never 0, which is in the file header
         for writer in self._open_tables:
             writer.place_vtables(lambda vtable: vtables.get(vtable) or vtables.setdefault(vtable, self.add(vtable, 2)))
         self._open_tables.clear()

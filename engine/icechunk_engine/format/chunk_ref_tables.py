@@ -101,6 +101,7 @@ def apparent_sizes(refs: ChunkRefs) -> I64:
     bytes that the references take in a file.
     """
     n = len(refs)
+    # Rounded up: as if each reference had all fields and a vtable of its own.
     n_slots, fields = Slot.COMPRESSED_LOCATION + 1, 8 + 8 + OBJECT_ID_SIZE + 4 * 5
     fixed = 4 + (4 + 2 * n_slots) + 2 * n_slots + fields + (4 + 4 * refs.ndim) + 4
     sizes = np.full(n, fixed, np.int64)
@@ -158,7 +159,7 @@ def read_refs(buffer: Buffer, vector: int, n: int, dictionary: bytes | None) -> 
         # If payloads make up most of the file, or are shared, keep its body: copies would not save memory.
         if int(refs.lengths[inline].sum()) * 2 <= buffer.size:
             refs = refs.compact()
-    return refs.latest()
+    return refs.latest()  # lookups need sorted references, and other writers may leave them unsorted
 
 
 def read_few_refs(vectors: Vectors) -> list[ChunkRefs]:

@@ -140,7 +140,7 @@ def _decompress_zstd_in_slices(frames: memoryview, limit: int) -> bytearray:
             at += len(piece)
             if len(found) > limit:
                 raise TooLargeError(limit)
-        at -= len(stream.unused_data)
+        at -= len(stream.unused_data)  # the next frame begins here
         if announced >= 0 and len(found) - start != announced:
             raise DamagedError(f"it holds {len(found) - start} bytes, not the {announced} it claims")
     return found

@@ -372,6 +372,7 @@ class NodeTable:
         if not nodes:
             return self.take(kept)
         added = NodeTable.of(nodes)
+        # A search in the table makes an object for each comparison. For many nodes, make all objects once.
         index = self._path_index if len(added) < _MANY else self.paths.raws()
         places = np.array([bisect_left(index, path) for path in added.paths.raws()], np.int64)
         # Places count all rows of this table. Subtract the dropped rows before each place.

@@ -235,6 +235,7 @@ class UpdateTable:
             return top
         rows = np.concatenate([top.rows, self.rows])
         rows["has_backup"][1] = True
+        # All entries but the newest, whose empty name is replaced. Starts without the first one are a table, too.
         older_backups = BytesTable(self.backup_paths.data, self.backup_paths.starts[1:])
         return UpdateTable(
             rows,

@@ -159,6 +159,7 @@ def decode_repo_info(data: BytesLike, name: str = "repo") -> RepoInfo:
             ErrorKind.UNSUPPORTED_SPEC_VERSION,
         )
     snapshot_tables = root.vectors(fields.SNAPSHOTS, 4, "the list of snapshots").tables(24)
+    # Refs point to positions in the list as it is in the file. read_snapshots may sort it, so the ids are read first.
     ids = snapshot_tables.required_struct(schema.SnapshotInfo.ID, SnapshotId.SIZE, "a snapshot's id").tobytes()
     deleted_tags = root.vectors(fields.DELETED_TAGS, 4, "the list of deleted tags").vectors(1, 8).text()
     return RepoInfo(

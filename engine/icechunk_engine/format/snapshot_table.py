@@ -206,7 +206,7 @@ class SnapshotTable:
         )
         return SnapshotTable(
             ids=column(self.ids, added.ids),
-            parents=parents + (parents >= place).astype(np.int32),
+            parents=parents + (parents >= place).astype(np.int32),  # rows from `place` on move down by one
             flushed_at=column(self.flushed_at, added.flushed_at),
             messages=self.messages.insert(place, added.messages),
             metadata=self.metadata.insert(place, added.metadata),

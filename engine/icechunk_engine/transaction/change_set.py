@@ -234,13 +234,14 @@ class ChangeSet:
         nodes
             All nodes at and below the source of the move, with all edits.
         """
+        # First all old places, then all new ones: a node may move to the old place of another.
         for node in nodes:
             if self.moved_nodes.pop(node.path, None) is not None:
                 self._unplace(node.path)
         for node in nodes:
             origin = self.moved_from.pop(node.node_id, node.path)
             path = step.target + node.path[len(step.source) :]
-            if path != origin:
+            if path != origin:  # back at its place in the base, a node counts as not moved
                 self.moved_from[node.node_id] = origin
                 self.moved_nodes[path] = replace(node, path=path)
                 self._place(path)
@@ -281,7 +282,7 @@ class ChangeSet:
 
     def placed_below(self, path: str) -> list[Node]:
         """Return the nodes that were created at or below ``path``, or moved there."""
-        if not self._num_below.get(path):
+        if not self._num_below.get(path):  # the usual case; it saves a scan of all new nodes
             return self._all_placed([path])
         return self._all_placed(
             place for places in (self.new_nodes, self.moved_nodes) for place in places if paths.is_within(place, path)

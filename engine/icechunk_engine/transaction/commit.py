@@ -93,6 +93,7 @@ def write_snapshot(
     log = log_of_changes(snapshot_id, changes)
     if amended is not None:
         log = amended_log(amended, log)
+    # A large log is encoded on another thread while the manifests are made.
     log_file = start_heavy(
         lambda: encode_transaction_log(log, level=level, spec_version=spec_version), log.num_chunks >= _HEAVY_NUM_REFS
     )
@@ -166,6 +167,7 @@ def _make_manifests(
         files[layout.manifest_key(ref.manifest_id)] = data
         new[node_id].refs.append(ref)
         new[node_id].written.append(file)
+    # The files are written later. If that fails, the whole commit fails, and nobody uses the memo.
     memo |= {
         node_id: ArrayMemo(made.inputs, made.replaced, tuple(made.refs), tuple(made.written))
         for node_id, made in new.items()

@@ -136,13 +136,14 @@ def _detect(ours: ChangeSet, our_base: NodeTable, their_edits: _TheirEdits, thei
 def _new_node_conflicts(
     ours: ChangeSet, our_base: NodeTable, their_edits: _TheirEdits, their_tree: NodeTable
 ) -> Iterator[Conflict]:
+    # A node of theirs that we delete is not in our way: our edits replace it.
     for path, node in sorted(ours.new_nodes.items()):
         row = their_tree.find(path)
         if row >= 0 and _stays(ours, their_edits.new, their_tree, row):
             yield Conflict(ConflictType.NewNodeConflictsWithExistingNode, path)
         elif _has_bad_ancestor(path, ours, our_base, their_edits, their_tree):
             yield Conflict(ConflictType.NewNodeInInvalidGroup, path)
-        if node.is_array:
+        if node.is_array:  # an array has no members, so nothing of theirs may be below it
             for below in their_tree.subtree(path):
                 if below != row and _stays(ours, their_edits.new, their_tree, below):
                     yield Conflict(ConflictType.NewNodeInInvalidGroup, their_tree.path(below))
@@ -179,6 +180,7 @@ def _update_conflicts(ours: ChangeSet, their_edits: _TheirEdits, their_tree: Nod
         if node_id in their_edits.updated:
             yield Conflict(ConflictType.ZarrMetadataDoubleUpdate, node.path)
         elif node_id in their_edits.deleted and their_tree.row_of_id(node_id) < 0:
+            # The log alone does not suffice: a later commit may have undone the deletion.
             yield Conflict(
                 ConflictType.ZarrMetadataUpdateOfDeletedArray
                 if node.is_array
@@ -193,7 +195,7 @@ def _chunk_conflicts(
     for node_id, edits in ours.chunks.items():
         row = our_base.row_of_id(node_id)
         if row < 0 or not edits:
-            continue
+            continue  # nobody else can know an array that we created
         path = our_base.path(row)
         if node_id in their_edits.deleted and their_tree.row_of_id(node_id) < 0:
             yield Conflict(ConflictType.ChunksUpdatedInDeletedArray, path)

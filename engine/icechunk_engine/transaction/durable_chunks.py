@@ -75,7 +75,7 @@ def _path_of(node_id: NodeId, changes: ChangeSet, base: NodeTable) -> str:
 def _lost_rows(refs: ChunkRefs, lost: Mapping[str, str]) -> NDArray[np.intp]:
     """Return the rows of native chunks whose objects are lost."""
     is_native = refs.kinds == NATIVE
-    if any(covers(place, layout.CHUNKS) for place in lost):
+    if any(covers(place, layout.CHUNKS) for place in lost):  # the folder itself was refused, with every file in it
         return np.flatnonzero(is_native)
     ids = [found for key in lost if (found := _chunk_id(key)) is not None]
     column = np.ascontiguousarray(refs.chunk_ids).view("V12").reshape(-1)

@@ -71,6 +71,7 @@ def _merge_deletion(base: NodeTable, into: ChangeSet, node: Node, revisions: Map
         return  # deleted here too
     if present.node_id != node.node_id:
         return  # deleted and created again here
+    # Chunks that the fork itself saw are meant by its deletion. Later ones were written by somebody else.
     edits = into.chunks.get(node.node_id)
     written = edits is not None and edits.revision > revisions.get(node.node_id, 0)
     if written or present.user_data != node.user_data:
@@ -99,6 +100,7 @@ def _merge_update(base: NodeTable, into: ChangeSet, fork_base: NodeTable, node: 
         raise _disagreement(node.path, "was changed in a fork and deleted elsewhere")
     if present.user_data == node.user_data:
         return
+    # The change applies if the node is still as the fork found it.
     row = fork_base.find(node.path)
     before = fork_base.node(row) if row >= 0 else None
     if before is None or before.user_data != present.user_data:

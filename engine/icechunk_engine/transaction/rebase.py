@@ -53,6 +53,7 @@ class _Step:
 
 def _steps(refs: Catalog, branch: str, base_id: SnapshotId, tip: SnapshotId) -> list[_Step]:
     """Find the way from the base to the tip: back to their last common snapshot, then forward, oldest first."""
+    # Usually the base is among the ancestors of the tip, and the way is forward only.
     forward: list[_Step] = []
     for commit in refs.ancestry(tip):
         if commit.id == base_id:
@@ -61,6 +62,7 @@ def _steps(refs: Catalog, branch: str, base_id: SnapshotId, tip: SnapshotId) -> 
         if base_id in commit.pruned:  # the base has expired
             return [_Step(commit, log_ids[log_ids.index(base_id) + 1 :]), *forward[::-1]]
         forward.append(_Step(commit, log_ids))
+    # It is not, so the branch was reset or amended. Look for the last snapshot that both histories have.
     line = {step.commit.id for step in forward}
     back: list[_Step] = []
     try:
@@ -70,7 +72,7 @@ def _steps(refs: Catalog, branch: str, base_id: SnapshotId, tip: SnapshotId) -> 
                 return back + forward[:common][::-1]
             back.append(_Step(commit, (*commit.pruned, commit.id), is_undone=True))
     except SnapshotNotFoundError:
-        pass
+        pass  # the base, or a part of its history, is no longer in the repository
     raise RebaseFailedError(
         str(tip),
         [],
@@ -110,6 +112,7 @@ def _find_conflicts(
         (step, [conflict for log in logs for conflict in detect(changes, base, log, tree)])
         for step, logs in zip(steps, _logs(assets, steps), strict=True)
     ]
+    # The tree shows most logged conflicts once more. Only those without a commit are added, to the last step.
     known = {(conflict.conflict_type, conflict.path) for _, conflicts in by_commit for conflict in conflicts}
     others = [
         conflict

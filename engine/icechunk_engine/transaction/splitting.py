@@ -111,7 +111,7 @@ def manifests_to_rewrite(
     if rule.edges is not None:
         starts, stops = _boxes_of(changed, rule.edges, grid)
         rewritten = np.zeros(m, np.bool_)
-        for i in range(m):
+        for i in range(m):  # all pairs at once would take m times the boxes in memory
             rewritten[i] = _intersects_any(extents[i], starts, stops)
         return rewritten | outside_grid
     found = np.zeros(len(changed), np.bool_)
@@ -120,6 +120,7 @@ def manifests_to_rewrite(
         rewritten[i] = inside.any()
         found |= inside
     if not found.all():
+        # Half empty, not merely not full: so an append rewrites at most half of the largest manifest.
         half_empty = np.flatnonzero(np.asarray(num_refs) < rule.max_refs // 2)
         rewritten[half_empty[-1:]] = True
     return rewritten | outside_grid
@@ -173,7 +174,7 @@ def split(refs: ChunkRefs, rule: SplitRule, grid: Sequence[int]) -> list[ChunkRe
     pieces = [refs]
     if rule.edges is not None:
         numbers = box_numbers(refs.indices, rule.edges, grid)
-        order = np.argsort(numbers, kind="stable")
+        order = np.argsort(numbers, kind="stable")  # stable: references stay sorted by index inside each box
         borders = np.flatnonzero(np.diff(numbers[order])) + 1
         if len(borders):
             pieces = [refs.take(rows) for rows in np.split(order, borders)]
@@ -212,6 +213,7 @@ def _split_by_count(refs: ChunkRefs, limit: int, axis: int) -> list[ChunkRefs]:
             int(np.searchsorted(slab_stops, start + limit, "right")), int(np.searchsorted(slab_starts, start)) + 1
         )
         stop = int(slab_stops[last - 1])
+        # The order along this axis mixed the rows. Sorted row numbers restore the order by index.
         rows = slice(start, stop) if order is None else np.sort(order[start:stop])
         pieces.extend(_split_by_count(refs.take(rows), limit, axis + 1) if stop - start > limit else [refs.take(rows)])
         start = stop
