@@ -186,7 +186,7 @@ class _Row(NamedTuple):
 
 
 class OutOfRangeError(InvalidInputError, OverflowError):
-    """A number is out of range for its field. Official raises an OverflowError here."""
+    """A number is out of range for its field. This is also an OverflowError, which official raises here."""
 
 
 class Settings:

@@ -60,7 +60,7 @@ _SECONDS = {
 
 
 def read_part(
-    bucket: Bucket, path: str, start: int, stop: int, shown: str, *, places: Sequence[str], prefix: str
+    bucket: Bucket, path: str, start: int, stop: int, object_name: str, *, places: Sequence[str], prefix: str
 ) -> Part:
     """Read bytes ``start:stop`` (at least one) of an object on a web server. Failed requests are repeated.
 
@@ -70,7 +70,7 @@ def read_part(
         The server. Its ``name`` is the base URL.
     path
         Path of the object, percent-decoded.
-    shown
+    object_name
         Name of the object in error messages.
     places
         Origins that the server may redirect to, besides its own.
@@ -88,11 +88,11 @@ def read_part(
     """
     server = server_of(bucket)
     url = f"{server.base}/{quote(path, _SAFE_IN_PATH)}"
-    may_go = _Authorised(virtual_urls.origin_of(server.base), places, shown, prefix)
-    return with_retries(lambda: _range_of(server, url, start, stop, shown, may_go), shown)
+    authorised = _Authorised(virtual_urls.origin_of(server.base), places, object_name, prefix)
+    return with_retries(lambda: _range_of(server, url, start, stop, object_name, authorised), object_name)
 
 
-def with_retries(request: Callable[[], Part], shown: str) -> Part:
+def with_retries(request: Callable[[], Part], object_name: str) -> Part:
     """Make a request, and repeat it if it fails for a reason that may pass."""
     began, pause = time.monotonic(), 0.1
     for tries in range(1, _MAX_TRIES + 1):
@@ -102,7 +102,7 @@ def with_retries(request: Callable[[], Part], shown: str) -> Part:
         except _PassingError as error:
             if last:
                 raise StorageError(
-                    f"{shown}: {error}. Check the network and the server, then try again", error.kind
+                    f"{object_name}: {error}. Check the network and the server, then try again", error.kind
                 ) from None
         time.sleep(random.uniform(pause / 2, pause))
         pause = min(2 * pause, _MAX_PAUSE_S)
@@ -122,27 +122,27 @@ class _Authorised(NamedTuple):
 
     origin: str
     places: Sequence[str]
-    shown: str
+    object_name: str
     prefix: str
 
     def redirected(self, url: str, location: str | None) -> str:
         """Return the URL that a response redirects to. Raises if that place is not authorised."""
         if not location:
             raise StorageError(
-                f"{self.shown}: the server redirects, but gives no location", ErrorKind.VIRTUAL_CHUNK_FETCH
+                f"{self.object_name}: the server redirects, but gives no location", ErrorKind.VIRTUAL_CHUNK_FETCH
             )
         target = urljoin(url, location)
         try:
             origin = virtual_urls.origin_of(target)
         except ValueError:
             raise StorageError(
-                f"{self.shown}: the server redirects to something that is not a web address",
+                f"{self.object_name}: the server redirects to something that is not a web address",
                 ErrorKind.VIRTUAL_CHUNK_FETCH,
             ) from None
         # A server may redirect from http to https.
         if origin not in (self.origin, self.origin.replace("http://", "https://", 1), *self.places):
             raise InvalidInputError(
-                f"{self.shown}: the server redirects to {origin}, which is not authorised. If you trust this "
+                f"{self.object_name}: the server redirects to {origin}, which is not authorised. If you trust this "
                 f"address, name it:\n    Repository.open(storage, authorize_virtual_chunk_access="
                 f"{grant([self.prefix], origin)})",
                 ErrorKind.UNAUTHORIZED_VIRTUAL_CHUNK_CONTAINER,
@@ -150,18 +150,18 @@ class _Authorised(NamedTuple):
         return target
 
 
-def _range_of(server: _Server, url: str, start: int, stop: int, shown: str, may_go: _Authorised) -> Part:
+def _range_of(server: _Server, url: str, start: int, stop: int, object_name: str, authorised: _Authorised) -> Part:
     for _ in range(_MAX_REDIRECTS + 1):
         with server.answer_for(url, start, stop) as answer:
             if answer.status not in REDIRECTS:
-                return part_of(answer, start, stop, shown)
-            url = may_go.redirected(url, answer.headers.get("location"))
+                return part_of(answer, start, stop, object_name)
+            url = authorised.redirected(url, answer.headers.get("location"))
     raise StorageError(
-        f"{shown}: the server redirects more than {_MAX_REDIRECTS} times", ErrorKind.VIRTUAL_CHUNK_FETCH
+        f"{object_name}: the server redirects more than {_MAX_REDIRECTS} times", ErrorKind.VIRTUAL_CHUNK_FETCH
     )
 
 
-def part_of(answer: BaseHTTPResponse, start: int, stop: int, shown: str) -> Part:
+def part_of(answer: BaseHTTPResponse, start: int, stop: int, object_name: str) -> Part:
     """Return the part of an object in a response. Raises the errors of :func:`read_part`."""
     status = answer.status
     found = _CONTENT_RANGE.fullmatch(answer.headers.get("content-range", "").strip().lower())
@@ -170,19 +170,19 @@ def part_of(answer: BaseHTTPResponse, start: int, stop: int, shown: str) -> Part
         if len(data) == stop - start:
             return Part(data, answer.headers.get("etag"), _date(answer.headers.get("last-modified")))
         if found[2] != "*" and int(found[2]) < stop:
-            raise too_short(shown, int(found[2]), stop)
+            raise too_short(object_name, int(found[2]), stop)
         raise _PassingError("the response was cut short")
     if status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
         size_bytes = int(found[2]) if found is not None and found[2] != "*" else start
-        raise too_short(shown, size_bytes, stop)
+        raise too_short(object_name, size_bytes, stop)
     if status in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
         raise StorageError(
-            f"{shown}: the server does not honour byte ranges, which virtual chunks need. Use a server that does, or "
-            f"copy the objects",
+            f"{object_name}: the server does not honour byte ranges, which virtual chunks need. Use a server that "
+            f"does, or copy the objects",
             ErrorKind.STORAGE_CONFIG,
         )
     if status in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE):
-        raise ObjectNotFoundError(f"object {shown} does not exist")
+        raise ObjectNotFoundError(f"object {object_name} does not exist")
     said = f"the server answered {status}"
     if status == HTTPStatus.TOO_MANY_REQUESTS:
         raise _PassingError(f"{said}: it asks for fewer requests", ErrorKind.THROTTLED)
@@ -190,10 +190,10 @@ def part_of(answer: BaseHTTPResponse, start: int, stop: int, shown: str) -> Part
         raise _PassingError(said)
     if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
         raise StorageError(
-            f"{shown}: access was denied ({said}). Check the credentials, or the headers of http_store",
+            f"{object_name}: access was denied ({said}). Check the credentials, or the headers of http_store",
             ErrorKind.VIRTUAL_CHUNK_FETCH,
         )
-    raise StorageError(f"{shown}: {said}. Check the location", ErrorKind.VIRTUAL_CHUNK_FETCH)
+    raise StorageError(f"{object_name}: {said}. Check the location", ErrorKind.VIRTUAL_CHUNK_FETCH)
 
 
 def _date(text: str | None) -> datetime:

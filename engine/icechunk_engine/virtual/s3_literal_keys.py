@@ -38,7 +38,7 @@ def is_literal(bucket: Bucket, key: str) -> bool:
     return bucket.kind is StoreKind.S3 and key != "" and not {"", ".", ".."}.isdisjoint(key.split("/"))
 
 
-def read_part(bucket: Bucket, key: str, start: int, stop: int, shown: str) -> Part:
+def read_part(bucket: Bucket, key: str, start: int, stop: int, object_name: str) -> Part:
     """Read bytes ``start:stop`` of an S3 object. Raises the errors of :func:`.http_servers.read_part`."""
     options = dict(bucket.options)
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
@@ -52,20 +52,20 @@ def read_part(bucket: Bucket, key: str, start: int, stop: int, shown: str) -> Pa
     extra = {"x-amz-request-payer": "requester"} if options.get("request_payer") else {}
 
     def request() -> Part:
-        keys = _keys(bucket, shown)
+        keys = _keys(bucket, object_name)
         headers = {"host": endpoint.netloc.rpartition("@")[2], **extra}
         if keys is not None:
             headers = signed(keys, region, path, headers, datetime.now(UTC))
         with server.answer_for_path(origin, quote(path, f"/{_UNRESERVED}"), headers, start, stop) as answer:
             if answer.status in http_servers.REDIRECTS or answer.status == 400:
                 raise StorageError(
-                    f"{shown}: the server answered {answer.status}. If the bucket is in another region, pass its "
-                    f"region in the container's s3_store",
+                    f"{object_name}: the server answered {answer.status}. If the bucket is in another region, pass "
+                    f"its region in the container's s3_store",
                     ErrorKind.STORAGE_CONFIG,
                 )
-            return http_servers.part_of(answer, start, stop, shown)
+            return http_servers.part_of(answer, start, stop, object_name)
 
-    return http_servers.with_retries(request, shown)
+    return http_servers.with_retries(request, object_name)
 
 
 def signed(keys: Keys, region: str, path: str, headers: Mapping[str, str], time: datetime) -> dict[str, str]:
@@ -97,7 +97,7 @@ def signed(keys: Keys, region: str, path: str, headers: Mapping[str, str], time:
     return all_headers
 
 
-def _keys(bucket: Bucket, shown: str) -> Keys | None:
+def _keys(bucket: Bucket, object_name: str) -> Keys | None:
     """Return the current keys of the bucket's credential, or None for unsigned requests."""
     given = s3_access(bucket.credential)
     if given.options.get("skip_signature"):
@@ -112,10 +112,10 @@ def _keys(bucket: Bucket, shown: str) -> Keys | None:
             os.environ.get("AWS_SESSION_TOKEN"),
         )
     except KeyError:
-        return _keys_of_machine(shown)
+        return _keys_of_machine(object_name)
 
 
-def _keys_of_machine(shown: str) -> Keys:
+def _keys_of_machine(object_name: str) -> Keys:
     try:
         from botocore.exceptions import BotoCoreError
         from botocore.session import Session
@@ -130,7 +130,7 @@ def _keys_of_machine(shown: str) -> Keys:
             keys = credentials.get_frozen_credentials()
             return Keys(keys.access_key, keys.secret_key, keys.token)
     raise StorageError(
-        f"{shown}: no credentials found. Pass keys (s3_credentials), or install botocore, which finds the credentials "
-        f"of machines in the cloud: pip install botocore",
+        f"{object_name}: no credentials found. Pass keys (s3_credentials), or install botocore, which finds the "
+        f"credentials of machines in the cloud: pip install botocore",
         ErrorKind.VIRTUAL_CHUNK_FETCH,
     )

@@ -32,12 +32,12 @@ Progress = Callable[[str, int, int], None]
 
 
 @operation(
-    lambda refs, session, group="/", **_: (
+    lambda reference_set, session, group="/", **_: (
         f"importing a reference set into {group} of {workspace_of(session).storage_identity}"
     )
 )
 def import_kerchunk(
-    refs: Source,
+    reference_set: Source,
     session: Session,
     *,
     group: str = "/",
@@ -61,15 +61,15 @@ def import_kerchunk(
 
     Parameters
     ----------
-    refs
-        The reference set: a path or URL, JSON text, bytes, an open file or a mapping. JSON of version 0 or 1, plain or
-        compressed with gzip or zstd.
+    reference_set
+        A path or URL, JSON text, bytes, an open file or a mapping. JSON of version 0 or 1, plain or compressed with
+        gzip or zstd.
     session
         A writable session. Its configuration must have a virtual chunk container for every file of the set.
     group
         Path for the root of the set. Missing parent groups are created.
     storage_options
-        Options of the fsspec filesystem that opens ``refs``.
+        Options of the fsspec filesystem that opens ``reference_set``.
     template_overrides
         Replacements for templates of the set.
     target
@@ -114,11 +114,11 @@ def import_kerchunk(
     """
     if not isinstance(session, Session):
         raise TypeError(f"session must be a Session, e.g. repo.writable_session(branch), not {describe(session)}")
-    reference_set = read_reference_set(
-        refs, storage_options=storage_options, template_overrides=template_overrides, limits=limits
+    found = read_reference_set(
+        reference_set, storage_options=storage_options, template_overrides=template_overrides, limits=limits
     )
     plan = plan_import(
-        reference_set,
+        found,
         group=group,
         containers=(session.config.virtual_chunk_containers or {}) if validate_containers else None,
         options=ImportOptions(
