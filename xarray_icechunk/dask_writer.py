@@ -136,7 +136,8 @@ def session_merge_reduction(
 def reopen(array: ZarrArray, session: Session) -> ZarrArray:
     """Open the same array through another session, with the settings that its metadata do not hold."""
     config = array.async_array.config
-    result = zarr.open_array(session.store, path=array.path, mode="r+", zarr_format=3, config=config)
+    # zarr before 3.2 ignores `config` when it opens an array that exists.
+    result = zarr.open_array(session.store, path=array.path, mode="r+", zarr_format=3).with_config(config)
     fuse_codec_pipeline(result)
     return result
 

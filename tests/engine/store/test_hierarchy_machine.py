@@ -16,6 +16,7 @@ import zarr
 from hypothesis import HealthCheck, note, settings
 from hypothesis.stateful import initialize, invariant, precondition, rule, run_state_machine_as_test
 from zarr.storage import MemoryStore
+from zarr.testing import strategies
 from zarr.testing.stateful import ZarrHierarchyStateMachine
 
 from icechunk_engine.errors import SessionStateError
@@ -98,6 +99,9 @@ class HierarchyMachine(ZarrHierarchyStateMachine):
         assert self._sync(self.store.getsize_prefix("")) == sum(map(len, self.model._store_dict.values()))
 
 
+@pytest.mark.skipif(
+    not hasattr(strategies, "sharded_arrays"), reason="zarr before 3.3 draws different arrays for store and model"
+)
 @pytest.mark.filterwarnings("ignore::zarr.errors.UnstableSpecificationWarning")
 def test_the_hierarchy_behaves_as_in_memory() -> None:
     run_state_machine_as_test(
