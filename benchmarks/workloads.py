@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 import zarr
+import zarr.buffer
 from numpy.typing import NDArray
 
 from . import network
@@ -25,7 +26,7 @@ from .measure import Phases
 PREFIX = "file:///data/model-run/"
 REFS_PER_FILE = 1000
 CHUNK_BYTES = 7000
-PROTOTYPE = zarr.core.buffer.default_buffer_prototype()
+PROTOTYPE = zarr.buffer.default_buffer_prototype()
 FORKS = 16
 FAR = f"with {network.LATENCY_MS} ms before each answer"
 

@@ -14,7 +14,7 @@ from typing import Any
 import icechunk as official
 from hypothesis import given
 from hypothesis import strategies as st
-from zarr.core.buffer.cpu import Buffer
+from zarr.buffer.cpu import Buffer
 
 import icechunk_engine as ours
 from icechunk_engine.paths import ancestors

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import icechunk as official
 import pytest
 import zarr
-from zarr.core.buffer import cpu, default_buffer_prototype
+from zarr.buffer import cpu, default_buffer_prototype
 
 import icechunk_engine as ours
 

@@ -15,7 +15,7 @@ import pytest
 import zarr
 from hypothesis import given
 from hypothesis import strategies as st
-from zarr.core.buffer.cpu import Buffer
+from zarr.buffer.cpu import Buffer
 
 import icechunk_engine as ours
 from tests.engine.store.support import array_document

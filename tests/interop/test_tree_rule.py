@@ -11,7 +11,7 @@ from typing import Any
 import icechunk as official
 import pytest
 import zarr
-from zarr.core.buffer.cpu import Buffer
+from zarr.buffer.cpu import Buffer
 
 import icechunk_engine as ours
 from tests.engine.store.support import GROUP, array_document

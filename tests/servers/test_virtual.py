@@ -207,7 +207,7 @@ def test_reading_one_chunk_are_read_together(s3_server: Running, place: str, mon
     import asyncio
 
     from zarr.abc.store import RangeByteRequest
-    from zarr.core.buffer import default_buffer_prototype
+    from zarr.buffer import default_buffer_prototype
 
     source = s3(s3_server, MAKERS["s3"](s3_server, "").put)
     source.write(f"{place}/x", b"head" + DATA.tobytes())

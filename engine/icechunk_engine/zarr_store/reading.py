@@ -11,8 +11,9 @@ import builtins
 from collections.abc import AsyncIterator, Iterable, Sequence
 from functools import partial
 
+from zarr.abc.buffer import Buffer, BufferPrototype
 from zarr.abc.store import ByteRequest
-from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
+from zarr.buffer import default_buffer_prototype
 
 from icechunk_engine._runtime.observing import add_step
 from icechunk_engine._runtime.pools import in_thread, request

@@ -7,7 +7,7 @@ leaves the members of a ``g`` that has no document, and deleting the directory `
 
 from __future__ import annotations
 
-from zarr.core.buffer import Buffer
+from zarr.abc.buffer import Buffer
 
 from icechunk_engine._runtime.pools import in_thread, request
 from icechunk_engine.columns.chunk_refs import NATIVE

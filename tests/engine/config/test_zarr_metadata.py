@@ -11,7 +11,7 @@ import pytest
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from zarr.core.buffer import cpu
+from zarr.buffer import cpu
 
 from icechunk_engine.errors import ErrorKind, InvalidInputError
 from icechunk_engine.format.zarr_metadata import ArrayShape, parse_node_metadata, regular_chunk_lengths

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+import zarr.buffer
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -213,7 +214,7 @@ def test_deep_documents_are_refused_when_written() -> None:
     store = Repository.create(ic.in_memory_storage()).writable_session("main").store
     for depth in (500, 100_000):
         with pytest.raises(ic.InvalidInputError, match="500 levels"):
-            store.set_sync("zarr.json", zarr.core.buffer.default_buffer_prototype().buffer.from_bytes(nested(depth)))
+            store.set_sync("zarr.json", zarr.buffer.default_buffer_prototype().buffer.from_bytes(nested(depth)))
     zarr.create_group(store, attributes={"a": json.loads("[" * 400 + "]" * 400), "b": "[{" * 1000})
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import zarr
 import zstandard
-from zarr.core.buffer import default_buffer_prototype
+from zarr.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
 from icechunk_engine import Repository, in_memory_storage

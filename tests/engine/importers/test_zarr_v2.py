@@ -13,7 +13,8 @@ import pytest
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from zarr.core.buffer import Buffer, cpu
+from zarr.abc.buffer import Buffer
+from zarr.buffer import cpu
 from zarr.storage import MemoryStore
 
 from icechunk_engine.errors import InvalidInputError

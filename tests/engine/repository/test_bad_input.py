@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
+import zarr.buffer
 
 import icechunk_engine as ic
 from icechunk_engine import ErrorKind, Repository, credentials
@@ -182,7 +183,7 @@ def test_unknown_refs(path: Path) -> None:
 @pytest.mark.parametrize("key", ["inline/c/0/0", "inline/c", "native/c/5", "native/c/0/1"])
 async def test_wrong_rank_and_out_of_grid(path: Path, key: str) -> None:
     session = opened(path).writable_session("main")
-    value = zarr.core.buffer.default_buffer_prototype().buffer.from_bytes(b"x")
+    value = zarr.buffer.default_buffer_prototype().buffer.from_bytes(b"x")
     with pytest.raises(ic.InvalidInputError) as caught:
         await session.store.set(key, value)
     assert caught.value.kind == ErrorKind.INVALID_CHUNK_INDEX

@@ -20,14 +20,14 @@ from typing import Any
 
 import numpy as np
 import zarr
-from zarr.core.buffer import cpu, default_buffer_prototype
-from zarr.core.sync import sync
+from zarr.buffer import cpu, default_buffer_prototype
 
 import icechunk_engine as ic
 from icechunk_engine._runtime import locks
 from icechunk_engine.session import workspace_of
 from icechunk_engine.storage import Storage
 from icechunk_engine.testing.latency import LatencyStorage
+from tests.zarr_internals import sync
 
 PROTOTYPE = default_buffer_prototype()
 

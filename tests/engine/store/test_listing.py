@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from zarr.core.sync import sync
 
 from icechunk_engine.errors import StorageError
 from icechunk_engine.repository import Repository
@@ -20,6 +19,7 @@ from icechunk_engine.store import IcechunkStore
 from icechunk_engine.workspace import view
 from icechunk_engine.zarr_store import key_listing
 from tests.engine.store.support import GROUP, array_document, put, read
+from tests.zarr_internals import sync
 
 
 async def collect(found: AsyncIterator[str]) -> list[str]:

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from zarr.abc.buffer import Buffer
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, SuffixByteRequest
-from zarr.core.buffer import Buffer, cpu, default_buffer_prototype
+from zarr.buffer import cpu, default_buffer_prototype
 
 from icechunk_engine.columns.chunk_refs import NATIVE, ChunkRefs
 from icechunk_engine.errors import ErrorKind, InvalidInputError, SessionStateError, StorageError

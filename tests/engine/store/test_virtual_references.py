@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from zarr.core.buffer import default_buffer_prototype
+from zarr.buffer import default_buffer_prototype
 
 from icechunk_engine.columns.chunk_refs import INLINE, NATIVE, VIRTUAL
 from icechunk_engine.config import RepositoryConfig, VirtualChunkContainer, VirtualChunkSpec, local_filesystem_store

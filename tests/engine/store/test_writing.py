@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from zarr.core.buffer import Buffer, cpu
+from zarr.abc.buffer import Buffer
+from zarr.buffer import cpu
 
 from icechunk_engine.errors import (
     AlreadyExistsError,

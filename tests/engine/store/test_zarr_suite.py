@@ -10,9 +10,9 @@ import pickle
 from typing import Any
 
 import pytest
+from zarr.abc.buffer import Buffer
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, SuffixByteRequest
-from zarr.core.buffer import Buffer, cpu, default_buffer_prototype
-from zarr.core.sync import _collect_aiterator, sync
+from zarr.buffer import cpu, default_buffer_prototype
 from zarr.testing.store import StoreTests
 from zarr.testing.utils import assert_bytes_equal
 
@@ -21,6 +21,7 @@ from icechunk_engine.repository import Repository
 from icechunk_engine.storage import MemoryStorage
 from icechunk_engine.store import IcechunkStore
 from tests.engine.store.support import GROUP, array_document, ensure_array, put, read
+from tests.zarr_internals import collect_aiterator, sync
 
 READ_ONLY = "cannot write to read-only store"
 CHUNK_KEYS = ["c/0", "foo/c/0/0", "a/b/c/0/1/2", "a/c"]
@@ -112,7 +113,7 @@ class TestIcechunkStore(StoreTests[IcechunkStore, cpu.Buffer]):
         for key, value in values.items():
             put(store.session, key, value)
         prototype = default_buffer_prototype()
-        observed = await _collect_aiterator(store._get_many((key, prototype, None) for key in values))
+        observed = await collect_aiterator(store._get_many((key, prototype, None) for key in values))
         assert {key: found.to_bytes() for key, found in observed if found is not None} == values
 
     @pytest.mark.parametrize("key", CHUNK_KEYS)
@@ -256,31 +257,31 @@ class TestIcechunkStore(StoreTests[IcechunkStore, cpu.Buffer]):
         assert await store.is_empty("")
 
     async def test_list(self, store: IcechunkStore) -> None:
-        assert await _collect_aiterator(store.list()) == ()
+        assert await collect_aiterator(store.list()) == ()
         put(store.session, "foo/zarr.json", array_document((10,)))
         for i in range(10):
             put(store.session, f"foo/c/{i}", DATA)
-        assert await _collect_aiterator(store.list()) == ("foo/zarr.json", *(f"foo/c/{i}" for i in range(10)))
+        assert await collect_aiterator(store.list()) == ("foo/zarr.json", *(f"foo/c/{i}" for i in range(10)))
 
     async def test_list_prefix(self, store: IcechunkStore) -> None:
         prefixes = ("", "a/", "a/b/", "a/b/c/", "ab/")
         for prefix in prefixes:
             put(store.session, prefix + "zarr.json", GROUP)
         for prefix in prefixes:
-            observed = await _collect_aiterator(store.list_prefix(prefix))
+            observed = await collect_aiterator(store.list_prefix(prefix))
             assert sorted(observed) == sorted(p + "zarr.json" for p in prefixes if p.startswith(prefix))
 
     async def test_list_empty_path(self, store: IcechunkStore) -> None:
         for key in ("foo/bar/c/1", "foo/baz/c/0"):
             put(store.session, key, DATA)
         keys = ["foo/bar/c/1", "foo/bar/zarr.json", "foo/baz/c/0", "foo/baz/zarr.json"]
-        assert sorted(await _collect_aiterator(store.list())) == keys
-        assert sorted(await _collect_aiterator(store.list_prefix(""))) == keys
-        assert sorted(await _collect_aiterator(store.list_prefix("foo/bar/"))) == keys[:2]
+        assert sorted(await collect_aiterator(store.list())) == keys
+        assert sorted(await collect_aiterator(store.list_prefix(""))) == keys
+        assert sorted(await collect_aiterator(store.list_prefix("foo/bar/"))) == keys[:2]
 
     async def test_list_dir(self, store: IcechunkStore) -> None:
-        assert await _collect_aiterator(store.list_dir("")) == ()
-        assert await _collect_aiterator(store.list_dir("foo")) == ()
+        assert await collect_aiterator(store.list_dir("")) == ()
+        assert await collect_aiterator(store.list_dir("foo")) == ()
         put(store.session, "foo/zarr.json", array_document((2,)))
         put(store.session, "foo/c/1", DATA)
         put(store.session, "bar/zarr.json", GROUP)
@@ -294,8 +295,8 @@ class TestIcechunkStore(StoreTests[IcechunkStore, cpu.Buffer]):
             "bar/second": ("third",),
             "ba": (),
         }.items():
-            assert await _collect_aiterator(store.list_dir(prefix)) == names
-            assert await _collect_aiterator(store.list_dir(prefix + "/")) == names
+            assert await collect_aiterator(store.list_dir(prefix)) == names
+            assert await collect_aiterator(store.list_dir(prefix + "/")) == names
 
     async def test_set_if_not_exists(self, store: IcechunkStore) -> None:
         put(store.session, "a/c/0", b"0000")
