@@ -91,5 +91,14 @@ def test_sdist_holds_what_its_allowlist_names(sdist: Path) -> None:
         "test",
         "bench",
     }
-    expected |= {"README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "LICENSE", "pyproject.toml", "PKG-INFO", ".gitignore"}
+    expected |= {
+        "README.md",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "SECURITY.md",
+        "LICENSE",
+        "pyproject.toml",
+        "PKG-INFO",
+        ".gitignore",
+    }
     assert tops == expected
