@@ -1,8 +1,8 @@
-"""Typed, collision-resistant object ids and their Crockford base32 spelling (spec, *Object IDs*).
+"""Object ids: random bytes with a type for each kind, and their spelling in Crockford base32 (spec, *Object IDs*).
 
-Twelve random bytes make a collision among 2**40 objects of one kind less likely than 2**-16; the eight bytes of a node
-id serve within one hierarchy. Each kind of id has a type of its own, so that a manifest id never passes for a
-snapshot id. In columns an id is a row of bytes: ``uint8`` with shape ``(n, SIZE)``.
+Ids have twelve random bytes. With 2**40 objects of one kind, the probability of a collision is below 2**-16. Node ids
+have eight bytes, because they must be unique only within one hierarchy. Each kind of id has its own type, so you
+cannot pass a manifest id for a snapshot id. In columns, an id is a row of bytes: ``uint8`` with shape ``(n, SIZE)``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _VALUES = {c: v for v, c in enumerate(_ALPHABET)} | {c.lower(): v for v, c in en
 
 
 def encode_base32(raw: bytes) -> str:
-    """Crockford base32, most significant bits first, the last group padded with zero bits, no ``=``."""
+    """Encode in Crockford base32: most significant bits first, zero bits as padding, no ``=``."""
     n_bits = len(raw) * 8
     n_chars = -(-n_bits // 5)
     value = int.from_bytes(raw) << (n_chars * 5 - n_bits)
@@ -29,7 +29,7 @@ def encode_base32(raw: bytes) -> str:
 
 
 def decode_base32(text: str, size: int) -> bytes:
-    """Inverse of :func:`encode_base32` for exactly ``size`` bytes; raises ``ValueError`` on anything else."""
+    """Decode exactly ``size`` bytes, the inverse of :func:`encode_base32`. Raises ValueError."""
     n_chars = -(-size * 8 // 5)
     if len(text) != n_chars:
         raise ValueError(f"expected {n_chars} characters, got {len(text)}")
@@ -37,7 +37,7 @@ def decode_base32(text: str, size: int) -> bytes:
     for char in text:
         digit = _VALUES.get(char)
         if digit is None:
-            raise ValueError(f"{char!r} is not a Crockford base32 digit")
+            raise ValueError(f"{char!r} is not a digit of Crockford base32")
         value = value << 5 | digit
     padding = n_chars * 5 - size * 8
     if value & ((1 << padding) - 1):
@@ -47,7 +47,7 @@ def decode_base32(text: str, size: int) -> bytes:
 
 @total_ordering
 class ObjectId:
-    """Base of the id types: immutable bytes, ordered bytewise, printed in base32."""
+    """Base class of ids: immutable bytes, ordered bytewise, printed in base32."""
 
     __slots__ = ("raw",)
     SIZE: ClassVar[int] = 12
@@ -58,18 +58,18 @@ class ObjectId:
     def __init__(self, raw: bytes) -> None:
         if len(raw) != self.SIZE:
             raise InvalidInputError(
-                f"a {type(self).__name__} has {self.SIZE} bytes, not {len(raw)}", ErrorKind.INVALID_SNAPSHOT_ID
+                f"a {type(self).__name__} must have {self.SIZE} bytes, not {len(raw)}", ErrorKind.INVALID_SNAPSHOT_ID
             )
         object.__setattr__(self, "raw", bytes(raw))
 
     @classmethod
     def random(cls) -> Self:
-        """A fresh id from the operating system's random source."""
+        """Make a new id from the random source of the operating system."""
         return cls(os.urandom(cls.SIZE))
 
     @classmethod
     def from_str(cls, text: str) -> Self:
-        """Parse the base32 spelling; raises InvalidInputError (``invalid-snapshot-id``)."""
+        """Parse the base32 spelling. Raises InvalidInputError (``invalid-snapshot-id``)."""
         try:
             return cls(decode_base32(text, cls.SIZE))
         except (ValueError, TypeError) as error:
@@ -82,11 +82,11 @@ class ObjectId:
 
     @classmethod
     def from_row(cls, row: NDArray[np.uint8]) -> Self:
-        """The id in one row of an id column."""
+        """Return the id in one row of an id column."""
         return cls(row.tobytes())
 
     def to_row(self) -> NDArray[np.uint8]:
-        """``uint8`` array of shape ``(SIZE,)``."""
+        """Return a ``uint8`` array of shape ``(SIZE,)``."""
         return np.frombuffer(self.raw, np.uint8)
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -140,19 +140,19 @@ class NodeId(ObjectId):
 
 
 INITIAL_SNAPSHOT_ID = SnapshotId.from_str("1CECHNKREP0F1RSTCMT0")
-"""The first snapshot of every repository has this same id (spec, *Initial snapshot*)."""
+"""The id of the first snapshot of every repository (spec, *Initial snapshot*)."""
 
 
 def random_id_rows(n: int, size: int = 12) -> NDArray[np.uint8]:
-    """``n`` fresh ids as a ``uint8`` column of shape ``(n, size)``."""
+    """Make ``n`` new ids, as a ``uint8`` column of shape ``(n, size)``."""
     return np.frombuffer(os.urandom(n * size), np.uint8).reshape(n, size)
 
 
 def base32_of_rows(rows: NDArray[np.uint8]) -> list[str]:
-    """Crockford base32 of each row of an id column ``uint8 (n, size)``, as :func:`encode_base32` spells it."""
+    """Encode each row of an id column, ``uint8`` of shape ``(n, size)``, as :func:`encode_base32` does."""
     n_rows, size = rows.shape
     n_chars, n_groups = -(-size * 8 // 5), -(-size // 5)
-    # Five bytes are eight digits; they are shifted out of the upper end of eight bytes.
+    # Five bytes make eight digits. They are shifted out of the upper end of eight bytes.
     padded = np.zeros((n_rows, n_groups * 5), np.uint8)
     padded[:, :size] = rows
     words = np.zeros((n_rows, n_groups, 8), np.uint8)

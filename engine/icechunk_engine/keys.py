@@ -1,6 +1,7 @@
-"""Zarr store keys and what they mean here: node metadata, one chunk, or a Zarr v2 probe.
+"""What Zarr store keys mean: the metadata of a node, one chunk, or a name of Zarr v2 that never exists.
 
-Only ``zarr.json`` and the default chunk key encoding with ``/`` exist (``a/c/0/1``; ``a/c`` for a scalar array).
+Metadata are in ``zarr.json``. Chunks have the default chunk key encoding with ``/``: ``a/c/0/1``, or ``a/c`` for a
+scalar array.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class MetadataKey:
 
 @dataclass(frozen=True, slots=True)
 class ChunkKey:
-    """One chunk of the array at ``path``; ``index`` is empty for a scalar array."""
+    """One chunk of the array at ``path``. ``index`` is empty for a scalar array."""
 
     path: str
     index: ChunkIndex
@@ -34,7 +35,7 @@ class ChunkKey:
 
 @dataclass(frozen=True, slots=True)
 class V2Key:
-    """A Zarr v2 metadata name: never present, asked for by zarr when it probes a group's format."""
+    """The name of a Zarr v2 metadata document. It never exists; zarr asks for it to find out the format of a group."""
 
 
 Key = MetadataKey | ChunkKey | V2Key
@@ -50,12 +51,12 @@ def _invalid(key: str) -> InvalidInputError:
 
 
 def parse(key: str) -> Key:
-    """What a store key addresses.
+    """Parse a store key.
 
     Raises
     ------
     InvalidInputError
-        ``invalid-key`` for everything that is none of the three kinds.
+        ``invalid-key``: the key is none of the three kinds.
     """
     if not isinstance(key, str):
         raise _invalid(key)
@@ -69,7 +70,7 @@ def parse(key: str) -> Key:
 
 
 def _parse_chunk(stripped: str, key: str) -> ChunkKey:
-    """The chunk part is what follows the last component that is exactly ``c`` and is all digits."""
+    """Parse a chunk key: digits after the last component that is exactly ``c``."""
     parts = stripped.split("/")
     for position in range(len(parts) - 1, -1, -1):
         part = parts[position]
@@ -89,15 +90,15 @@ def _node_path(text: str, key: str) -> str:
 
 
 def metadata_key(path: str) -> str:
-    """Store key of a node's metadata document."""
+    """Return the store key of the metadata document of a node."""
     return METADATA_NAME if path == paths.ROOT else f"{path[1:]}/{METADATA_NAME}"
 
 
 def chunk_prefix(path: str) -> str:
-    """Store key of an array's chunks without the index: ``a/c``."""
+    """Return the store key of the chunks of an array without the index: ``a/c``."""
     return "c" if path == paths.ROOT else f"{path[1:]}/c"
 
 
 def chunk_key(path: str, index: ChunkIndex) -> str:
-    """Store key of one chunk."""
+    """Return the store key of one chunk."""
     return "/".join([chunk_prefix(path), *map(str, index)])

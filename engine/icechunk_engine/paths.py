@@ -1,7 +1,7 @@
 """Node paths: absolute, canonical, ``/`` for the root (spec, *Nodes*).
 
-Two orders matter. Files sort nodes by the raw bytes of their paths (``/a-b`` before ``/a/b``); people and tree walks
-want parents directly before their children, which is the order of the components.
+Two orders matter. Files sort nodes by the raw bytes of their paths (``/a-b`` before ``/a/b``). For people and tree
+walks, each parent comes directly before its children, which is the order of the components.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ ROOT = "/"
 
 
 def normalize(path: str) -> str:
-    """Canonical absolute form of a path as users write it (``""``, ``a/b``, ``/a/b/``).
+    """Return the canonical absolute form of a path that a user wrote (``""``, ``a/b``, ``/a/b/``).
 
     Raises
     ------
     InvalidInputError
-        ``invalid-path`` for empty, ``.`` or ``..`` components, NUL, and lone surrogates, which no file can hold.
+        ``invalid-path``: a component is empty, ``.`` or ``..``, or the path has a NUL or a lone surrogate.
     """
     if path in ("", ROOT):
         return ROOT
@@ -26,15 +26,15 @@ def normalize(path: str) -> str:
         parts.pop()
     if not parts or "" in parts or "." in parts or ".." in parts or "\0" in path or not _is_text(path):
         raise InvalidInputError(
-            f"{path!r} is not a node path: components must be valid text and not empty, '.' or '..'. Write it like "
-            f"'/group/array'",
+            f"{path!r} is not a valid node path: components must be valid text and not empty, '.' or '..'. Write it "
+            f"like '/group/array'",
             ErrorKind.INVALID_PATH,
         )
     return "/" + "/".join(parts)
 
 
 def _is_text(path: str) -> bool:
-    """False for lone surrogates."""
+    """Return False if the path has lone surrogates, which UTF-8 cannot encode."""
     if path.isascii():
         return True
     try:
@@ -45,19 +45,19 @@ def _is_text(path: str) -> bool:
 
 
 def parent(path: str) -> str | None:
-    """Path of the parent group; None for the root."""
+    """Return the path of the parent group, None for the root."""
     if path == ROOT:
         return None
     return path.rpartition("/")[0] or ROOT
 
 
 def name(path: str) -> str:
-    """Last component; empty for the root."""
+    """Return the last component, empty for the root."""
     return path.rpartition("/")[2]
 
 
 def ancestors(path: str) -> list[str]:
-    """All proper ancestors, nearest first, ending with the root."""
+    """Return all proper ancestors, from the nearest to the root."""
     found = []
     above = parent(path)
     while above is not None:
@@ -67,20 +67,20 @@ def ancestors(path: str) -> list[str]:
 
 
 def is_within(path: str, top: str) -> bool:
-    """True when ``path`` is ``top`` or lies below it."""
+    """Return True if ``path`` is ``top`` or lies below it."""
     return path == top or top == ROOT or path.startswith(top + "/")
 
 
 def join(top: str, relative: str) -> str:
-    """Path of ``relative`` (a name or several joined by ``/``) below ``top``."""
+    """Return the path of ``relative`` (one or more names joined by ``/``) below ``top``."""
     return ROOT + relative if top == ROOT else f"{top}/{relative}"
 
 
 def storage_order(path: str) -> bytes:
-    """Sort key of files: raw UTF-8 bytes."""
+    """Return the sort key of files: raw UTF-8 bytes."""
     return path.encode()
 
 
 def tree_order(path: str) -> tuple[str, ...]:
-    """Sort key that puts every node directly before its descendants."""
+    """Return a sort key that puts every node directly before its descendants."""
     return tuple(path.split("/")) if path != ROOT else ("",)

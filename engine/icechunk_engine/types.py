@@ -1,6 +1,6 @@
-"""Small public types that several parts share: spec version, repository status, feature flags, attribution.
+"""Small public types that several modules share: spec version, repository status, feature flags, attribution.
 
-Enumerations behave as those of the official extension module do.
+Enumerations behave like those of the official package.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ class NumberedEnum(Enum):
 class IntegerEnum(NumberedEnum):
     """Each member also equals its number, so that ``column == ChunkType.inline`` works on a column of numbers.
 
-    Members are not integers all the same: they do not add up, and all of them are true.
+    Yet members are not integers: you cannot add them, and all of them are true.
     """
 
     def __eq__(self, other: object) -> bool:
-        if isinstance(other, Enum):  # an IntEnum is an integer, but another subject
+        if isinstance(other, Enum):  # an IntEnum is an integer, but means something else
             return self is other
-        # numpy asks element by element once an array has been told "not implemented".
+        # After "not implemented", numpy compares element by element.
         return bool(self._value_ == other) if isinstance(other, Integral) else NotImplemented
 
     def __hash__(self) -> int:
@@ -56,11 +56,11 @@ type JsonObject = dict[str, Json]
 """A parsed JSON document whose outermost value is an object."""
 
 CommitMethod = Literal["new_commit", "amend"]
-"""How an operation that must commit does so: a new snapshot, or in place of the branch's last one."""
+"""How an operation commits: as a new snapshot, or in place of the last one of the branch."""
 
 
 class SpecVersion(IntEnum):
-    """Version of the format. 2 also stands for 2.1, which only adds optional fields."""
+    """Version of the format. 2 includes 2.1, which only adds optional fields."""
 
     v1 = 1
     v2 = 2
@@ -76,27 +76,27 @@ class SpecVersion(IntEnum):
 
     @staticmethod
     def current() -> SpecVersion:
-        """The version that new repositories get."""
+        """Return the version of new repositories."""
         return SpecVersion.v2
 
 
 class RepoAvailability(IntegerEnum):
-    """What a repository may be used for."""
+    """What you can do with a repository."""
 
     online = 0
     read_only = 1
     offline = 2
-    """Neither reading nor writing. Official does not know it and takes it for ``online``."""
+    """Neither read nor write. Official does not know this value and treats it as ``online``."""
 
 
 @dataclass(frozen=True, slots=True, init=False)
 class RepoStatus:
-    """Availability of a repository, since when and why.
+    """The availability of a repository, since when, and why.
 
     Attributes
     ----------
     set_at
-        Time zone aware; now when not given.
+        With a time zone. Default: now.
     """
 
     availability: RepoAvailability
@@ -126,12 +126,12 @@ class RepoStatus:
 
 @dataclass(frozen=True, slots=True)
 class FeatureFlag:
-    """A switch for an operation of the repository.
+    """A switch that allows or forbids an operation of the repository.
 
     Attributes
     ----------
     setting
-        What the repository says: on, off, or None for nothing.
+        The setting of the repository: True, False, or None if it has none.
     """
 
     id: int
@@ -141,7 +141,7 @@ class FeatureFlag:
 
     @property
     def enabled(self) -> bool:
-        """True when the operation is allowed."""
+        """True if the operation is allowed."""
         return self.default_enabled if self.setting is None else self.setting
 
     def _repr_html_(self) -> str:
@@ -153,17 +153,17 @@ FEATURE_FLAGS = (
     FeatureFlag(4, "create_tag", True),
     FeatureFlag(5, "delete_tag", True),
 )
-"""The flags that this library knows, without settings (spec, *Feature flags*)."""
+"""The flags that this library knows, without a setting (spec, *Feature flags*)."""
 
 
 def feature_flags(enabled_ids: Iterable[int], disabled_ids: Iterable[int]) -> list[FeatureFlag]:
-    """The known flags with the settings of a repository; unknown ids are left out."""
+    """Return the known flags with the settings of a repository. Unknown ids are ignored."""
     settings = dict.fromkeys(enabled_ids, True) | dict.fromkeys(disabled_ids, False)
     return [FeatureFlag(flag.id, flag.name, flag.default_enabled, settings.get(flag.id)) for flag in FEATURE_FLAGS]
 
 
 def feature_flag_id(name: str) -> int:
-    """Id of a flag; raises InvalidInputError (``invalid-feature-flag``)."""
+    """Return the id of a flag. Raises InvalidInputError (``invalid-feature-flag``)."""
     for flag in FEATURE_FLAGS:
         if flag.name == name:
             return flag.id
@@ -175,13 +175,13 @@ def feature_flag_id(name: str) -> int:
 
 _TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _CLIENT = re.compile(f"{_TOKEN}(/{_TOKEN})?")
-_COMMENT = re.compile(r"[ !#-'*-:<>-\[\]-~]*")  # what may stand in the comment of a User-Agent header
+_COMMENT = re.compile(r"[ !#-'*-:<>-\[\]-~]*")  # what the comment of a User-Agent header may contain
 _ATTRIBUTION_MAX_LENGTH = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attribution:
-    """Who makes the requests, for the logs of the storage.
+    """Who makes the requests, for the logs of the object store.
 
     Attributes
     ----------

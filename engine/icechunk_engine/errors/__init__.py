@@ -1,4 +1,4 @@
-"""The exceptions of the engine, and the words in them."""
+"""The exceptions of the engine, and how their messages hide secrets and name foreign objects."""
 
 from icechunk_engine.errors.exceptions import (
     AlreadyExistsError,

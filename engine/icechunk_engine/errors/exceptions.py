@@ -1,4 +1,4 @@
-"""The exception tree: grouped by what a handler would do, each message ending with the remedy.
+"""The exception tree. It is grouped by what a handler would do, and each message ends with the remedy.
 
 ::
 
@@ -30,14 +30,14 @@ apart without reading the message.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from enum import StrEnum
-from typing import Any
+from enum import Enum, StrEnum
+from typing import Protocol
 
 from icechunk_engine.errors.redaction import redacted
 
 
 class ErrorKind(StrEnum):
-    """Stable codes of the ``kind`` attribute; new ones may be added, none is renamed or removed."""
+    """Stable codes of the ``kind`` attribute. New ones may be added; none is ever renamed or removed."""
 
     # conflicts
     COMMIT_CONFLICT = "commit-conflict"
@@ -154,14 +154,14 @@ class ErrorKind(StrEnum):
 
 
 class IcechunkError(Exception):
-    """Root of every error that this library raises on purpose.
+    """Base class of the errors of this library. Arguments of a wrong type raise TypeError instead.
 
     Parameters
     ----------
     message
-        What went wrong and what to do about it.
+        What failed, why, and what to do next.
     kind
-        Stable code; a member or value of :class:`ErrorKind`.
+        The stable code: a member or value of :class:`ErrorKind`.
     """
 
     default_kind = ErrorKind.UNKNOWN
@@ -175,16 +175,16 @@ class IcechunkError(Exception):
     def __str__(self) -> str:  # a KeyError would print the repr of its argument
         return self.message
 
-    def _arguments(self) -> tuple[Any, ...]:
+    def _arguments(self) -> tuple[object, ...]:
         return self.message, self.kind
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         notes = getattr(self, "__notes__", None)
         return type(self), self._arguments(), {"__notes__": notes} if notes else None
 
 
 class ConflictError(IcechunkError):
-    """Somebody else changed what this change was based on; rebase or start anew from the current tip."""
+    """Another writer changed what this change is based on. Rebase, or start again from the current tip."""
 
     default_kind = ErrorKind.COMMIT_CONFLICT
 
@@ -205,16 +205,29 @@ class ConflictError(IcechunkError):
         self.expected_parent = expected_parent
         self.actual_parent = actual_parent
 
-    def _arguments(self) -> tuple[Any, ...]:
+    def _arguments(self) -> tuple[object, ...]:
         return self.expected_parent, self.actual_parent, self.message, self.kind
 
 
+class ReportedConflict(Protocol):
+    """What a conflict says. The class is :class:`icechunk_engine.Conflict`, which this module must not import."""
+
+    @property
+    def conflict_type(self) -> Enum: ...
+
+    @property
+    def path(self) -> str: ...
+
+    @property
+    def conflicted_chunks(self) -> Sequence[Sequence[int]] | None: ...
+
+
 class RebaseFailedError(ConflictError):
-    """The solver could not settle every conflict with another commit; the session is unchanged."""
+    """The solver could not resolve all conflicts with another commit. The session is unchanged."""
 
     default_kind = ErrorKind.REBASE_FAILED
 
-    def __init__(self, snapshot: str, conflicts: Sequence[Any], message: str | None = None) -> None:
+    def __init__(self, snapshot: str, conflicts: Sequence[ReportedConflict], message: str | None = None) -> None:
         listed = "; ".join(str(conflict) for conflict in conflicts)
         super().__init__(
             message=message
@@ -227,12 +240,12 @@ class RebaseFailedError(ConflictError):
         self.snapshot = snapshot
         self.conflicts = list(conflicts)
 
-    def _arguments(self) -> tuple[Any, ...]:
+    def _arguments(self) -> tuple[object, ...]:
         return self.snapshot, self.conflicts, self.message
 
 
 class NotFoundError(IcechunkError, KeyError):
-    """Something that was asked for does not exist."""
+    """Something does not exist."""
 
     default_kind = ErrorKind.OBJECT_NOT_FOUND
 
@@ -262,7 +275,7 @@ class RepositoryNotFoundError(NotFoundError):
 
 
 class AlreadyExistsError(IcechunkError):
-    """What was to be created is there already (node, branch, tag, repository)."""
+    """A node, branch, tag or repository already exists."""
 
     default_kind = ErrorKind.NODE_ALREADY_EXISTS
 
@@ -280,36 +293,36 @@ class InvalidInputError(IcechunkError, ValueError):
 
 
 class SessionStateError(IcechunkError):
-    """The operation is not allowed in the session's or repository's present state."""
+    """The current state of the session or repository does not allow the operation."""
 
     default_kind = ErrorKind.NOT_ALLOWED
 
 
 class StorageError(IcechunkError):
-    """The storage failed or is not set up for what was asked; often transient."""
+    """The storage failed or is not set up correctly. Many of these errors are transient."""
 
     default_kind = ErrorKind.STORAGE_OTHER
 
 
 class ObjectNotFoundError(StorageError):
-    """No object at that key; raised by storages and turned into a domain error by those who know what was wanted."""
+    """No object has that key. Storages raise it; callers that know what the object is raise a more specific error."""
 
     default_kind = ErrorKind.OBJECT_NOT_FOUND
 
 
 class VersionMismatchError(StorageError):
-    """A conditional write lost: the object exists already, or is no longer the version that was read."""
+    """A conditional write lost: the object already exists, or is no longer the version that was read."""
 
     default_kind = ErrorKind.REPO_INFO_UPDATED
 
 
 class FormatError(IcechunkError):
-    """A file is corrupt, of another kind, or of a spec version that this library does not know."""
+    """A file is damaged, of another kind, or of a spec version that this library does not know."""
 
     default_kind = ErrorKind.DESERIALIZATION
 
 
 class InternalError(IcechunkError):
-    """A broken invariant of this library: a bug worth reporting."""
+    """An invariant of this library is broken. Please report the bug."""
 
     default_kind = ErrorKind.UNKNOWN

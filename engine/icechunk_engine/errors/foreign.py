@@ -1,14 +1,13 @@
-"""Objects of the official package that were handed to ours: recognised without importing it, and named as such.
+"""Recognise objects of the official package that users pass to ours, without importing that package.
 
-Both packages use the same class names, so "session is a Session" would help nobody who moves over.
+Both packages use the same class names, so "must be a Session, not a Session" would help nobody.
 """
 
 from __future__ import annotations
 
 import sys
-from typing import Any
 
-_EXTENSION = "icechunk._icechunk_python"  # its classes say that they belong to builtins
+_EXTENSION = "icechunk._icechunk_python"  # its classes claim to belong to builtins
 
 _OPEN = "icechunk_engine.Repository.open(path_or_url)"
 _LINES = {
@@ -21,8 +20,8 @@ _LINES = {
 
 
 def official_class(value: object) -> str | None:
-    """Name of the official package's class that an object belongs to; None for all other objects."""
-    extension: Any = sys.modules.get(_EXTENSION)
+    """Return the class name of an object of the official package; None for all other objects."""
+    extension = sys.modules.get(_EXTENSION)
     for cls in type(value).__mro__:
         is_public = cls.__module__.partition(".")[0] == "icechunk"
         if is_public or (extension is not None and getattr(extension, cls.__name__, None) is cls):
@@ -31,7 +30,7 @@ def official_class(value: object) -> str | None:
 
 
 def describe(value: object) -> str:
-    """What an object is, for the end of "must be a Session, not …": official's with the line to write instead."""
+    """Describe an object, for the end of "must be a Session, not …". For official's, say what to write instead."""
     name = official_class(value)
     if name is None:
         return repr(value)

@@ -1,8 +1,13 @@
-"""What is secret in texts, and how it is shown. Pure; the one home of that rule.
+"""How secrets are removed from texts. Pure, and the only place that knows the rule.
 
-Errors, reprs, logs and pages show where something is, never what lets others in: neither the login in a URL, nor the
-signature in its query, nor the values of headers and options that have the name of a secret. Errors pass through
-:func:`redacted` when they are made, so that no message has to think of it.
+**What is always true.** Errors, reprs, logs and HTML show where something is, but nothing that gives access to it.
+They do not show the login in a URL, the signature in its query, or the values of headers and options whose name
+suggests a secret.
+
+**Why it holds.** Every error passes through :func:`redacted` when it is made, so no message has to take care of it.
+
+**What would break it.** Printing the text of another library's exception without :func:`without_values`: it may
+contain options that the user passed.
 """
 
 from __future__ import annotations
@@ -25,7 +30,7 @@ _HEADER = re.compile(
 
 
 def redacted(text: str) -> str:
-    """A text without the logins and signatures of the URLs in it, and without the headers that hold secrets.
+    """Return a text without logins and signatures of URLs, and without headers that hold secrets.
 
     >>> redacted("cannot open https://me:pw@host/a?sig=x&n=1")
     'cannot open https://****@host/a?sig=****&n=****'
@@ -53,12 +58,12 @@ def _without_secrets(url: re.Match[str]) -> str:
 
 
 def masked(options: Mapping[str, str]) -> dict[str, str]:
-    """Options without the values of those that have the name of a secret, and without logins in the URLs of others."""
+    """Return options without the values whose name suggests a secret, and without logins in the URLs of others."""
     return {name: MASK if _SECRET_NAME.search(name) else redacted(value) for name, value in options.items()}
 
 
 def without_values(text: str, options: Mapping[str, object]) -> str:
-    """Another library's text, :func:`redacted`, and without the values of options that have the name of a secret."""
+    """Return the text of another library :func:`redacted`, and without the values of options that may be secret."""
     for name, value in options.items():
         if isinstance(value, str) and value and _SECRET_NAME.search(name):
             text = text.replace(value, MASK)
@@ -66,7 +71,7 @@ def without_values(text: str, options: Mapping[str, object]) -> str:
 
 
 def shortened(identifier: str) -> str:
-    """Enough of an access key's id to know it again.
+    """Return enough of the id of an access key to recognise it.
 
     >>> shortened("AKIAIOSFODNN7EXAMPLE")
     'AKIA****'

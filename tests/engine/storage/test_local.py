@@ -337,7 +337,7 @@ def test_a_failing_disk_is_not_hidden(storage: LocalStorage, monkeypatch: pytest
 
 @pytest.mark.parametrize(
     ("code", "remedy"),
-    [(errno.EACCES, "permissions"), (errno.EROFS, "reading only"), (errno.EMFILE, "ulimit"), (errno.ELOOP, "mount")],
+    [(errno.EACCES, "permissions"), (errno.EROFS, "read-only"), (errno.EMFILE, "ulimit"), (errno.ELOOP, "mount")],
 )
 def test_errors_name_path_and_remedy(
     storage: LocalStorage, monkeypatch: pytest.MonkeyPatch, code: int, remedy: str
@@ -383,7 +383,7 @@ def test_a_file_is_no_root(tmp_path: Path) -> None:
         lambda: storage.put("repo", b"1"),
         lambda: storage.create("repo", b"1"),
     ):
-        with pytest.raises(StorageError, match="Give the directory"):
+        with pytest.raises(StorageError, match="Pass the directory"):
             use()
     assert list(storage.list()) == []
 

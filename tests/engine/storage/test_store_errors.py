@@ -43,7 +43,7 @@ def answered(status: int, code: str = "Code", url: str = "https://h/b/k") -> str
             StorageError,
             "byte ranges",
         ),
-        (NotSupportedError("no"), ErrorKind.STORAGE_CONFIG, StorageError, "cannot do that"),
+        (NotSupportedError("no"), ErrorKind.STORAGE_CONFIG, StorageError, "does not support this"),
         (ValueError('Could not parse path: Path "a//b"'), ErrorKind.INVALID_KEY, InvalidInputError, "parts"),
         (
             GenericError("Error performing PUT http://169.254.169.254/latest/api/token in 1ms - HTTP error: timeout"),

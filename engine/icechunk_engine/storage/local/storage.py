@@ -47,18 +47,18 @@ _NO_HARD_LINKS = frozenset(
 
 
 class LocalStorage(Storage):
-    """A directory of a local or network file system that can lock files.
+    """A folder of a local file system, or of a network file system that can lock files.
 
     Parameters
     ----------
     path
-        The directory; made on the first write. Relative paths are resolved now.
+        The folder. The first write makes it. A relative path is resolved at once.
     durable
-        True: what a commit refers to is on the disk before the commit is, and the commit when it returns; a crash of
-        the machine loses nothing that was committed. :meth:`put` alone does not wait for the disk; each process must
-        :meth:`flush` what it put before another one commits it. What the disk refused counts as lost until it is
-        written again (:meth:`not_durable`). False: nothing waits for the disk; only the death of processes is
-        survived.
+        True: what a commit refers to is on the disk before the commit is, and the commit is on the disk when it
+        returns. A crash of the machine loses nothing that was committed. :meth:`put` does not wait for the disk, so a
+        process must :meth:`flush` what it put before another process commits it. What the disk refused counts as lost
+        until it is written again (:meth:`not_durable`).
+        False: nothing waits for the disk. Commits survive the death of a process, but not a crash of the machine.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, durable: bool = True) -> None:
@@ -73,7 +73,7 @@ class LocalStorage(Storage):
 
     @property
     def root(self) -> str:
-        """The directory as an absolute path."""
+        """The folder as an absolute path."""
         return self._root
 
     @cached_property
@@ -150,7 +150,7 @@ class LocalStorage(Storage):
             if atomic:
                 files.rename(self._write_temporary(path, data, sync=False), path)
             else:
-                # Renaming would take as long again as writing a small chunk.
+                # Renaming would take as long as writing a small chunk.
                 try:
                     self._write_file(path, data, sync=False)
                 except FileExistsError:
@@ -181,7 +181,7 @@ class LocalStorage(Storage):
         path = self._new_path(key)
 
         mismatch = VersionMismatchError(
-            f"{key!r} in {self.identity} is not the version that was read: read it again and decide anew"
+            f"{key!r} in {self.identity} is not the version that was read. Read it again and decide again"
         )
 
         def compare() -> None:
@@ -192,7 +192,7 @@ class LocalStorage(Storage):
         try:
             temporary = self._write_temporary(path, data, sync=False)
             with self._removed_and_discarded_on_error(temporary):
-                # The new version reaches the disk together with what it refers to, and before others are made to wait.
+                # The new version reaches the disk with what it refers to, before the lock makes others wait.
                 if self._durable:
                     self._unsynced.add(temporary)
                 self._sync_written()
@@ -201,21 +201,21 @@ class LocalStorage(Storage):
                     os.replace(temporary, path)
             self._sync_parent(path)
             self._sweep_once(os.path.dirname(path))
-        except FileNotFoundError:  # the directory has vanished, and the object with it
+        except FileNotFoundError:  # the directory was removed, and the object with it
             raise mismatch from None
         except OSError as error:
             raise self._failure(error, "replace", key) from error
-        except KeyboardInterrupt:  # it may have come between the swap and the sync of its directory
+        except KeyboardInterrupt:  # it may have come between the rename and the sync of the directory
             if self._durable:
                 self._unsynced.add_again(path)
             raise
         return self._version_of(data)
 
     def copy(self, source: str, target: str) -> None:
-        """A hard link where possible: no object is ever modified in place."""
+        """Make a hard link if possible, which is safe because no object is ever modified in place."""
         old, new = self._checked(source), self._new_path(target)
         try:
-            os.stat(old)  # or a missing source would pass for a missing directory
+            os.stat(old)  # else a missing source would look like a missing directory
             try:
                 self._with_parents(new, lambda: os.link(old, new))
             except OSError as error:
@@ -248,13 +248,13 @@ class LocalStorage(Storage):
         return n_deleted
 
     def flush(self) -> None:
-        """Wait until what this process wrote here is on the disk; free when there is nothing.
+        """Wait until everything that this process wrote here is on the disk. Free if there is nothing to sync.
 
         Raises
         ------
         StorageError
-            ``not-durable``: the disk refused something, now or at an earlier call, that was not written again since.
-            Everything else is on the disk. :meth:`not_durable` says what is not.
+            ``not-durable``: the disk refused something, now or in an earlier call, and it was not written again since.
+            Everything else is on the disk. :meth:`not_durable` lists the rest.
         """
         self._sync_written()
         if self._durable and self._unsynced.lost:
@@ -275,19 +275,19 @@ class LocalStorage(Storage):
         return commit_queue(self._root)
 
     def sweep_temporaries(self, older_than_s: float = _STALE_AFTER_S) -> int:
-        """Remove what writers that died left behind, in all directories; returns how many files."""
+        """Remove files that dead writers left behind, in all directories. Returns how many."""
         return sum(files.sweep(directory, older_than_s) for directory, _, _ in os.walk(self._root))
 
     # --- parts -------------------------------------------------------------------------------------------------
 
     def _checked(self, key: str) -> str:
-        """Path of a key that may not lead out of the root."""
+        """Return the path of a key, which must not lead out of the folder."""
         if ".." in key and ".." in key.split("/"):
             raise _bad_key(key)
         return self._prefix + key
 
     def _new_path(self, key: str) -> str:
-        """Path of a key that may be written: one that every listing shows again, and official's too."""
+        """Return the path of a key to write. Only keys that listings, also official's, will show are valid."""
         if not key.isascii() or "\0" in key or files.is_temporary(key):
             raise _bad_key(key)
         for part in key.split("/"):
@@ -298,8 +298,8 @@ class LocalStorage(Storage):
     def _write_temporary(self, path: str, data: bytes | memoryview, *, sync: bool) -> str:
         temporary = files.temporary_for(path)
         self._write_file(temporary, data, sync=sync)
-        with suppress(OSError):
-            self._clock.observe(os.stat(temporary).st_mtime_ns // 1000)  # on a file server by its clock
+        with suppress(OSError):  # on a file server, the time is by its clock
+            self._clock.observe(os.stat(temporary).st_mtime_ns // 1000)
         return temporary
 
     def _write_file(self, path: str, data: bytes | memoryview, *, sync: bool) -> None:
@@ -307,12 +307,12 @@ class LocalStorage(Storage):
         self._with_parents(path, lambda: files.write_new(path, data, sync=sync))
 
     def _link_new(self, temporary: str, path: str, key: str) -> None:
-        """Give a finished file its name, if nobody has taken it."""
+        """Give a finished file its name, if the name is free."""
         try:
             os.link(temporary, path)
         except OSError as error:
             if os.stat(temporary).st_nlink == 2:
-                return  # a network file system did it and lost the reply
+                return  # a network file system has done it and lost the reply
             if error.errno == errno.EEXIST:
                 raise self._exists(key) from None
             if error.errno not in _NO_HARD_LINKS:
@@ -331,7 +331,7 @@ class LocalStorage(Storage):
             os.replace(temporary, path)
 
     def _with_parents[R](self, path: str, function: Callable[[], R]) -> R:
-        """Call, and call again with the directories made if they were missing; another process may remove them."""
+        """Call a function. If directories are missing, make them and call again; others may remove them meanwhile."""
         for _ in range(3):
             try:
                 return function()
@@ -361,7 +361,7 @@ class LocalStorage(Storage):
             raise
 
     def _sync_parent(self, path: str) -> None:
-        """After an object got its name. Until a later one gets it safely, the object counts as lost."""
+        """Sync the directory after an object got its name. If that fails, the object counts as lost."""
         if self._durable:
             try:
                 sync_calls.sync_directory(os.path.dirname(path))
@@ -369,7 +369,7 @@ class LocalStorage(Storage):
                 self._unsynced.mark_lost(path, error)
                 raise self._not_durable({path: error}) from error
             self._unsynced.discard(path)
-            self._sync_written()  # directories made on the way
+            self._sync_written()  # directories that were made for it
 
     def _sync_written(self) -> None:
         """:meth:`flush`, without a word on what was known to be lost before."""
@@ -388,20 +388,20 @@ class LocalStorage(Storage):
         shown = ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
         remedy = "free some space" if error.errno in _FULL else "check the disk or the mount"
         return StorageError(
-            f"the disk refused what was written to {shown} in {self._root} ({error.strerror or error}), and a crash "
-            f"of the machine may damage or remove it. First {remedy}, then write it again",
+            f"the disk refused what was written to {shown} in {self._root} ({error.strerror or error}). A crash of "
+            f"the machine may damage or remove it. First {remedy}, then write it again",
             ErrorKind.NOT_DURABLE,
         )
 
     def _key_of(self, path: str) -> str:
-        """The key of a file; of a directory the start of all keys below it."""
+        """Return the key of a file; for a directory, the beginning of all keys below it."""
         relative = path.removeprefix(self._prefix) if path != self._root else ""
         if os.path.isdir(path):
             return relative and relative + "/"
         return files.without_temporary_suffix(relative)
 
     def _version_of(self, data: bytes) -> Version:
-        """A hash of the content. A commit meets the same content several times, and comparing is ten times faster."""
+        """Return a hash of the content. The last one is kept: a commit asks several times, and comparing is faster."""
         known = self._last_version
         if known is None or known[0] != data:
             known = self._last_version = bytes(data), Version(hashlib.sha256(data).hexdigest())
@@ -418,35 +418,35 @@ class LocalStorage(Storage):
             os.close(fd)
 
     def _sweep_once(self, directory: str) -> None:
-        """Once in the life of a storage, in the directory of the mutable objects, which is small."""
+        """Remove old temporary files, once in the life of a storage, from the small directory of mutable objects."""
         if not self._is_swept:
             self._is_swept = True
             files.sweep(directory, _STALE_AFTER_S)
 
     def _exists(self, key: str) -> VersionMismatchError:
-        return VersionMismatchError(f"{key!r} exists already in {self.identity}: read it and decide anew")
+        return VersionMismatchError(f"{key!r} already exists in {self.identity}. Read it and decide again")
 
     def _failure(self, error: OSError | ValueError, action: str, key: str) -> IcechunkError:
-        """What an error of the operating system means here, with the remedy."""
-        if not isinstance(error, OSError):  # a null character or a lone surrogate in the key
+        """Return our error for an error of the operating system, with the remedy."""
+        if not isinstance(error, OSError):  # the key has a null character or a lone surrogate
             return _bad_key(key)
         path = self._prefix + key
         if isinstance(error, FileNotFoundError | NotADirectoryError):
             if os.path.lexists(self._root) and not os.path.isdir(self._root):
                 return StorageError(
-                    f"cannot {action} {path}: {self._root} is a file. Give the directory of a repository", ErrorKind.IO
+                    f"cannot {action} {path}: {self._root} is a file. Pass the directory of a repository", ErrorKind.IO
                 )
             return ObjectNotFoundError(f"no object {key!r} in {self.identity}")
         if isinstance(error, IsADirectoryError):
-            remedy = "it is a directory, not an object; use the key of an object"
+            remedy = "it is a directory, not an object. Use the key of an object"
         elif isinstance(error, PermissionError):
-            remedy = f"check the owner and permissions of {self._root} and what is below it"
+            remedy = f"check the owner and the permissions of {self._root} and everything below it"
         elif error.errno == errno.EROFS:
-            remedy = "the file system is mounted read-only; open the repository for reading only, or copy it"
+            remedy = "the file system is mounted read-only. Only read from the repository, or copy it"
         elif error.errno in _FULL:
-            remedy = "the disk or the quota is full; free some space and try again, nothing was changed"
+            remedy = "the disk or the quota is full. Nothing was changed: free some space and try again"
         elif error.errno in (errno.EMFILE, errno.ENFILE):
-            remedy = "too many files are open; close some or raise the limit (ulimit -n)"
+            remedy = "too many files are open. Close some or raise the limit (ulimit -n)"
         else:
             remedy = "check the disk or the mount, then try again"
         return StorageError(f"cannot {action} {path}: {error.strerror or error}; {remedy}", ErrorKind.IO)
@@ -458,7 +458,7 @@ def _restore(cls: type[LocalStorage], root: str, durable: bool) -> LocalStorage:
 
 def _bad_key(key: str) -> InvalidInputError:
     return InvalidInputError(
-        f"{key!r} is not a key of a local storage: keys are ASCII, relative, separated by single '/'; no part is "
-        f"empty or starts with '.', and the last does not end in '#' and digits",
+        f"{key!r} is not a valid key of a local storage. Keys are relative and ASCII, with single '/' between parts. "
+        f"No part is empty or starts with '.', and the last does not end in '#' and digits",
         ErrorKind.INVALID_KEY,
     )

@@ -1,8 +1,8 @@
-"""Credentials, region and endpoint of the profiles that AWS's tools keep in the user's home.
+"""Credentials, region and endpoint of the profiles that AWS's tools keep in the user's home directory.
 
-Keys are read here. Profiles that say how to get some (single sign-on, roles, programs) are left to botocore, which
-comes with boto3 and s3fs, also where keys stand beside that: those of a profile with a role are only to ask for the
-role with.
+Keys in a profile are read here. If a profile says how to get keys (single sign-on, roles, programs), botocore gets
+them; it comes with boto3 and s3fs. That holds even if the profile also has keys: with a role, they only serve to ask
+for the role.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from icechunk_engine.errors import ErrorKind, InvalidInputError
 
 @dataclass(frozen=True, slots=True)
 class FromProfile:
-    """A function that gives the credentials of one profile, as they are where and when it is called."""
+    """A function that returns the current credentials of one profile on the machine where it is called."""
 
     name: str
 
@@ -28,7 +28,7 @@ class FromProfile:
         found = profile_credentials(self.name)
         if found is None:
             raise InvalidInputError(
-                f"no credentials were found for the AWS profile {self.name!r}: check its name and ~/.aws, or pass key "
+                f"no credentials were found for the AWS profile {self.name!r}. Check its name and ~/.aws, or pass key "
                 f"and secret",
                 ErrorKind.INVALID_CREDENTIALS,
             )
@@ -36,7 +36,7 @@ class FromProfile:
 
 
 def default_profile() -> str | None:
-    """The profile to use when no keys are in the environment, None if there is no such profile."""
+    """Return the profile to use if the environment has no keys, None if there is none."""
     name = _name_in_environment()
     if name is None and (written_keys("default") is not None or _says_how("default")):
         return "default"
@@ -44,14 +44,14 @@ def default_profile() -> str | None:
 
 
 def region_of_profile(name: str | None = None) -> str | None:
-    """The region that a profile, or the default one, says; the environment's goes first."""
+    """Return the region of a profile, or of the default one; None if the environment sets a region."""
     if os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"):
         return None  # the client looks there itself
     return _settings(name or _name_in_environment() or "default").get("region")
 
 
 def endpoint_of_profile(name: str | None = None) -> str | None:
-    """The endpoint of S3 that a profile, or the default one, says; the environment's goes first."""
+    """Return the S3 endpoint of a profile, or of the default one; None if the environment sets an endpoint."""
     if os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
         return None
     if os.environ.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() == "true":
@@ -66,12 +66,12 @@ def endpoint_of_profile(name: str | None = None) -> str | None:
 
 
 def profile_credentials(name: str) -> S3StaticCredentials | None:
-    """Credentials of a profile, None when there are none.
+    """Return the credentials of a profile, None if it has none.
 
     Raises
     ------
     InvalidInputError
-        ``invalid-credentials``: botocore is needed and is not here, or it failed.
+        ``invalid-credentials``: botocore is needed but not installed, or it failed.
     """
     found = written_keys(name)
     if found is not None:
@@ -81,7 +81,7 @@ def profile_credentials(name: str) -> S3StaticCredentials | None:
         from botocore.session import Session
     except ImportError:
         raise InvalidInputError(
-            f"the AWS profile {name!r} holds no keys. If it says how to get some (single sign-on, a role, a program), "
+            f"the AWS profile {name!r} has no keys. If it says how to get some (single sign-on, a role, a program), "
             f"that needs botocore: pip install botocore",
             ErrorKind.INVALID_CREDENTIALS,
         ) from None
@@ -101,7 +101,7 @@ def profile_credentials(name: str) -> S3StaticCredentials | None:
 
 
 def written_keys(name: str) -> S3StaticCredentials | None:
-    """The keys that stand in a profile itself; None where it says that others are to be got."""
+    """Return the keys that a profile contains; None if it says how to get other keys."""
     keys = _secrets(name)
     if "aws_access_key_id" not in keys or "aws_secret_access_key" not in keys or _says_how(name, _BEFORE_KEYS):
         return None
@@ -109,10 +109,10 @@ def written_keys(name: str) -> S3StaticCredentials | None:
 
 
 _BEFORE_KEYS = {"sso_session", "sso_start_url", "role_arn"}
-"""Settings of profiles that say how to get keys, and are heeded even where keys are written."""
+"""Settings that say how to get keys. They take precedence over keys in the profile."""
 
 _MEANS = {*_BEFORE_KEYS, "credential_process", "aws_access_key_id"}
-"""Settings that say how to get keys; to read keys from the configuration is left to botocore too."""
+"""All settings that say how to get keys. botocore also reads keys from the configuration file."""
 
 
 def _says_how(name: str, means: Set[str] = _MEANS) -> bool:
@@ -120,7 +120,7 @@ def _says_how(name: str, means: Set[str] = _MEANS) -> bool:
 
 
 def _secrets(name: str) -> dict[str, str]:
-    """What stands of a profile in the file of keys."""
+    """Return what the file of keys says about a profile."""
     file = _read("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials")
     return dict(file[name]) if file.has_section(name) else {}
 
@@ -139,7 +139,7 @@ def _sections() -> dict[str, dict[str, str]]:
 
 
 def _read(variable: str, default: str) -> configparser.RawConfigParser:
-    """A file of profiles; empty when it cannot be read."""
+    """Read a file of profiles. If that fails, it counts as empty."""
     profiles = configparser.RawConfigParser(default_section="\0")
     try:
         profiles.read(Path(os.environ.get(variable) or default).expanduser(), encoding="utf-8")
