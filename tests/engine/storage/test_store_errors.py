@@ -30,7 +30,7 @@ def answered(status: int, code: str = "Code", url: str = "https://h/b/k") -> str
     ("error", "kind", "cls", "remedy"),
     [
         (FileNotFoundError(answered(404, "NoSuchKey")), ErrorKind.OBJECT_NOT_FOUND, ObjectNotFoundError, "no object"),
-        (FileNotFoundError(answered(404, "NoSuchBucket")), ErrorKind.STORAGE_CONFIG, StorageError, "make it"),
+        (FileNotFoundError(answered(404, "NoSuchBucket")), ErrorKind.STORAGE_CONFIG, StorageError, "create it"),
         (PreconditionError(answered(412)), ErrorKind.OBJECT_STORE, RefusedError, "Try again"),
         (GenericError(answered(416)), ErrorKind.INVALID_OBJECT_SIZE, UnsatisfiableRangeError, "What happened"),
         (PermissionDeniedError(answered(403)), ErrorKind.OBJECT_STORE, StorageError, "Check the credentials"),
