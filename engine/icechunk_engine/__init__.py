@@ -15,7 +15,7 @@ from icechunk_engine._runtime.observing import initialize_logs, set_logs_filter,
 from icechunk_engine._version import __version__
 from icechunk_engine.catalog.ancestry_graph import AncestryGraph
 from icechunk_engine.catalog.history import ManifestFileInfo, SnapshotInfo
-from icechunk_engine.catalog.updates import Update, UpdateType
+from icechunk_engine.catalog.ops_log_entries import Update, UpdateType
 from icechunk_engine.columns.chunk_refs import ChunkType
 from icechunk_engine.config import (
     AnyObjectStoreConfig,

@@ -21,7 +21,7 @@ from icechunk_engine.assets import AssetManager
 from icechunk_engine.catalog.changes import CatalogChange
 from icechunk_engine.catalog.durable_files import settle
 from icechunk_engine.catalog.history import SnapshotInfo
-from icechunk_engine.catalog.updates import Update
+from icechunk_engine.catalog.ops_log_entries import Update
 from icechunk_engine.config import RepositoryConfig
 from icechunk_engine.errors import ErrorKind, FormatError
 from icechunk_engine.format.repo_info import RepoInfo, SnapshotRecord

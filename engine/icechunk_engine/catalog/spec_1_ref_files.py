@@ -36,7 +36,9 @@ from icechunk_engine.catalog.changes import (
     SetConfig,
 )
 from icechunk_engine.catalog.clock_check import now_us
+from icechunk_engine.catalog.compare_and_swap import swap
 from icechunk_engine.catalog.durable_files import settle
+from icechunk_engine.catalog.ops_log_entries import Update
 from icechunk_engine.catalog.ref_names import (
     MAIN,
     branch_taken,
@@ -46,8 +48,6 @@ from icechunk_engine.catalog.ref_names import (
     unknown_branch,
     unknown_tag,
 )
-from icechunk_engine.catalog.swapping import swap
-from icechunk_engine.catalog.updates import Update
 from icechunk_engine.config import RepositoryConfig
 from icechunk_engine.config.yaml_form import from_yaml, to_yaml
 from icechunk_engine.errors import (

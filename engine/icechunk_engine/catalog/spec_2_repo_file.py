@@ -28,10 +28,10 @@ from icechunk_engine.catalog import preconditions
 from icechunk_engine.catalog.base import Catalog, FirstFiles
 from icechunk_engine.catalog.changes import CatalogChange, advance, includes_change
 from icechunk_engine.catalog.clock_check import now_us, require_right_clock, warn_of_future
+from icechunk_engine.catalog.compare_and_swap import swap
 from icechunk_engine.catalog.durable_files import require_durable
 from icechunk_engine.catalog.history import SnapshotInfo, snapshot_infos
-from icechunk_engine.catalog.swapping import swap
-from icechunk_engine.catalog.updates import Update
+from icechunk_engine.catalog.ops_log_entries import Update
 from icechunk_engine.columns.tables import I64
 from icechunk_engine.config import RepositoryConfig
 from icechunk_engine.errors import (

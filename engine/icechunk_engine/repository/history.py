@@ -11,8 +11,8 @@ from icechunk_engine.catalog import inspection
 from icechunk_engine.catalog.ancestry_graph import AncestryGraph, Entry, children_first
 from icechunk_engine.catalog.base import Catalog
 from icechunk_engine.catalog.history import ManifestFileInfo, SnapshotInfo
+from icechunk_engine.catalog.ops_log_entries import Update
 from icechunk_engine.catalog.ref_names import MAIN
-from icechunk_engine.catalog.updates import Update
 from icechunk_engine.errors import ErrorKind, InvalidInputError, ObjectNotFoundError, SnapshotNotFoundError
 from icechunk_engine.format import layout
 from icechunk_engine.format.repo_info import SnapshotRecord

@@ -6,7 +6,7 @@ from typing import Any
 
 from icechunk_engine._runtime.pools import async_twin
 from icechunk_engine.catalog.changes import SetConfig, SetFeatureFlag, SetMetadata, SetStatus
-from icechunk_engine.catalog.updates import public_status
+from icechunk_engine.catalog.ops_log_entries import public_status
 from icechunk_engine.config import RepositoryConfig
 from icechunk_engine.errors.foreign import describe
 from icechunk_engine.format.repo_info import Availability

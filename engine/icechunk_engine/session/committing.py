@@ -16,16 +16,16 @@ from collections.abc import Callable, Mapping, Sequence
 
 from icechunk_engine.catalog.base import Catalog
 from icechunk_engine.catalog.changes import AddCommit, AddDetachedSnapshot, AmendCommit
+from icechunk_engine.catalog.compare_and_swap import wait_after_lost_commit
 from icechunk_engine.catalog.opening import open_catalog
 from icechunk_engine.catalog.preconditions import require_amendable
-from icechunk_engine.catalog.swapping import wait_after_lost_commit
 from icechunk_engine.errors import ConflictError, ErrorKind, IcechunkError, SessionStateError
 from icechunk_engine.ids import SnapshotId
-from icechunk_engine.session.lost_answers import CommitAttempts
+from icechunk_engine.session.lost_commits import CommitAttempts
 from icechunk_engine.transaction.change_set import ChangeSet
-from icechunk_engine.transaction.commit import NewSnapshot, write_snapshot
 from icechunk_engine.transaction.conflicts import ConflictSolver
 from icechunk_engine.transaction.manifest_plans import ManifestMemo
+from icechunk_engine.transaction.new_snapshot import NewSnapshot, write_snapshot
 from icechunk_engine.transaction.rebase import describe_conflicts, rebase_changes
 from icechunk_engine.types import Json
 from icechunk_engine.workspace.permissions import SessionMode

@@ -21,9 +21,9 @@ from typing import NamedTuple
 
 from icechunk_engine.errors import ErrorKind, InvalidInputError, SessionStateError
 from icechunk_engine.ids import NodeId, SnapshotId
-from icechunk_engine.transaction.commit import write_snapshot
 from icechunk_engine.transaction.durable_chunks import make_durable
 from icechunk_engine.transaction.merge import merge_fork
+from icechunk_engine.transaction.new_snapshot import write_snapshot
 from icechunk_engine.workspace.context import RepositoryContext
 from icechunk_engine.workspace.permissions import Permissions, SessionMode
 from icechunk_engine.workspace.state import WorkspaceState

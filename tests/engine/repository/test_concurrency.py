@@ -16,7 +16,8 @@ import pytest
 import zarr
 
 import icechunk_engine as ic
-from icechunk_engine.catalog import swapping
+from icechunk_engine.catalog import compare_and_swap
+from icechunk_engine.storage.local import commit_queue
 from icechunk_engine.storage.wrappers import StorageCall
 from icechunk_engine.testing.faults import FaultStorage
 from icechunk_engine.testing.latency import LatencyStorage
@@ -75,6 +76,7 @@ WRITERS, WRITES = 16, by_profile(quick=6, thorough=25)
 
 
 def _commit_with_rebasing(path: str, writers: list[int]) -> None:
+    commit_queue._PATIENCE_S = 600.0  # on a slow machine writers would stop queueing, and write more
     repo = ic.Repository.open(ic.local_filesystem_storage(path))
     for i in range(WRITES):
         for writer in writers:
@@ -232,5 +234,5 @@ def test_who_prepared_for_long_does_not_wait_for_as_long(monkeypatch: pytest.Mon
     monkeypatch.setattr(random, "uniform", lambda low, high: high)
     monkeypatch.setattr(time, "sleep", waits.append)
     for attempts, took_s in ((1, 0.25), (3, 0.25), (1, 300), (100, 300)):
-        swapping.wait_after_lost_commit(attempts, took_s)
+        compare_and_swap.wait_after_lost_commit(attempts, took_s)
     assert waits == [0.25, 0.75, 1, 8]

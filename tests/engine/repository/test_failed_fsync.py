@@ -17,7 +17,7 @@ import zarr
 
 from icechunk_engine import ConflictDetector, ErrorKind, Repository, Session, StorageError
 from icechunk_engine.storage import LocalStorage
-from icechunk_engine.storage.local import sync_calls
+from icechunk_engine.storage.local import disk_sync
 from icechunk_engine.types import SpecVersion
 
 
@@ -167,7 +167,7 @@ def test_errors_of_a_whole_file_system(repo: Repository, monkeypatch: pytest.Mon
         def fail(fd: int) -> bool:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-        patch.setattr(sync_calls, "syncfs", fail)
+        patch.setattr(disk_sync, "syncfs", fail)
         with pytest.raises(StorageError, match="and 59 more"):
             session.commit("edits")
     with pytest.raises(StorageError, match="and 59 more"):

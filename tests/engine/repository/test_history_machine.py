@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 import icechunk_engine as ic
 from icechunk_engine import ErrorKind, Repository, Session
 from icechunk_engine.catalog import clock_check, spec_2_repo_file
-from icechunk_engine.transaction import commit
+from icechunk_engine.transaction import new_snapshot
 from tests.engine.transaction.edits import State, data_edits, made, moves, started, state
 from tests.profiles import by_profile
 
@@ -66,7 +66,7 @@ class HistoryMachine(RuleBasedStateMachine):
         self._set_clock(lambda: self._clock() + self.offset_us)
 
     def _set_clock(self, now_us: Callable[[], int]) -> None:
-        for module in (commit, spec_2_repo_file):
+        for module in (new_snapshot, spec_2_repo_file):
             module.__dict__["now_us"] = now_us
 
     def teardown(self) -> None:

@@ -29,7 +29,7 @@ MODULES = (
     "_runtime/shared_loads.py",
     "session/committing.py",
     "session/forking.py",
-    "session/lost_answers.py",
+    "session/lost_commits.py",
     "session/session.py",
     "transaction/change_set.py",
     "workspace/permissions.py",

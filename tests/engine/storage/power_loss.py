@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from icechunk_engine.storage.local import sync_calls
+from icechunk_engine.storage.local import disk_sync
 
 type Entries = dict[str, int]
 """Names in a directory, and the numbers of the files and directories that they name."""
@@ -80,7 +80,7 @@ class Recorder:
         with pytest.MonkeyPatch.context() as patch:
             for name in ("open", "write", "fsync", "mkdir", "replace", "link", "unlink"):
                 patch.setattr(os, name, getattr(self, f"_{name}")(getattr(os, name)))
-            patch.setattr(sync_calls, "syncfs", self._syncfs(sync_calls.syncfs))
+            patch.setattr(disk_sync, "syncfs", self._syncfs(disk_sync.syncfs))
             yield
 
     def _note(self, event: Event) -> None:

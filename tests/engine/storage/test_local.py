@@ -28,7 +28,7 @@ from icechunk_engine.errors import (
     VersionMismatchError,
 )
 from icechunk_engine.storage import LocalStorage, local_filesystem_storage
-from icechunk_engine.storage.local import durability, file_lock, files, sync_calls
+from icechunk_engine.storage.local import disk_sync, durability, file_lock, files
 from icechunk_engine.storage.local.file_lock import LOCK_NAME, locked
 from icechunk_engine.testing.racing import compete_in_threads, race_creates
 
@@ -606,7 +606,7 @@ def test_old_temporaries_are_swept(storage: LocalStorage) -> None:
 def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What was synced or renamed, in order: base names, ``*`` for a whole file system."""
     events: list[str] = []
-    fsync, syncfs, replace, link = os.fsync, sync_calls.syncfs, os.replace, os.link
+    fsync, syncfs, replace, link = os.fsync, disk_sync.syncfs, os.replace, os.link
 
     def name_of(fd: int) -> str:
         return os.path.basename(os.readlink(f"/proc/self/fd/{fd}")).split("#")[0]
@@ -628,7 +628,7 @@ def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         link(source, target)
 
     monkeypatch.setattr(os, "fsync", recorded_fsync)
-    monkeypatch.setattr(sync_calls, "syncfs", recorded_syncfs)
+    monkeypatch.setattr(disk_sync, "syncfs", recorded_syncfs)
     monkeypatch.setattr(os, "replace", recorded_replace)
     monkeypatch.setattr(os, "link", recorded_link)
     return events
@@ -667,7 +667,7 @@ def test_create_is_durable(storage: LocalStorage, synced: list[str]) -> None:
 def test_many_files_are_flushed_at_once(
     storage: LocalStorage, synced: list[str], monkeypatch: pytest.MonkeyPatch, has_syncfs: bool
 ) -> None:
-    monkeypatch.setattr(sync_calls, "HAS_SYNCFS", has_syncfs)
+    monkeypatch.setattr(disk_sync, "HAS_SYNCFS", has_syncfs)
     for n in range(100):
         storage.put(f"chunks/{n}", b"1")
     synced.clear()
@@ -684,7 +684,7 @@ def test_the_record_is_bounded(
 ) -> None:
     """A long list is flushed in the background; a writer whom that does not help waits for the disk."""
     started: list[Callable[[], None]] = []
-    monkeypatch.setattr(sync_calls, "HAS_SYNCFS", has_syncfs)
+    monkeypatch.setattr(disk_sync, "HAS_SYNCFS", has_syncfs)
     monkeypatch.setattr(durability, "_FEW", 2)
     monkeypatch.setattr(durability, "_MANY", 10)
     monkeypatch.setattr(durability, "_TOO_MANY", 20)
@@ -716,9 +716,9 @@ def test_without_syncfs_in_the_kernel(storage: LocalStorage, monkeypatch: pytest
     """Waiting for all file systems tells no errors, so each file is asked for its own."""
     synced: list[bool] = []
     asked: list[int] = []
-    monkeypatch.setattr(sync_calls, "_syncfs_of_libc", lambda fd: -1)
+    monkeypatch.setattr(disk_sync, "_syncfs_of_libc", lambda fd: -1)
     monkeypatch.setattr(ctypes, "get_errno", lambda: errno.ENOSYS)
-    monkeypatch.setattr(sync_calls, "_wait_for_writing", asked.append)
+    monkeypatch.setattr(disk_sync, "_wait_for_writing", asked.append)
     monkeypatch.setattr(os, "sync", lambda: synced.append(True))
     for n in range(100):
         storage.put(f"chunks/{n}", b"1")
@@ -820,7 +820,7 @@ def test_the_file_system_may_have_forgotten_whose_error_it_was(
     for n in range(50):
         storage.put(f"chunks/{n}", b"1")
     with monkeypatch.context() as patch:
-        patch.setattr(sync_calls, "syncfs", failing(errno.EIO))
+        patch.setattr(disk_sync, "syncfs", failing(errno.EIO))
         with pytest.raises(StorageError, match=r"and \d+ more") as caught:
             storage.flush()
     assert caught.value.kind == ErrorKind.NOT_DURABLE
@@ -831,7 +831,7 @@ def test_the_file_system_may_know_whose_error_it_was(storage: LocalStorage, monk
     for n in range(50):
         storage.put(f"chunks/{n}", b"1")
     with monkeypatch.context() as patch:
-        patch.setattr(sync_calls, "syncfs", failing(errno.EIO))
+        patch.setattr(disk_sync, "syncfs", failing(errno.EIO))
         patch.setattr(os, "fsync", failing_for("/17", errno.EIO))
         with pytest.raises(StorageError, match="chunks/17 in"):
             storage.flush()
@@ -847,7 +847,7 @@ def test_the_descriptor_that_hears_of_errors_is_older_than_the_files(
     storage.put("chunks/A", b"1")
     watch = storage._unsynced._watch_fd
     assert os.path.samestat(os.fstat(watch), os.stat(storage.root))
-    monkeypatch.setattr(sync_calls, "syncfs", lambda fd: heard.append(fd) or True)
+    monkeypatch.setattr(disk_sync, "syncfs", lambda fd: heard.append(fd) or True)
     for n in range(50):
         storage.put(f"chunks/{n}", b"1")
     storage.flush()
@@ -870,8 +870,8 @@ def test_an_error_of_the_file_system_does_not_count_twice(
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return True
 
-    monkeypatch.setattr(sync_calls, "syncfs", syncfs)
-    monkeypatch.setattr(sync_calls, "_wait_for_writing", asked.append)
+    monkeypatch.setattr(disk_sync, "syncfs", syncfs)
+    monkeypatch.setattr(disk_sync, "_wait_for_writing", asked.append)
     for n_asked in (0, 50, 0):
         for n in range(50):
             storage.put(f"chunks/{n}", b"1")
@@ -891,7 +891,7 @@ def test_few_places_are_watched_at_a_time(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(durability, "_watched", {})
     monkeypatch.setattr(durability, "_WATCHED_FOLDERS", 2)
     asked: list[int] = []
-    monkeypatch.setattr(sync_calls, "_wait_for_writing", asked.append)
+    monkeypatch.setattr(disk_sync, "_wait_for_writing", asked.append)
     storages = [LocalStorage(tmp_path / str(n)) for n in range(5)]
     for storage in storages:
         storage.create("repo", b"1")
@@ -922,7 +922,7 @@ def test_every_file_is_waited_for(
     storage: LocalStorage, monkeypatch: pytest.MonkeyPatch, synced: list[str], patience_s: float
 ) -> None:
     """By one thread or by several, also after one of them failed."""
-    monkeypatch.setattr(sync_calls, "_PATIENCE_S", patience_s)
+    monkeypatch.setattr(disk_sync, "_PATIENCE_S", patience_s)
     names = [f"{n:02d}" for n in range(20)]
     for name in names:
         storage.put(f"chunks/{name}", b"1")
@@ -953,7 +953,7 @@ def test_at_the_end_of_the_interpreter_each_file_is_waited_for_once(
     storage: LocalStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No thread can be given work any more, after some were; the system tells an error to the first who waits only."""
-    monkeypatch.setattr(sync_calls, "_PATIENCE_S", 0.0)
+    monkeypatch.setattr(disk_sync, "_PATIENCE_S", 0.0)
     names = [f"{n:02d}" for n in range(20)]
     for name in names:
         storage.put(f"chunks/{name}", b"1")
@@ -973,7 +973,7 @@ def test_at_the_end_of_the_interpreter_each_file_is_waited_for_once(
             return submit(*args)
 
         monkeypatch.setattr(threads, "submit", ending)
-        monkeypatch.setattr(sync_calls._threads, "_executor", threads)
+        monkeypatch.setattr(disk_sync._threads, "_executor", threads)
         monkeypatch.setattr(os, "fsync", tell_once)
         with pytest.raises(StorageError, match="bad disk"):
             storage.flush()
@@ -1003,7 +1003,7 @@ print("fine")
 
 def test_a_task_runs_once_where_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
     """The executor keeps the task that it could not start a thread for; running it again closed files of others."""
-    threads, ran = sync_calls.Threads(2, "test"), []
+    threads, ran = disk_sync.Threads(2, "test"), []
     gate = threading.Event()
     first = threads.submit(gate.wait)  # type: ignore[arg-type]
     with monkeypatch.context() as patched:

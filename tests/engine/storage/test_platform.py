@@ -13,7 +13,7 @@ import pytest
 
 from icechunk_engine.errors import ErrorKind, StorageError
 from icechunk_engine.storage import LocalStorage, local_filesystem_storage, storage_from_url
-from icechunk_engine.storage.local import platform, sync_calls
+from icechunk_engine.storage.local import disk_sync, platform
 
 
 @pytest.mark.parametrize("open_storage", [LocalStorage, local_filesystem_storage, storage_from_url])
@@ -63,10 +63,10 @@ except ic.errors.StorageError as error:
 def test_drives_of_macos_are_told_to_write_out_their_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     monkeypatch.setattr(
-        sync_calls, "fcntl", SimpleNamespace(F_FULLFSYNC=51, fcntl=lambda fd, code: calls.append(code)), raising=True
+        disk_sync, "fcntl", SimpleNamespace(F_FULLFSYNC=51, fcntl=lambda fd, code: calls.append(code)), raising=True
     )
     (tmp_path / "a").write_bytes(b"1")
-    assert sync_calls.sync_each([str(tmp_path / "a")], {}) == {}
+    assert disk_sync.sync_each([str(tmp_path / "a")], {}) == {}
     assert calls == [51]
 
 
@@ -76,6 +76,6 @@ def test_a_drive_that_refuses_to_write_out_its_memory_loses_nothing(
     def refuse(fd: int, code: int) -> None:
         raise OSError(22, "not supported")
 
-    monkeypatch.setattr(sync_calls, "fcntl", SimpleNamespace(F_FULLFSYNC=51, fcntl=refuse))
+    monkeypatch.setattr(disk_sync, "fcntl", SimpleNamespace(F_FULLFSYNC=51, fcntl=refuse))
     (tmp_path / "a").write_bytes(b"1")
-    assert sync_calls.sync_each([str(tmp_path / "a")], {}) == {}
+    assert disk_sync.sync_each([str(tmp_path / "a")], {}) == {}

@@ -19,9 +19,9 @@ import zarr
 import icechunk_engine as ours
 from icechunk_engine.ids import INITIAL_SNAPSHOT_ID
 from icechunk_engine.storage import LocalStorage, Storage
-from icechunk_engine.storage.local import durability, sync_calls
+from icechunk_engine.storage.local import disk_sync, durability
 from icechunk_engine.storage.wrappers import ObservingStorage, StorageCall
-from icechunk_engine.transaction import commit as commit_module
+from icechunk_engine.transaction import new_snapshot
 
 from .power_loss import Crash, Recorder, crashes
 
@@ -221,7 +221,7 @@ def test_what_was_acknowledged_is_there(tmp_path: Path, name: str) -> None:
 
 
 def no_sync_of_directories(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(sync_calls, "sync_directory", lambda path: None)
+    patch.setattr(disk_sync, "sync_directory", lambda path: None)
 
 
 def no_sync_of_chunks(patch: pytest.MonkeyPatch) -> None:
@@ -237,7 +237,7 @@ def no_sync_of_what_is_swapped_in(patch: pytest.MonkeyPatch) -> None:
 def swap_before_sync(patch: pytest.MonkeyPatch) -> None:
     """Everything is synced, but after the swap."""
     flush, replace = LocalStorage._sync_written, LocalStorage.replace
-    patch.setattr(commit_module, "make_durable", lambda *args: None)
+    patch.setattr(new_snapshot, "make_durable", lambda *args: None)
     patch.setattr(LocalStorage, "_sync_written", lambda self: None)
 
     def late(self: LocalStorage, *args: Any) -> Any:

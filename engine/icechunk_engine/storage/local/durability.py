@@ -34,8 +34,8 @@ from contextlib import suppress
 from itertools import batched, repeat
 
 from icechunk_engine._runtime.locks import forget_in_child, memory_lock
-from icechunk_engine.storage.local import sync_calls
-from icechunk_engine.storage.local.sync_calls import Losses
+from icechunk_engine.storage.local import disk_sync
+from icechunk_engine.storage.local.disk_sync import Losses
 
 _FEW = 32
 """Up to this many files, an fsync for each costs less than waiting for what others wrote."""
@@ -93,7 +93,7 @@ class UnsyncedFiles:
 
     def watch(self) -> None:
         """Call before a file is written. From then on, ``syncfs`` reports what goes wrong."""
-        if self._watch_fd < 0 and sync_calls.HAS_SYNCFS:
+        if self._watch_fd < 0 and disk_sync.HAS_SYNCFS:
             self._open_watch()
 
     def add(self, path: str) -> None:
@@ -150,12 +150,12 @@ class UnsyncedFiles:
         _close(self._watch_with(-1))
 
     def _sync(self, paths: Sequence[str]) -> Losses:
-        if len(paths) <= _FEW or not sync_calls.HAS_SYNCFS:
+        if len(paths) <= _FEW or not disk_sync.HAS_SYNCFS:
             return self._sync_files(paths)
         watch_fd = self._watch_with(-1)
         self.watch()  # what is written from now on
         try:
-            is_certain = sync_calls.sync_file_systems(set(map(os.path.dirname, paths)), watch_fd)
+            is_certain = disk_sync.sync_file_systems(set(map(os.path.dirname, paths)), watch_fd)
         except OSError as error:
             losses = self._sync_files(paths)
             if not losses:  # the system has forgotten whose error it was; directories have just been synced
@@ -165,16 +165,16 @@ class UnsyncedFiles:
         finally:
             _close(watch_fd)
         is_certain, self._must_ask_each_file = is_certain and not self._must_ask_each_file, False
-        return {} if is_certain else sync_calls.find_failed_writes(paths, self.lost)
+        return {} if is_certain else disk_sync.find_failed_writes(paths, self.lost)
 
     def _sync_files(self, paths: Sequence[str]) -> Losses:
         """Sync files and the directories that they are in."""
         losses: Losses = {}
         directories = dict.fromkeys(map(os.path.dirname, paths))
         for some in batched((path for path in paths if path not in directories), _FEW):
-            losses |= sync_calls.sync_each(some, self.lost)
+            losses |= disk_sync.sync_each(some, self.lost)
         for some in batched(directories, _FEW):
-            sync_calls.sync_each(some, self._lost_directories)
+            disk_sync.sync_each(some, self._lost_directories)
         if self._lost_directories:  # the files may be whole, but their names are not safe
             for path in paths:
                 error = self._lost_directories.get(os.path.dirname(path))
@@ -191,11 +191,11 @@ class UnsyncedFiles:
         """
         _close(self._watch_with(-1))
         self._must_ask_each_file = True
-        if sync_calls.HAS_SYNCFS:
+        if disk_sync.HAS_SYNCFS:
             with suppress(OSError):
                 fd = os.open(self._root, os.O_RDONLY)
                 try:
-                    sync_calls.syncfs(fd)
+                    disk_sync.syncfs(fd)
                 finally:
                     os.close(fd)
 
@@ -235,7 +235,7 @@ def _close(fd: int) -> None:
 _watching = memory_lock()
 _watched: dict[int, UnsyncedFiles] = {}
 _by_root: dict[str, UnsyncedFiles] = {}
-_background = forget_in_child(sync_calls.Threads(1, "icechunk-flush"))
+_background = forget_in_child(disk_sync.Threads(1, "icechunk-flush"))
 
 
 def unsynced_files(root: str) -> UnsyncedFiles:

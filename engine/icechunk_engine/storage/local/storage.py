@@ -31,7 +31,7 @@ from icechunk_engine.errors import (
     VersionMismatchError,
 )
 from icechunk_engine.storage.base import ObjectInfo, Storage, Version
-from icechunk_engine.storage.local import files, sync_calls
+from icechunk_engine.storage.local import disk_sync, files
 from icechunk_engine.storage.local.commit_queue import commit_queue
 from icechunk_engine.storage.local.durability import unsynced_files
 from icechunk_engine.storage.local.file_lock import locked
@@ -364,7 +364,7 @@ class LocalStorage(Storage):
         """Sync the directory after an object got its name. If that fails, the object counts as lost."""
         if self._durable:
             try:
-                sync_calls.sync_directory(os.path.dirname(path))
+                disk_sync.sync_directory(os.path.dirname(path))
             except OSError as error:
                 self._unsynced.mark_lost(path, error)
                 raise self._not_durable({path: error}) from error

@@ -1,6 +1,6 @@
 """Storages that stand in front of another storage and change what its calls do."""
 
-from icechunk_engine.storage.wrappers.observing import READING_METHODS, WRITING_METHODS, ObservingStorage, StorageCall
+from icechunk_engine.storage.wrappers.each_call import READING_METHODS, WRITING_METHODS, ObservingStorage, StorageCall
 from icechunk_engine.storage.wrappers.prefix import PrefixStorage
 from icechunk_engine.storage.wrappers.read_only import ReadOnlyStorage
 from icechunk_engine.storage.wrappers.request_limit import LimitedStorage

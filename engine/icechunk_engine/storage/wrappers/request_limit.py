@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 
 from icechunk_engine._runtime.locks import memory_lock, run_in_child
 from icechunk_engine.storage.base import ObjectInfo, Storage
-from icechunk_engine.storage.wrappers.observing import ObservingStorage, StorageCall
+from icechunk_engine.storage.wrappers.each_call import ObservingStorage, StorageCall
 
 
 class LimitedStorage(ObservingStorage):

@@ -22,7 +22,7 @@ from icechunk_engine.catalog.base import Catalog
 from icechunk_engine.catalog.changes import CatalogChange
 from icechunk_engine.catalog.opening import open_catalog
 from icechunk_engine.errors import ConflictError, IcechunkError, StorageError
-from icechunk_engine.transaction.commit import NewSnapshot
+from icechunk_engine.transaction.new_snapshot import NewSnapshot
 from icechunk_engine.workspace.workspace import EditsToken, Workspace
 
 
