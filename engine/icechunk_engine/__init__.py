@@ -100,7 +100,7 @@ from icechunk_engine.format.decompression import set_decompression_limit
 from icechunk_engine.ops.doctor import doctor
 from icechunk_engine.ops.migrate import upgrade_icechunk_repository
 from icechunk_engine.repository import Repository
-from icechunk_engine.session import ForkSession, IcechunkStore, Session, SessionMode
+from icechunk_engine.session import ForkSession, Session, SessionMode
 from icechunk_engine.storage import (
     Storage,
     azure_storage,
@@ -115,6 +115,7 @@ from icechunk_engine.storage import (
     s3_storage,
     tigris_storage,
 )
+from icechunk_engine.store import IcechunkStore
 from icechunk_engine.transaction.conflicts import (
     BasicConflictSolver,
     Conflict,

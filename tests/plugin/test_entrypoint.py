@@ -88,6 +88,18 @@ def test_the_engine_is_guessed_for_local_repositories(repo: Any, location: str, 
         xr.testing.assert_identical(xr.open_dataset(source).load(), dataset)
 
 
+def test_the_engine_is_guessed_for_a_store_if_only_the_engine_was_imported() -> None:
+    code = """
+import warnings
+warnings.simplefilter("ignore")  # from other engines
+import icechunk_engine as icechunk
+from xarray.backends.plugins import guess_engine
+session = icechunk.Repository.create(icechunk.in_memory_storage()).writable_session("main")
+print(guess_engine(session.store), type(session.store) is icechunk.store.IcechunkStore)
+"""
+    assert run_python(code).strip() == "icechunk True"
+
+
 def test_guessing_never_raises(repo: Any, tmp_path: Path, location: str) -> None:
     guess = IcechunkBackendEntrypoint().guess_can_open
     other = tmp_path / "other"

@@ -159,8 +159,12 @@ class Catalog(ABC):
         """Raise ReadOnlyError if the repository's status forbids writing."""
 
     @abstractmethod
+    def require_moves_supported(self) -> None:
+        """Raise FormatError in spec 1, which has no moves. Makes no request."""
+
+    @abstractmethod
     def require_moves_allowed(self) -> None:
-        """Raise an error if nodes cannot be moved: spec 1 has no moves, and a feature flag forbids them in spec 2."""
+        """Raise SessionStateError if a feature flag forbids moving nodes."""
 
     @abstractmethod
     def require_amend_supported(self) -> None:

@@ -9,8 +9,8 @@ times before and after the write, give or take the tolerance. Slow requests only
 lead to a false alarm. A copy that keeps the date of its original would, so the object must be newly written.
 
 What it costs: asking for the date takes a request. We skip it if earlier answers of the storage show that the clocks
-agree (:meth:`~icechunk_engine.storage.base.Storage.heard_us`). On a disk, each write tells the time for free, so the
-request is made only before an error.
+agree (:meth:`~icechunk_engine.storage.base.Storage.clock_lower_bound_us`). On a disk, each write tells the time for
+free, so the request is made only before an error.
 """
 
 from __future__ import annotations

@@ -188,8 +188,11 @@ class RefFileCatalog(Catalog):
     def require_online(self) -> None:
         """Do nothing: without a status, a repository is always online."""
 
-    def require_moves_allowed(self) -> None:
+    def require_moves_supported(self) -> None:
         raise needs_spec_2("moves")
+
+    def require_moves_allowed(self) -> None:
+        """Do nothing: spec 1 has no feature flags."""
 
     def require_amend_supported(self) -> None:
         raise needs_spec_2("cannot amend")

@@ -167,6 +167,9 @@ class RepoFileCatalog(Catalog):
     def require_online(self) -> None:
         preconditions.require_online(self._info)
 
+    def require_moves_supported(self) -> None:
+        """Do nothing: repositories of spec 2 support them."""
+
     def require_moves_allowed(self) -> None:
         preconditions.require_moves_allowed(self._info)
 

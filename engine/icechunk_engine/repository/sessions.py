@@ -124,6 +124,7 @@ class SessionMethods(RepositoryBase):
             ``unsupported-spec-version``: spec version 1 has no moves.
         """
         catalog = self._catalog()
+        catalog.require_moves_supported()
         tip = catalog.branch_tip(branch)
         catalog.require_online()
         catalog.require_moves_allowed()

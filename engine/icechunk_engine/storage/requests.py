@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from itertools import chain
 
 from icechunk_engine._runtime.observing import request
 from icechunk_engine._runtime.pools import POOL_SIZE
@@ -53,12 +52,15 @@ class ReportedStorage(ObservingStorage):
             return self.inner.get_range(key, start, stop)
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        # Reported up to the first object. A generator must not hold a span open between its steps, and a caller that
-        # wants only the first object must not pay for all of them.
+        # A caller that never takes an object must not pay for the listing, and one that takes the first must not pay
+        # for all. Only the wait for the first object is reported: a generator must not hold a span open between its
+        # steps.
         objects = self.inner.list(prefix)
         with request(_LOG, "list", prefix):
             first = next(objects, None)
-        return iter(()) if first is None else chain((first,), objects)
+        if first is not None:
+            yield first
+            yield from objects
 
 
 def _shown(keys: tuple[str, ...]) -> str:

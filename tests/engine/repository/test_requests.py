@@ -14,9 +14,11 @@ import zarr
 
 import icechunk_engine as ic
 from icechunk_engine import Repository
+from icechunk_engine.session import workspace_of
 from icechunk_engine.storage.wrappers import StorageCall
 from icechunk_engine.testing.counting import CountingStorage
 from icechunk_engine.testing.faults import FaultStorage
+from icechunk_engine.testing.latency import LatencyStorage
 
 
 @pytest.fixture
@@ -201,6 +203,20 @@ def test_refs_take_one_swap(storage: CountingStorage) -> None:
     storage.reset()
     list(repo.ancestry(branch="main"))
     assert storage.n_requests == 1
+
+
+def test_creating_beside_other_objects_does_not_list_them() -> None:
+    storage = CountingStorage(ic.in_memory_storage())
+    Repository.create(storage, check_clean_root=False)
+    assert storage.requests["list"] == 0
+
+
+def test_an_open_repository_notices_that_its_storage_became_slow() -> None:
+    storage = LatencyStorage(ic.in_memory_storage())
+    session = Repository.create(CountingStorage(storage)).readonly_session("main")
+    assert not workspace_of(session).storage_is_remote
+    storage.read_latency_ms = 1
+    assert workspace_of(session).storage_is_remote
 
 
 class _MostAtATime(CountingStorage):

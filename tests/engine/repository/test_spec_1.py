@@ -389,6 +389,7 @@ REFUSED: dict[str, Callable[[Repository], Any]] = {
     "enabled_feature_flags": lambda repo: repo.enabled_feature_flags(),
     "set_feature_flag": lambda repo: repo.set_feature_flag("create_tag", False),
     "ops_log": lambda repo: list(repo.ops_log()),
+    "rearrange_session": lambda repo: repo.rearrange_session("no such branch"),
 }
 
 

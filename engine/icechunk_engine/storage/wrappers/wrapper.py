@@ -18,8 +18,21 @@ class WrapperStorage(Storage):
 
     def __init__(self, inner: Storage) -> None:
         self.inner = inner
-        self.is_remote = inner.is_remote
         self.read_only = inner.read_only
+
+    _own_is_remote: bool | None = None
+
+    @property
+    def is_remote(self) -> bool:
+        """True if calls go over a network: as set on this wrapper, else as ``inner`` says now.
+
+        It is not copied, because that of a LatencyStorage can change while a repository uses it.
+        """
+        return self.inner.is_remote if self._own_is_remote is None else self._own_is_remote
+
+    @is_remote.setter
+    def is_remote(self, value: bool) -> None:
+        self._own_is_remote = value
 
     @property
     def identity(self) -> str:
