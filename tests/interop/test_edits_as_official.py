@@ -19,7 +19,7 @@ from zarr.buffer.cpu import Buffer
 import icechunk_engine as ours
 from icechunk_engine.paths import ancestors
 from icechunk_engine.session import workspace_of
-from tests.engine.store.support import array_document
+from tests.engine.zarr_store.support import array_document
 
 type Edit = tuple[Any, ...]
 

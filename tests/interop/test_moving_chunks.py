@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from zarr.buffer.cpu import Buffer
 
 import icechunk_engine as ours
-from tests.engine.store.support import array_document
+from tests.engine.zarr_store.support import array_document
 
 GRID = (4, 3)
 Move = Callable[[Any], None]

@@ -14,7 +14,7 @@ import zarr
 from zarr.buffer.cpu import Buffer
 
 import icechunk_engine as ours
-from tests.engine.store.support import GROUP, array_document
+from tests.engine.zarr_store.support import GROUP, array_document
 
 ARRAY = array_document((4,))
 Step = tuple[str, str]

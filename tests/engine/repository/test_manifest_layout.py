@@ -17,7 +17,7 @@ from icechunk_engine.session import workspace_of
 from icechunk_engine.storage import MemoryStorage, Storage
 from icechunk_engine.storage.wrappers import ObservingStorage, StorageCall
 from icechunk_engine.transaction import splitting
-from tests.engine.store.support import array_document
+from tests.engine.zarr_store.support import array_document
 from tests.profiles import by_profile
 
 GRID = (6, 5)

@@ -18,7 +18,7 @@ from icechunk_engine.errors import (
 from icechunk_engine.repository import Repository
 from icechunk_engine.session import Session, workspace_of
 from icechunk_engine.store import IcechunkStore
-from tests.engine.store.support import GROUP, array_document, put, read
+from tests.engine.zarr_store.support import GROUP, array_document, put, read
 
 
 def buffer(data: bytes) -> Buffer:

@@ -18,7 +18,7 @@ from icechunk_engine.storage import LocalStorage, MemoryStorage
 from icechunk_engine.store import IcechunkStore
 from icechunk_engine.workspace import view
 from icechunk_engine.zarr_store import key_listing
-from tests.engine.store.support import GROUP, array_document, put, read
+from tests.engine.zarr_store.support import GROUP, array_document, put, read
 from tests.zarr_internals import sync
 
 

@@ -24,7 +24,7 @@ from icechunk_engine.session import Session, workspace_of
 from icechunk_engine.storage import MemoryStorage
 from icechunk_engine.store import IcechunkStore
 from icechunk_engine.zarr_store.byte_ranges import Piece, coalesce
-from tests.engine.store.support import GROUP, array_document, put
+from tests.engine.zarr_store.support import GROUP, array_document, put
 
 PROTOTYPE = default_buffer_prototype()
 INVALID_KEYS = ["foo", "a/c0", "a/c/0/", "a/c/-1", "a/c/x", "a/c/0//1", "a/c/+1", "a/c/1_0", "a.0", "", "../zarr.json"]

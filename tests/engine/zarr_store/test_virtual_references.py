@@ -21,7 +21,7 @@ from icechunk_engine.session import Session, workspace_of
 from icechunk_engine.storage import MemoryStorage
 from icechunk_engine.store import IcechunkStore
 from icechunk_engine.virtual.virtual_refs import refs_of_grid, whole_seconds
-from tests.engine.store.support import GROUP, array_document, put
+from tests.engine.zarr_store.support import GROUP, array_document, put
 
 PREFIX = "file:///data/"
 LOCATION = PREFIX + "x.nc"

@@ -16,7 +16,7 @@ from icechunk_engine.repository import Repository
 from icechunk_engine.session import Session, workspace_of
 from icechunk_engine.storage import Storage
 from icechunk_engine.store import IcechunkStore
-from tests.engine.store.support import GROUP, array_document, put
+from tests.engine.zarr_store.support import GROUP, array_document, put
 
 
 def test_stores_of_one_session_are_equal(repo: Repository, session: Session, store: IcechunkStore) -> None:

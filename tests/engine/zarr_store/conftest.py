@@ -7,7 +7,7 @@ import pytest
 from icechunk_engine.repository import Repository
 from icechunk_engine.session import Session, workspace_of
 from icechunk_engine.store import IcechunkStore
-from tests.engine.store.support import GROUP, array_document
+from tests.engine.zarr_store.support import GROUP, array_document
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from icechunk_engine.errors import InvalidInputError, ReadOnlyError
 from icechunk_engine.repository import Repository
 from icechunk_engine.storage import MemoryStorage
 from icechunk_engine.store import IcechunkStore
-from tests.engine.store.support import GROUP, array_document, ensure_array, put, read
+from tests.engine.zarr_store.support import GROUP, array_document, ensure_array, put, read
 from tests.zarr_internals import collect_aiterator, sync
 
 READ_ONLY = "cannot write to read-only store"
