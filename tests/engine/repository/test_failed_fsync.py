@@ -15,7 +15,14 @@ import numpy as np
 import pytest
 import zarr
 
-from icechunk_engine import ConflictDetector, ErrorKind, Repository, Session, StorageError
+from icechunk_engine import (
+    ConflictDetector,
+    ErrorKind,
+    Repository,
+    Session,
+    StorageError,
+    upgrade_icechunk_repository,
+)
 from icechunk_engine.storage import LocalStorage
 from icechunk_engine.storage.local import disk_sync
 from icechunk_engine.types import SpecVersion
@@ -226,6 +233,25 @@ def test_a_commit_that_was_interrupted_before_its_last_sync_is_synced_later(repo
     assert isinstance(repo.storage, LocalStorage)
     folder = repo.storage.root if repo.spec_version == SpecVersion.v2 else f"{repo.storage.root}/refs/branch.main"
     assert folder in synced
+
+
+def test_an_upgrade_whose_deletions_may_be_lost_is_not_acknowledged(tmp_path: Path) -> None:
+    """A crash could bring the ref files of spec 1 back, and old programs would write to them."""
+    repo = Repository.create(LocalStorage(tmp_path / "repo"), spec_version=SpecVersion.v1)
+    branch_folder, fsync = tmp_path / "repo" / "refs" / "branch.main", os.fsync
+
+    def after_the_deletion(fd: int) -> None:
+        if not (branch_folder / "ref.json").exists():
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        fsync(fd)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", after_the_deletion)
+        with pytest.raises(StorageError) as caught:
+            upgrade_icechunk_repository(repo, dry_run=False)
+    assert caught.value.kind == ErrorKind.NOT_DURABLE
+    assert not (branch_folder / "ref.json").exists()
+    assert Repository.open(LocalStorage(tmp_path / "repo")).spec_version == SpecVersion.v2
 
 
 def test_a_forked_child_does_not_commit_what_its_parent_has_not_flushed() -> None:

@@ -219,6 +219,30 @@ def forks_of_several_threads(n_forks: int) -> None:
     assert not failures, failures
 
 
+def a_fork_in_the_middle_of_an_edit() -> None:
+    """The fork waits until the edit is complete, so the child sees all of it."""
+    lock, both, is_half_done, may_go_on = locks.memory_lock(), [0, 0], threading.Event(), threading.Event()
+
+    def edit() -> None:
+        with lock:
+            both[0] = 1
+            is_half_done.set()
+            may_go_on.wait(30)
+            both[1] = 1
+
+    editing = threading.Thread(target=edit)
+    editing.start()
+    is_half_done.wait(30)
+    threading.Timer(0.3, may_go_on.set).start()
+
+    def look() -> None:
+        with lock:
+            assert both == [1, 1], f"the child was forked in the middle of an edit: {both}"
+
+    _require_child_ends(look)
+    editing.join()
+
+
 def _require_free(found: list[locks.MemoryLock]) -> None:
     for lock in found:
         assert lock.acquire(timeout=5), "a lock is held that nobody will release"

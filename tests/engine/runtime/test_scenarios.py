@@ -44,6 +44,11 @@ def test_forks_of_several_threads() -> None:
     run_bounded(scenarios.forks_of_several_threads, 8, seconds=60, megabytes=THREADS_MB)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_a_fork_in_the_middle_of_an_edit() -> None:
+    run_bounded(scenarios.a_fork_in_the_middle_of_an_edit, seconds=60, megabytes=THREADS_MB)
+
+
 @pytest.mark.long
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 def test_random_threads(tmp_path: Path) -> None:
