@@ -16,17 +16,17 @@ The rule
 
 What would break without it
 ---------------------------
-Without rule 1, two threads can wait for each other through the pool: one holds the lock and waits for a task, while the
-tasks in the pool wait for the lock. Then every repository of the process hangs. Without rule 2, a fork can inherit a
-lock that no thread of the child will ever release.
+Without rule 1, two threads can wait for each other through the pool: one holds the lock and waits for a task, while
+the tasks in the pool wait for the lock. Then every repository of the process hangs. Without rule 2, a fork can inherit
+a lock that no thread of the child will ever release.
 
 Exceptions
 ----------
-Two queues are held while a thread waits. They are not locks in the sense of the rule: they guard no memory, and nothing
-is locked or awaited inside them. One is the kernel lock on a file, which excludes other processes while an object is
-replaced (``storage.local.file_lock``). The other is the queue of the threads that wait for a disk
-(``storage.local.durability``). The semaphore that limits requests (``storage.wrappers.request_limit``) is held during a
-request; by rule 3 that request waits for no other.
+Two queues are held while a thread waits. They are not locks in the sense of the rule: they guard no memory, and
+nothing is locked or awaited inside them. One is the kernel lock on a file, which excludes other processes while an
+object is replaced (``storage.local.file_lock``). The other is the queue of the threads that wait for a disk
+(``storage.local.durability``). The semaphore that limits requests (``storage.wrappers.request_limit``) is held during
+a request; by rule 3 that request waits for no other.
 
 Forks
 -----
