@@ -34,6 +34,9 @@ from icechunk_engine.workspace.state import WorkspaceState
 from icechunk_engine.workspace.workspace import Workspace
 from icechunk_engine.zarr_store.workspace_store import WorkspaceStore
 
+_OWN_ATTRIBUTES = frozenset({"_workspace", "_fork_point", "_committer"})
+"""Attributes that :meth:`Session._set_up` makes."""
+
 
 class Session:
     """A view of the hierarchy at one snapshot, plus uncommitted edits if it is writable.
@@ -62,11 +65,15 @@ class Session:
         self._fork_point = fork_point
         self._committer = Committer(workspace)
 
-    def __getstate__(self) -> CarriedSession:
-        return pack(self._workspace, self._fork_point)
+    def __getstate__(self) -> tuple[CarriedSession, dict[str, object]]:
+        # Attributes that users and their subclasses have set travel, too.
+        theirs = {name: value for name, value in vars(self).items() if name not in _OWN_ATTRIBUTES}
+        return pack(self._workspace, self._fork_point), theirs
 
-    def __setstate__(self, carried: CarriedSession) -> None:
+    def __setstate__(self, state: tuple[CarriedSession, dict[str, object]]) -> None:
+        carried, theirs = state
         self._set_up(carried.unpack(), carried.fork_point)
+        vars(self).update(theirs)
 
     # --- properties --------------------------------------------------------------------------------------------
 

@@ -238,6 +238,13 @@ def test_forks_equal_a_serial_run(writes: list[tuple[int, int, int]], through_pi
     assert repr(parallel.status()) == repr(serial.status())
 
 
+def test_attributes_of_users_travel(session: ic.Session) -> None:
+    fork = session.fork()
+    vars(fork)["label"] = "tile 7"
+    assert vars(copy(fork))["label"] == "tile 7"
+    assert vars(copy(copy(fork)))["label"] == "tile 7"
+
+
 def test_copies_with_other_edits_are_told_apart(session: ic.Session) -> None:
     """dask and xarray take equal tokens for equal content."""
     fork = session.fork()
