@@ -128,7 +128,7 @@ def _ranges(storage: Storage) -> str:
     try:
         data = storage.get(layout.REPO)
     except ObjectNotFoundError:
-        raise _NotTried("not tried: it holds no repository") from None
+        raise _NotTried("not tried: it holds no object 'repo'") from None
     middle = len(data) // 2
     if storage.get_range(layout.REPO, 1, middle) != data[1:middle]:
         raise _Failed("the store returned other bytes than those asked for: it cannot be read from safely")

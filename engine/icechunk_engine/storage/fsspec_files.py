@@ -257,10 +257,8 @@ def _info(key: str, details: FileDetails) -> ObjectInfo:
     times = (
         details.get(name) for name in ("mtime", "LastModified", "last_modified", "modified", "updated", "created")
     )
-    size = details.get("size")
-    return ObjectInfo(
-        key, size if isinstance(size, int) else 0, next((us for us in map(_us, times) if us is not None), 0)
-    )
+    size = cast("int", details.get("size") or 0)  # some file systems return numbers of numpy, or text
+    return ObjectInfo(key, int(size), next((us for us in map(_us, times) if us is not None), 0))
 
 
 def _us(time: object) -> int | None:

@@ -62,6 +62,15 @@ def test_a_repository_in_a_zip_file(zipped: str) -> None:
     assert repo.list_tags() == set()
 
 
+@pytest.mark.parametrize("size", [np.int64(5), "5", 5.0])
+def test_sizes_of_any_type(size: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    system = fsspec.filesystem("memory")
+    monkeypatch.setattr(type(system), "info", lambda self, path, **options: {"type": "file", "size": size})
+    found = FsspecStorage("memory://sizes").info("a")
+    assert found is not None
+    assert found.size_bytes == 5
+
+
 def test_what_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(RepositoryNotFoundError):
         Repository.open(FsspecStorage(f"file://{tmp_path}/nothing"))
