@@ -203,7 +203,9 @@ def test_a_container_has_one_client(s3_server: Running, place: str, monkeypatch:
     assert len(readers) == 1
 
 
-def test_reading_one_chunk_are_read_together(s3_server: Running, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranges_of_one_chunk_are_read_together(
+    s3_server: Running, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import asyncio
 
     from zarr.abc.store import RangeByteRequest
