@@ -34,10 +34,10 @@ TOXINS: tuple[Damage, ...] = (
     "truncate",
     "hang",
 )
-HASTY = StorageSettings(
-    retries=StorageRetriesSettings(max_tries=2, initial_backoff_ms=1, max_backoff_ms=5),
-    timeouts=StorageTimeoutSettings(read_timeout_ms=500),
-)
+FEW_RETRIES = StorageRetriesSettings(max_tries=2, initial_backoff_ms=1, max_backoff_ms=5)
+HASTY = StorageSettings(retries=FEW_RETRIES, timeouts=StorageTimeoutSettings(read_timeout_ms=500))
+PATIENT = StorageSettings(retries=FEW_RETRIES, timeouts=StorageTimeoutSettings(read_timeout_ms=30_000))
+"""Where every request gets an answer: a slow machine must not look like a bad network."""
 CONFIG = RepositoryConfig(storage=HASTY, inline_chunk_threshold_bytes=0)
 COMMITS = by_profile(quick=5, thorough=8)
 SIZE = 300
@@ -120,8 +120,9 @@ def test_nothing_is_lost_or_doubled(server: tuple[str, Running], proxy: FaultPro
 def test_a_network_that_stays_bad_is_an_error(server: tuple[str, Running], proxy: FaultProxy, place: str) -> None:
     """Each request of opening, reading, writing and committing fails for good: an error of ours, and no change."""
     maker = MAKERS[server[0]]
+    config = RepositoryConfig(storage=PATIENT, inline_chunk_threshold_bytes=0)
     storage, direct = maker(Running(proxy.port), place), maker(server[1], place)
-    repo = Repository.create(storage, config=CONFIG)
+    repo = Repository.create(storage, config=config)
     with repo.transaction("main", message="start") as store:
         zarr.create_array(store, name="a", shape=(SIZE,), chunks=(SIZE // 6,), dtype="i4", dimension_names=["x"])[
             :
@@ -129,19 +130,19 @@ def test_a_network_that_stays_bad_is_an_error(server: tuple[str, Running], proxy
     pending = repo.writable_session("main")
     zarr.open_array(pending.store, path="a", mode="r+")[:10] = 2
     before = {(info.key, direct.get_versioned(info.key)[1]) for info in direct.list()}
-    unread = Repository.open(storage, config=CONFIG).readonly_session("main")
+    unread = Repository.open(storage, config=config).readonly_session("main")
 
     def write() -> None:
         zarr.open_array(pending.store, path="a", mode="r+")[:] = 3
 
     attempts: list[Callable[[], object]] = [
-        lambda: Repository.create(storage, config=CONFIG),
-        lambda: Repository.open(maker(Running(proxy.port), place), config=CONFIG).readonly_session("main"),
+        lambda: Repository.create(storage, config=config),
+        lambda: Repository.open(maker(Running(proxy.port), place), config=config).readonly_session("main"),
         lambda: zarr.open_array(unread.store, path="a", mode="r")[:],
         write,
         lambda: pending.commit("never"),
         lambda: repo.create_tag("never", pending.snapshot_id),
-        lambda: list(storage.with_settings(HASTY).list()),
+        lambda: list(storage.with_settings(PATIENT).list()),
     ]
     for toxin in ("drop before", "503 before", "429 before"):
         proxy.toxins, proxy.toxicity = (toxin,), 1
