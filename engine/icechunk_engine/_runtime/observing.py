@@ -33,7 +33,7 @@ class _Tracer(Protocol):
 
 
 class _Tracing(Protocol):
-    """What this module calls of ``opentelemetry.trace``."""
+    """The part of ``opentelemetry.trace`` that this module calls."""
 
     def get_current_span(self) -> _Span: ...
 

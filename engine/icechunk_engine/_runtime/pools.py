@@ -32,7 +32,7 @@ POOL_SIZE = 256
 
 
 class PossiblyRemote(Protocol):
-    """What this module needs to know about a storage."""
+    """The part of a storage that this module uses."""
 
     is_remote: bool
 

@@ -49,7 +49,7 @@ class CatalogChange(ABC):
     @property
     @abstractmethod
     def description(self) -> str:
-        """What the change does, for messages: "creating branch 'dev'"."""
+        """Description for messages, such as "creating branch 'dev'"."""
 
     @abstractmethod
     def apply(self, info: RepoInfo, at_us: int) -> tuple[RepoInfo, UpdateRecord]:

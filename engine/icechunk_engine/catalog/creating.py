@@ -18,7 +18,7 @@ from icechunk_engine.storage.base import PROBE_PREFIX, Storage
 from icechunk_engine.types import JsonObject
 
 _LEFT_BEHIND = {layout.snapshot_key(INITIAL_SNAPSHOT_ID), layout.transaction_log_key(INITIAL_SNAPSHOT_ID)}
-"""What an interrupted creation leaves. It must not keep you from creating the repository again."""
+"""Objects that an interrupted creation leaves. They must not keep you from creating the repository again."""
 
 
 def require_free(storage: Storage, check_clean_root: bool) -> None:

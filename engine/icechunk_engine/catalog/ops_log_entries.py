@@ -20,7 +20,7 @@ def public_status(status: Status) -> RepoStatus:
 
 
 class UpdateType:
-    """What an entry of the ops log did. Each kind is a nested class."""
+    """The kind of an entry of the ops log. Each kind is a nested class."""
 
     def __repr__(self) -> str:
         fields = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())

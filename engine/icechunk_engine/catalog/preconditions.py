@@ -1,4 +1,4 @@
-"""What must be true of a repo info before it is changed, and lookups that raise typed errors. Pure."""
+"""Conditions that a repo info must meet before it is changed, and lookups that raise typed errors. Pure."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 Predicate = Callable[[str], bool]
-"""Whether one character belongs to a class."""
+"""A test of one character: does it belong to a class?"""
 
 MAX_SIZE = 10_000
 """Maximum number of steps of an expression, with counted repetitions written out."""
@@ -50,7 +50,7 @@ class Before(IntEnum):
 
 
 Assertion = Callable[[Before, str], bool]
-"""Whether a position between two characters is allowed. The second character is empty at the end of the text."""
+"""A test of the position between two characters. The second character is empty at the end of the text."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,7 +79,7 @@ class CachingConfig(Settings):
 
 @dataclass(slots=True, repr=False)
 class RepoUpdateRetryConfig(Settings):
-    """How often an update of the repository is retried after a conflict with another writer."""
+    """Retries of an update of the repository after a conflict with another writer."""
 
     default: StorageRetriesSettings | None = setting(
         Part(StorageRetriesSettings), effective=StorageRetriesSettings(100, 50, 30_000)

@@ -82,7 +82,7 @@ class SettingsMethods(RepositoryBase):
 
     @property
     def status(self) -> RepoStatus:
-        """Whether the repository can be written to."""
+        """Availability of the repository, since when, and why."""
         return self.get_status()
 
     def set_status(self, status: RepoStatus) -> None:

@@ -74,7 +74,7 @@ def _origin(state: WorkspaceState, point: ForkPoint | None) -> SnapshotId:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CarriedSession:
-    """What a pickled session consists of: a fork, or a read-only session.
+    """The content of a pickled session: a fork, or a read-only session.
 
     Attributes
     ----------

@@ -154,7 +154,7 @@ class Session:
 
     @property
     def _description(self) -> str:
-        """What an operation works on, for logs and errors."""
+        """Description for logs and errors."""
         branch = self.branch
         what = "a session without a branch" if branch is None else f"a session on branch {branch!r}"
         return f"{what} of {self._workspace.storage_identity}"

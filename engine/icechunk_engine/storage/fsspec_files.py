@@ -32,7 +32,7 @@ from icechunk_engine.storage.single_writer import SINGLE_WRITER_HINT, is_single_
 
 
 class FileSystem(Protocol):
-    """What the engine calls of a file system of fsspec."""
+    """The part of an fsspec file system that the engine calls."""
 
     use_listings_cache: bool
 

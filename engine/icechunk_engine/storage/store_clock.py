@@ -1,4 +1,4 @@
-"""What the answers of a store reveal about its clock."""
+"""The clock of a store, learned from the dates in its answers."""
 
 from __future__ import annotations
 

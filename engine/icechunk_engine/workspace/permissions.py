@@ -1,4 +1,4 @@
-"""What a session may do, and the errors that say why it may not.
+"""The permissions of a session, and the errors that say what is not allowed and why.
 
 A workspace asks before each edit: once to fail early, and once more under its lock. The second answer is the one that
 counts, because a commit begins under that lock: an edit either happens before the commit copies the edits, or is
@@ -12,7 +12,7 @@ from icechunk_engine.types import NumberedEnum
 
 
 class SessionMode(NumberedEnum):
-    """What a session can change."""
+    """The kind of a session."""
 
     readonly = 0
     writable = 1
@@ -20,7 +20,7 @@ class SessionMode(NumberedEnum):
 
 
 class Permissions:
-    """What a session may do now. A commit makes it read-only.
+    """The present permissions of a session. A commit makes it read-only.
 
     Attributes
     ----------

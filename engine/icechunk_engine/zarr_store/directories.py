@@ -1,4 +1,4 @@
-"""What directories such as ``group/array`` or ``array/c/0`` stand for.
+"""Directories such as ``group/array`` or ``array/c/0``, and the keys below them.
 
 A directory is a whole number of path components: ``a`` covers ``a/b`` but not ``ab``.
 """

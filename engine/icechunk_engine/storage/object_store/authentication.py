@@ -139,7 +139,7 @@ class Refreshing[C]:
 
 
 class _ReturnedCredentials:
-    """What users' functions returned last, by their pickled form; shared by the process."""
+    """Last results of users' functions, by the pickled form of the function. The process shares them."""
 
     def __init__(self) -> None:
         self._returned: SharedLoads[bytes, tuple[object, datetime | None]] = SharedLoads(0)

@@ -1,4 +1,4 @@
-"""Whether a store keeps the conditions of conditional writes, tested before the first write.
+"""A test of whether a store honours the conditions of conditional writes, made before the first write.
 
 **What is always true.** This process writes nothing below an endpoint of the user's until that store has refused a
 write whose condition does not hold. The clouds' own stores are known to refuse such writes and are not tested.

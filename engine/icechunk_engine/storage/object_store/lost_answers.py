@@ -1,4 +1,4 @@
-"""What became of a conditional write whose answer was lost, judged by reading the object back. Pure.
+"""The outcome of a conditional write whose answer was lost, judged by reading the object back. Pure.
 
 **The problem.** A store may apply a conditional write and lose the answer. The client repeats the request, and the
 store refuses it, because the object is already there: ours.
@@ -24,7 +24,7 @@ WRITE_ID_SPELLINGS = (WRITE_ID, "icechunk_write_id")
 
 
 class Outcome(Enum):
-    """What became of one conditional write."""
+    """Outcome of a conditional write."""
 
     WON = "the object is what we wrote"
     LOST = "somebody else's write is there"

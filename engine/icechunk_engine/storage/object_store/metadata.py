@@ -1,4 +1,4 @@
-"""What stores say about objects: versions, etags, sizes and times. Pure."""
+"""Facts that stores report about objects: versions, etags, sizes and times. Pure."""
 
 from __future__ import annotations
 
