@@ -234,10 +234,6 @@ class AssetManager:
         _require_same(key, snapshot.snapshot_id, snapshot_id)
         return snapshot, snapshot.nbytes
 
-    def has_snapshot(self, snapshot_id: SnapshotId) -> bool:
-        """Return whether :meth:`snapshot` needs no request."""
-        return self._caches.snapshots.get(snapshot_id) is not None
-
     def remember_snapshot(self, snapshot: Snapshot) -> None:
         """Cache a snapshot that was just written."""
         self._caches.snapshots.put(snapshot.snapshot_id, snapshot, snapshot.nbytes)

@@ -143,11 +143,6 @@ INITIAL_SNAPSHOT_ID = SnapshotId.from_str("1CECHNKREP0F1RSTCMT0")
 """The id of the first snapshot of every repository (spec, *Initial snapshot*)."""
 
 
-def random_id_rows(n: int, size: int = 12) -> NDArray[np.uint8]:
-    """Make ``n`` new ids, as a ``uint8`` column of shape ``(n, size)``."""
-    return np.frombuffer(os.urandom(n * size), np.uint8).reshape(n, size)
-
-
 def base32_of_rows(rows: NDArray[np.uint8]) -> list[str]:
     """Encode each row of an id column, ``uint8`` of shape ``(n, size)``, as :func:`encode_base32` does."""
     n_rows, size = rows.shape

@@ -76,11 +76,6 @@ def join(top: str, relative: str) -> str:
     return ROOT + relative if top == ROOT else f"{top}/{relative}"
 
 
-def storage_order(path: str) -> bytes:
-    """Return the sort key of files: raw UTF-8 bytes."""
-    return path.encode()
-
-
 def tree_order(path: str) -> tuple[str, ...]:
     """Return a sort key that puts every node directly before its descendants."""
     return tuple(path.split("/")) if path != ROOT else ("",)

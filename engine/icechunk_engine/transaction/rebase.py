@@ -51,11 +51,11 @@ class _Step:
     is_undone: bool = False
 
 
-def _steps(refs: Catalog, branch: str, base_id: SnapshotId, tip: SnapshotId) -> list[_Step]:
+def _steps(catalog: Catalog, branch: str, base_id: SnapshotId, tip: SnapshotId) -> list[_Step]:
     """Find the way from the base to the tip: back to their last common snapshot, then forward, oldest first."""
     # Usually the base is among the ancestors of the tip, and the way is forward only.
     forward: list[_Step] = []
-    for commit in refs.ancestry(tip):
+    for commit in catalog.ancestry(tip):
         if commit.id == base_id:
             return forward[::-1]
         log_ids = (*commit.pruned, commit.id)
@@ -66,7 +66,7 @@ def _steps(refs: Catalog, branch: str, base_id: SnapshotId, tip: SnapshotId) -> 
     line = {step.commit.id for step in forward}
     back: list[_Step] = []
     try:
-        for commit in refs.ancestry(base_id):
+        for commit in catalog.ancestry(base_id):
             if commit.id in line:
                 common = next(i for i, step in enumerate(forward) if step.commit.id == commit.id)
                 return back + forward[:common][::-1]
@@ -103,10 +103,10 @@ def _logs(assets: AssetManager, steps: Sequence[_Step]) -> list[list[Transaction
 
 
 def _find_conflicts(
-    assets: AssetManager, refs: Catalog, branch: str, tip: SnapshotId, base_id: SnapshotId, changes: ChangeSet
+    assets: AssetManager, catalog: Catalog, branch: str, tip: SnapshotId, base_id: SnapshotId, changes: ChangeSet
 ) -> list[tuple[_Step, list[Conflict]]]:
     """Find the commits that our edits conflict with, oldest first, and the conflicts with each."""
-    steps = _steps(refs, branch, base_id, tip)
+    steps = _steps(catalog, branch, base_id, tip)
     base, tree = assets.snapshot(base_id).nodes, assets.snapshot(tip).nodes
     by_commit = [
         (step, [conflict for log in logs for conflict in detect(changes, base, log, tree)])
@@ -125,7 +125,7 @@ def _find_conflicts(
 
 def rebase_changes(
     assets: AssetManager,
-    refs: Catalog,
+    catalog: Catalog,
     branch: str,
     base_id: SnapshotId,
     changes: ChangeSet,
@@ -138,10 +138,10 @@ def rebase_changes(
     RebaseFailedError
         Conflicts remain. The error names the first commit with such conflicts, and lists them.
     """
-    tip = refs.branch_tip(branch)
+    tip = catalog.branch_tip(branch)
     if tip == base_id:
         return base_id, changes
-    found = _find_conflicts(assets, refs, branch, tip, base_id, changes)
+    found = _find_conflicts(assets, catalog, branch, tip, base_id, changes)
     for step, conflicts in found:
         remaining = remaining_conflicts(conflicts, solver)
         if remaining:
@@ -161,12 +161,12 @@ def _rebase_failure(step: _Step, conflicts: Sequence[Conflict]) -> str:
 
 
 def describe_conflicts(
-    assets: AssetManager, refs: Catalog, branch: str, base_id: SnapshotId, changes: ChangeSet
+    assets: AssetManager, catalog: Catalog, branch: str, base_id: SnapshotId, changes: ChangeSet
 ) -> str:
     """Describe the new tip and its conflicts with our edits, for the error of a commit that came too late."""
-    tip = refs.branch_tip(branch)
-    newest = f"The branch is now at snapshot {tip} ({refs.snapshot(tip).message!r})"
-    found = [] if tip == base_id else _find_conflicts(assets, refs, branch, tip, base_id, changes)
+    tip = catalog.branch_tip(branch)
+    newest = f"The branch is now at snapshot {tip} ({catalog.snapshot(tip).message!r})"
+    found = [] if tip == base_id else _find_conflicts(assets, catalog, branch, tip, base_id, changes)
     if not found:
         return f"{newest}; nothing conflicts, so you can use any solver"
     listed = [
