@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import workloads
+from . import building, workloads
 from .engines import ENGINES
 from .report import summary_lines, workload_lines
 from .workloads import Workload
@@ -39,7 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results: dict[str, Any] = {}
     for workload in chosen:
         size = _scaled(workload, options.scale)
-        runs = _run_workload(workload, size, options.engines, options.repeats, options.dir)
+        names = [name for name in options.engines if name in workload.engines]
+        runs = _run_workload(workload, size, names, options.repeats, options.dir)
+        if not runs:
+            continue
         results[workload.name] = {"title": workload.title, "size": size, "runs": runs}
         print("\n" + "\n".join(workload_lines(f"{size:,} {workload.title}", runs)), flush=True)
         if options.json:
@@ -77,7 +80,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _scaled(workload: Workload, scale: float) -> int:
     size = max(int(workload.size * scale), 1)
-    return size if size < workloads.REFS_PER_FILE else size - size % workloads.REFS_PER_FILE
+    return size if size < building.REFS_PER_FILE else size - size % building.REFS_PER_FILE
 
 
 def _run_workload(

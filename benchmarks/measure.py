@@ -20,6 +20,8 @@ class Phases:
         self.seconds: dict[str, float] = {}
         self.requests: dict[str, int] = {}
         """Number of requests, for phases that talk to a server."""
+        self.sizes: dict[str, int] = {}
+        """Bytes of what a phase made or read, if that is of interest."""
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:

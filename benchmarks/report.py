@@ -19,8 +19,9 @@ def medians(runs: Runs) -> dict[str, dict[str, float]]:
     for engine, results in runs.items():
         for phase in results[0]["seconds"]:
             table.setdefault(f"{phase}, s", {})[engine] = median(run["seconds"][phase] for run in results)
-            if phase in results[0].get("requests", {}):
-                table.setdefault(f"{phase}, requests", {})[engine] = median(run["requests"][phase] for run in results)
+            for unit, key in (("requests", "requests"), ("bytes", "sizes")):
+                if phase in results[0].get(key, {}):
+                    table.setdefault(f"{phase}, {unit}", {})[engine] = median(run[key][phase] for run in results)
         table.setdefault("total, s", {})[engine] = median(sum(run["seconds"].values()) for run in results)
         for label, key in _MEMORY:
             table.setdefault(label, {})[engine] = median(run[key] for run in results) / _MB
@@ -36,7 +37,8 @@ def workload_lines(title: str, runs: Runs) -> list[str]:
     if len(engines) == 2:
         lines[-1] += f"{'ratio':>10}"
     for label, values in medians(runs).items():
-        line = f"  {label:26}" + "".join(f"{_number(values[engine]):>12}" for engine in engines)
+        cells = [_number(values[engine]) if engine in values else "-" for engine in engines]
+        line = f"  {label:26}" + "".join(f"{cell:>12}" for cell in cells)
         if len(engines) == 2:
             line += f"{_ratio(values):>10}"
         lines.append(line)
@@ -62,4 +64,4 @@ def _number(value: float) -> str:
 
 def _ratio(values: Mapping[str, float]) -> str:
     official, ours = values.get("official", 0.0), values.get("ours", 0.0)
-    return f"{official / ours:.2f} x" if ours > 0 else "-"
+    return f"{official / ours:.2f} x" if ours > 0 and official > 0 else "-"

@@ -11,23 +11,20 @@ import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import xarray as xr
 import zarr
 import zarr.buffer
-from numpy.typing import NDArray
 
-from . import network
-from .engines import Engine
+from . import fork_maker, many_workers, network
+from .building import create, create_array, grid, open_, references
+from .engines import ENGINES, Engine
 from .measure import Phases
 
-PREFIX = "file:///data/model-run/"
-REFS_PER_FILE = 1000
-CHUNK_BYTES = 7000
 PROTOTYPE = zarr.buffer.default_buffer_prototype()
 FORKS = 16
+_PER_FORK = f"{fork_maker.REFS_PER_FORK:,}"
 FAR = f"with {network.LATENCY_MS} ms before each answer"
 
 
@@ -41,60 +38,16 @@ class Workload:
     tiny: int
     run: Callable[[Engine, Path, int, Phases], None]
     prepare: Callable[[Engine, Path, int], None] | None = None
+    engines: tuple[str, ...] = ENGINES
+    """The libraries that can do it."""
 
 
-# ---- helpers ------------------------------------------------------------------------------------------------------
-
-
-def create(engine: Engine, path: Path, *, virtual: bool = False) -> Any:
-    """Create a repository in a local folder, if wanted with a container for virtual chunks."""
-    ic = engine.ic
-    config = ic.RepositoryConfig.default()
-    if virtual:
-        config.set_virtual_chunk_container(
-            ic.VirtualChunkContainer(PREFIX, ic.ObjectStoreConfig.LocalFileSystem("/data/model-run"))
-        )
-    return ic.Repository.create(ic.local_filesystem_storage(str(path)), config=config)
-
-
-def open_(engine: Engine, path: Path) -> Any:
-    return engine.ic.Repository.open(engine.ic.local_filesystem_storage(str(path)))
-
-
-def create_array(store: Any, name: str, shape: tuple[int, ...], chunks: tuple[int, ...], dtype: str = "f4") -> Any:
-    """Create an uncompressed array, because the codecs are not measured."""
-    return zarr.create_array(store, name=name, shape=shape, chunks=chunks, dtype=dtype, compressors=None, filters=None)
-
-
-def grid(count: int) -> tuple[int, int]:
-    """Return a chunk grid of ``count`` chunks: (files, chunks in one file)."""
-    per_file = min(REFS_PER_FILE, count)
-    if count % per_file:
-        raise ValueError(f"choose a multiple of {per_file} references, not {count}")
-    return count // per_file, per_file
-
-
-def references(
-    shape: tuple[int, int], first_file: int = 0
-) -> tuple[list[str], NDArray[np.uint64], NDArray[np.uint64]]:
-    """Return locations, offsets and lengths like those of NetCDF files: many chunks of varying length in each file."""
-    files, per_file = shape
-    rng = np.random.default_rng(first_file)
-    lengths = rng.integers(CHUNK_BYTES // 2, CHUNK_BYTES, (files, per_file)).astype(np.uint64)
-    offsets = np.zeros_like(lengths)
-    np.cumsum(lengths[:, :-1], axis=1, out=offsets[:, 1:])
-    offsets += np.uint64(20_000)
-    names = [f"{PREFIX}t2m_{first_file + number:06d}.nc" for number in range(files)]
-    locations = [name for name in names for _ in range(per_file)]
-    return locations, offsets.ravel(), lengths.ravel()
+# ---- virtual references -------------------------------------------------------------------------------------------
 
 
 def commit_references(engine: Engine, path: Path, count: int) -> None:
     """Create a repository with one array of ``count`` virtual references."""
     virtual_refs_set(engine, path, count, Phases())
-
-
-# ---- virtual references -------------------------------------------------------------------------------------------
 
 
 def virtual_refs_set(engine: Engine, path: Path, count: int, phases: Phases) -> None:
@@ -388,6 +341,20 @@ WORKLOADS = (
     Workload("large_chunks", "chunks of 4 MiB", 128, 2, large_chunks),
     Workload("many_variables", "variables in one xarray dataset", 300, 3, many_variables),
     Workload("forks_merged", f"references in each of {FORKS} forks, pickled and merged", 50_000, 20, forks_merged),
+    Workload("dask_tasks", "tasks of dask that write a chunk each", 1000, 4, many_workers.dask_tasks),
+    Workload("fork_pickle", "pickles of a fork without edits", 1000, 3, many_workers.fork_pickle),
+    Workload(
+        "merge_virtual", f"forks with {_PER_FORK} virtual references merged", 1000, 2, many_workers.merge_virtual
+    ),
+    Workload(
+        "merge_native",
+        f"forks with {_PER_FORK} native references merged",
+        1000,
+        2,
+        many_workers.merge_native,
+        engines=("ours",),
+    ),
+    Workload("merge_inline", f"forks with {_PER_FORK} inline chunks merged", 1000, 2, many_workers.merge_inline),
     Workload("small_commits", "small commits", 300, 3, small_commits),
     Workload("long_history", "snapshots in one history", 10_000, 3, long_history, grow_history),
     Workload("many_arrays", "arrays in one repository", 20_000, 3, many_arrays, grow_hierarchy),

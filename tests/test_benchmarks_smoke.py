@@ -6,17 +6,29 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from benchmarks import child, report, workloads
+from benchmarks import building, child, report, workloads
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.mark.parametrize("workload", workloads.WORKLOADS, ids=lambda workload: workload.name)
-def test_workload_runs(workload: workloads.Workload, tmp_path: Path) -> None:
+def test_workload_runs(workload: workloads.Workload, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    if workload.name == "dask_tasks":
+        client: Client = request.getfixturevalue("cluster_of_processes")
+        with client.as_current():
+            run_tiny(workload, tmp_path)
+    else:
+        run_tiny(workload, tmp_path)
+
+
+def run_tiny(workload: workloads.Workload, tmp_path: Path) -> None:
     job: dict[str, Any] = {"workload_name": workload.name, "path": str(tmp_path / "repo"), "size": workload.tiny}
     if workload.prepare is not None:
         child.run_stage("ours", stage="prepare", **job)
@@ -59,8 +71,8 @@ def test_ratio_says_how_many_times_less_ours_takes() -> None:
 
 def test_reference_grids_hold_every_reference() -> None:
     for workload in workloads.WORKLOADS:
-        if workload.size >= workloads.REFS_PER_FILE and "references" in workload.title:
-            files, per_file = workloads.grid(workload.size)
+        if workload.size >= building.REFS_PER_FILE and "references" in workload.title:
+            files, per_file = building.grid(workload.size)
             assert files * per_file == workload.size
     with pytest.raises(ValueError, match="multiple of 1000"):
-        workloads.grid(1500)
+        building.grid(1500)
