@@ -32,7 +32,7 @@ from icechunk_engine.format.transaction_log import TransactionLog
 from icechunk_engine.ids import NodeId
 from icechunk_engine.transaction.change_set import ChangeSet
 from icechunk_engine.transaction.conflicts import Conflict, ConflictType
-from icechunk_engine.transaction.replay import added_below, replay_moves
+from icechunk_engine.transaction.replay import added_below, is_same_new_group, replay_moves
 
 
 class _AllNodeIds(Collection[NodeId]):
@@ -140,7 +140,8 @@ def _new_node_conflicts(
     for path, node in sorted(ours.new_nodes.items()):
         row = their_tree.find(path)
         if row >= 0 and _stays(ours, their_edits.new, their_tree, row):
-            yield Conflict(ConflictType.NewNodeConflictsWithExistingNode, path)
+            if not is_same_new_group(node, our_base, their_tree):
+                yield Conflict(ConflictType.NewNodeConflictsWithExistingNode, path)
         elif _has_bad_ancestor(path, ours, our_base, their_edits, their_tree):
             yield Conflict(ConflictType.NewNodeInInvalidGroup, path)
         if node.is_array:  # an array has no members, so nothing of theirs may be below it

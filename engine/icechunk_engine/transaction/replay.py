@@ -19,7 +19,7 @@ import numpy as np
 from icechunk_engine.columns.chunk_finder import ChunkFinder
 from icechunk_engine.columns.chunk_refs import DELETED, ChunkRefs
 from icechunk_engine.errors import AlreadyExistsError, SessionStateError
-from icechunk_engine.format.nodes import NodeTable
+from icechunk_engine.format.nodes import Node, NodeTable
 from icechunk_engine.ids import NodeId
 from icechunk_engine.transaction.change_set import ChangeSet, ChunkEdits
 from icechunk_engine.transaction.conflicts import Conflict, ConflictSolver, ConflictType, VersionSelection
@@ -53,11 +53,15 @@ def replay_edits(
     """Return our edits on top of their tree, after the solver settled all conflicts.
 
     A node that we changed gets our metadata and keeps the manifests that ``tree`` gives it. If both sides deleted a
-    node, our deletion is dropped. If we deleted a group, the nodes that they added to it are deleted, too.
+    node, our deletion is dropped. If we deleted a group, the nodes that they added to it are deleted, too. If both
+    sides created the same group, theirs stays, and our nodes below it go into theirs.
     """
     if ours.moves:
         return replay_moves(ours, tree)[0]
     result = ours.copy()
+    for node in ours.new_nodes.values():
+        if is_same_new_group(node, our_base, tree):
+            result.delete_node(node)
     for conflict in conflicts:
         both_wrote = conflict.conflict_type is ConflictType.ChunkDoubleUpdate
         if both_wrote and solver.chunks_of(conflict) is VersionSelection.UseTheirs:
@@ -85,6 +89,22 @@ def _drop_conflicted_chunks(changes: ChangeSet, our_base: NodeTable, conflict: C
     kept = edits.take(ChunkFinder(ChunkRefs.build(dropped, DELETED).latest()).find_many(edits.indices) < 0)
     changes.chunks[node_id] = ChunkEdits(edits.ndim)
     changes.chunks[node_id].set_many(kept)
+
+
+def is_same_new_group(node: Node, our_base: NodeTable, their_tree: NodeTable) -> bool:
+    """Return True if a new node of ours is a group that they created, too, with the same metadata.
+
+    Keeping one of the two loses nothing, because a group has no content besides its metadata.
+
+    Two arrays with the same metadata are not the same. Each side may have written fill values over chunks of the
+    other: a new array has no edit for a chunk that holds only fill values, so nobody would notice. A group that
+    replaced a node of the base is not the same either, because its writer also meant to remove all members.
+    """
+    row = their_tree.find(node.path)
+    if row < 0 or node.is_array or their_tree.is_array[row] or our_base.find(node.path) >= 0:
+        return False
+    was_moved_there = our_base.row_of_id(their_tree.node_id(row)) >= 0
+    return not was_moved_there and their_tree.node(row).user_data == node.user_data
 
 
 def added_below(path: str, our_base: NodeTable, their_tree: NodeTable) -> Iterator[NodeId]:

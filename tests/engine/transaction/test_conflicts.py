@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 
 import icechunk_engine as ic
 from icechunk_engine import ConflictType, Repository, VersionSelection
-from tests.engine.transaction.edits import Edit, array, data_edits, effective, made, make, moves, started, state
+from tests.engine.transaction.edits import (
+    Edit,
+    array,
+    data_edits,
+    effective,
+    group,
+    made,
+    make,
+    moves,
+    started,
+    state,
+)
 
 OURS = ic.BasicConflictSolver()
 THEIRS = ic.BasicConflictSolver(on_chunk_conflict=VersionSelection.UseTheirs)
@@ -27,6 +38,26 @@ CONFLICTS: dict[str, tuple[list[Edit], list[Edit], list[tuple[str, str, list[lis
         [("group", "/k")],
         [("array", "/k")],
         [("NewNodeConflictsWithExistingNode", "/k", None)],
+    ),
+    "the same array": (  # of fill values that one side wrote there may be no trace
+        [("array", "/k")],
+        [("array", "/k")],
+        [("NewNodeConflictsWithExistingNode", "/k", None)],
+    ),
+    "groups with different metadata": (
+        [("group", "/k", 2)],
+        [("group", "/k", 3)],
+        [("NewNodeConflictsWithExistingNode", "/k", None)],
+    ),
+    "the same group, and the same array in it": (
+        [("group", "/k"), ("array", "/k/a")],
+        [("group", "/k"), ("array", "/k/a")],
+        [("NewNodeConflictsWithExistingNode", "/k/a", None)],
+    ),
+    "both replace a group by the same one": (  # each without the members that the other may add
+        [("delete", "/g/h"), ("group", "/g/h", 2)],
+        [("delete", "/g/h"), ("group", "/g/h", 2)],
+        [("NewNodeConflictsWithExistingNode", "/g/h", None)],
     ),
     "both delete and make anew": (
         [("delete", "/a"), ("array", "/a", 2)],
@@ -133,6 +164,11 @@ HARMLESS: dict[str, tuple[list[Edit], list[Edit]]] = {
     "moved what they wrote": ([("move", "/g", "/k")], [("write", "/g/a", 0, 5), ("array", "/g/h/a", 2)]),
     "moved a group that they added to": ([("move", "/g", "/k")], [("array", "/g/n"), ("group", "/g/h/n")]),
     "moved there and back": ([("move", "/a", "/b"), ("array", "/b")], [("write", "/a", 3, 5)]),
+    "the same group": ([("group", "/k")], [("group", "/k")]),
+    "the same parents": (
+        [("group", "/k"), ("group", "/k/h"), ("array", "/k/h/n"), ("write", "/k/h/n", 1, 5)],
+        [("group", "/k"), ("group", "/k/h"), ("array", "/k/a"), ("write", "/k/a", 2, 6)],
+    ),
     "nothing": ([], [("write", "/a", 2, 5)]),
 }
 
@@ -216,6 +252,36 @@ def test_no_conflict(name: str) -> None:
         assert seen == state(again)
     else:
         assert seen == state(expected.readonly_session("main"))
+
+
+def test_the_first_two_writers_of_a_repository() -> None:
+    """Both create the root group. One of the two stays, and history tells of one."""
+    repo = Repository.create(ic.in_memory_storage())
+    one, two = repo.writable_session("main"), repo.writable_session("main")
+    for session, path in ((one, "/a"), (two, "/b")):
+        make(session, ("group", "/"))
+        make(session, ("array", path))
+        make(session, ("write", path, 1, 5))
+    start = repo.lookup_branch("main")
+    one.commit("one")
+    root = repo.readonly_session("main").get_node_id("/")
+    two.commit("two", rebase_with=ic.ConflictDetector())
+    final = repo.readonly_session("main")
+    chunks = {(1,): b"\x05"}
+    assert state(final) == {"/": (group(), {}), "/a": (array(), chunks), "/b": (array(), chunks)}
+    assert final.get_node_id("/") == root
+    last = repo.diff(from_snapshot_id=one.snapshot_id, to_branch="main")
+    assert (last.new_groups, last.new_arrays) == (set(), {"/b"})
+    assert repo.diff(from_snapshot_id=start, to_branch="main").new_groups == {"/"}
+
+
+def test_a_session_that_made_only_the_same_group_has_nothing_left() -> None:
+    repo = started()
+    session = repo.writable_session("main")
+    make(session, ("group", "/k"))
+    committed(repo, [("group", "/k")], "theirs")
+    session.rebase(ic.ConflictDetector())
+    assert not session.has_uncommitted_changes
 
 
 def test_all_types_are_covered() -> None:
