@@ -170,17 +170,19 @@ class AssetManager:
     ----------
     storage
         The place, to be used for all requests: it reports and limits them (:mod:`icechunk_engine.storage.requests`).
+    given_storage
+        The place as it was passed, to be pickled.
     """
 
     def __init__(self, storage: Storage, config: ResolvedConfig, spec_version: int = 2) -> None:
-        self._given_storage = storage
+        self.given_storage = storage
         self.storage = for_requests(storage, config.max_concurrent_requests)
         self.config = config
         self.spec_version = spec_version
         self._caches = _caches_of(storage, config)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._given_storage, self.config, self.spec_version)
+        return type(self), (self.given_storage, self.config, self.spec_version)
 
     def clear_caches(self) -> None:
         """Drop all copies of this place's files in this process. Files that are being read now may stay."""

@@ -17,6 +17,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from types import MappingProxyType
 from typing import NamedTuple, Self, SupportsIndex, overload
 
 from icechunk_engine.errors import ErrorKind, FormatError, InvalidInputError
@@ -207,6 +208,14 @@ class Settings:
                 raise refusal(message, ErrorKind.INVALID_CONFIG) from None
         object.__setattr__(self, name, value)
 
+    def __reduce__(self) -> tuple[object, ...]:
+        values = {}
+        for name, field in _fields(type(self)).items():
+            value = getattr(self, name)
+            if value != field.default:
+                values[name] = value
+        return _unpickle, ((type(self), values) if values else (type(self),))
+
     def to_plain(self) -> JsonObject:
         """Return the stored form: an object with all fields, None for those not set."""
         plain: JsonObject = {}
@@ -299,6 +308,14 @@ def _fields(cls: type[Settings]) -> dict[str, dataclasses.Field[object]]:
     if fields is None:
         fields = _FIELDS[cls] = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     return fields
+
+
+def _unpickle(cls: type[Settings], values: Mapping[str, object] = MappingProxyType({})) -> Settings:
+    """Return settings with these values and defaults for the rest. The values were checked before."""
+    settings = object.__new__(cls)
+    for name, field in _fields(cls).items():
+        object.__setattr__(settings, name, values.get(name, field.default))
+    return settings
 
 
 def effective[T](settings: Settings | None, cls: type[Settings], name: str, expected: type[T]) -> T:

@@ -16,6 +16,7 @@ from icechunk_engine.ids import SnapshotId
 from icechunk_engine.storage.base import Storage
 from icechunk_engine.types import Attribution, SpecVersion
 from icechunk_engine.virtual.resolver import VirtualResolver
+from icechunk_engine.workspace.context import RepositoryContext
 
 Authorizations = Mapping[str, AnyCredential | None]
 
@@ -41,6 +42,7 @@ class RepositoryBase:
         self._storage = storage.with_settings(resolved.storage)
         self._assets = AssetManager(self._storage, resolved, int(spec_version))
         self._resolver = VirtualResolver(resolved.virtual_chunk_containers, self._authorized)
+        self._known_context: RepositoryContext | None = None
 
     @property
     def storage(self) -> Storage:

@@ -24,12 +24,13 @@ class SessionMethods(RepositoryBase):
     """The methods of :class:`Repository` that begin sessions."""
 
     def _context(self) -> RepositoryContext:
-        return RepositoryContext(
-            assets=self._assets,
-            config=self._config,
-            resolver=self._resolver,
-            default_commit_metadata=dict(self._default_commit_metadata),
-        )
+        known = self._known_context  # one for all sessions: it is pickled only once
+        metadata = self._default_commit_metadata  # never changed in place
+        if known is None or known.default_commit_metadata is not metadata:
+            known = self._known_context = RepositoryContext(
+                assets=self._assets, config=self._config, resolver=self._resolver, default_commit_metadata=metadata
+            )
+        return known
 
     @operation(
         lambda self, *refs, **named: (
