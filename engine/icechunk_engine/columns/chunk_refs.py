@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from icechunk_engine.columns.tables import (
+    I64,
     U8,
     U32,
     U64,
@@ -239,15 +240,20 @@ class ChunkRefs:
 
     def latest(self) -> ChunkRefs:
         """Return the references sorted by index. If several rows have one index, only the last one stays."""
+        rows = self.latest_rows()
+        return self if rows is None else self.take(rows)
+
+    def latest_rows(self) -> I64 | slice | None:
+        """Return the rows that :meth:`latest` takes, in their order; None if it takes all rows as they are."""
         if len(self) < 2:
-            return self
+            return None
         if self.ndim == 0:
-            return self.take(slice(len(self) - 1, len(self)))
+            return slice(len(self) - 1, len(self))
         if _strictly_increasing(self.indices):
-            return self
+            return None
         order = lex_order(self.indices)  # stable, so the last of several equal rows is the latest edit
-        ordered = self.indices[order]
-        return self.take(order[np.append(rows_differ(ordered), True)])
+        rows: I64 = order[np.append(rows_differ(self.indices[order]), True)]
+        return rows
 
     def within(self, start: Sequence[int], stop: Sequence[int]) -> Mask:
         """Return the mask of the references inside a half-open box; all True for rank 0."""

@@ -25,6 +25,9 @@ MAX_NUM_CHUNKS = 2**32 - 1
 """Chunk indices and counts are 32-bit in the format."""
 _MAX_REASON_CHARS = 1000
 
+_ENCODING_MEMBERS = ("data_type", "chunk_grid", "chunk_key_encoding", "fill_value", "codecs", "storage_transformers")
+"""Members of an array's document without which its chunks would be read as other values."""
+
 
 @dataclass(frozen=True, slots=True)
 class ArrayShape:
@@ -112,6 +115,15 @@ def regular_chunk_lengths(data: bytes) -> tuple[int, ...] | None:
         if document.get("node_type") != "array" or not isinstance(grid, dict) or grid.get("name") != "regular":
             return None
         return tuple(_sizes(_configuration(grid).get("chunk_shape"), "chunk_grid.configuration.chunk_shape"))
+
+
+def chunk_encoding(data: bytes) -> object:
+    """Return what an array's document says about the bytes of its chunks, to compare it with that of another one."""
+    try:
+        document = _decode(data)
+    except _Refused:
+        return data
+    return [document.get(name) for name in _ENCODING_MEMBERS]
 
 
 def require_shallow(data: bytes) -> None:

@@ -6,28 +6,35 @@ first stores them as a snapshot that no branch points to, and forks there, so th
 The invariants:
 
 - *All forks of a session, and forks of these forks, have one origin:* the committed snapshot that the session is based
-  on. Merging checks the origin. Edits that were made on another base would mean other nodes.
+  on. Merging checks the origin and the repository. Edits that were made on another base would mean other nodes.
 - *What travels is durable.* Before a fork is pickled, the chunks that it refers to are on the disk: the process that
   receives it may commit them, and cannot know that a crash has lost them.
+- *What travels has a complete source.* Forking, pickling and merging end an epoch, so later edits have another source
+  (:mod:`icechunk_engine.transaction.edit_sources`).
 - *Nothing is lost silently.* A writable session that is not a fork cannot be pickled, because the edits of the copy
-  would never come back.
+  would never come back. Two edits of which one would be lost are refused (:mod:`icechunk_engine.transaction.merge`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from icechunk_engine.errors import ErrorKind, InvalidInputError, SessionStateError
-from icechunk_engine.ids import NodeId, SnapshotId
+from icechunk_engine.ids import SnapshotId
 from icechunk_engine.transaction.durable_chunks import make_durable
-from icechunk_engine.transaction.merge import merge_fork
+from icechunk_engine.transaction.edit_sources import EditSource
+from icechunk_engine.transaction.equal_chunks import require_equal_chunks
+from icechunk_engine.transaction.merge import Incoming, OnOverlap, merge_changes
 from icechunk_engine.transaction.new_snapshot import write_snapshot
 from icechunk_engine.workspace.context import RepositoryContext
 from icechunk_engine.workspace.permissions import Permissions, SessionMode
 from icechunk_engine.workspace.state import WorkspaceState
 from icechunk_engine.workspace.workspace import EditsToken, Workspace
+
+_MAX_MERGE_ATTEMPTS = 100
+"""Attempts to merge while other threads keep editing the session."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,12 +45,13 @@ class ForkPoint:
     ----------
     origin_id
         The committed snapshot that the session and all its forks are based on.
-    revisions
-        Revision of the parent's chunk edits at that moment, by array.
+    seen
+        The last source of edits that each ancestor had at the fork, oldest ancestor first. The fork has seen this
+        source and all that came before it.
     """
 
     origin_id: SnapshotId
-    revisions: Mapping[NodeId, int]
+    seen: tuple[EditSource, ...]
 
 
 # --- forking ---------------------------------------------------------------------------------------------------------
@@ -53,6 +61,7 @@ def start_fork(workspace: Workspace, parent_point: ForkPoint | None) -> tuple[Sn
     """Return the snapshot that a fork starts from and its fork point. Stores the edits, if there are any."""
     with workspace.lock:
         workspace.permissions.require_forkable()
+        workspace.end_epoch()
         state = workspace.state.copy()
     base_id = state.snapshot_id
     if not state.changes.is_empty:
@@ -61,8 +70,8 @@ def start_fork(workspace: Workspace, parent_point: ForkPoint | None) -> tuple[Sn
             assets, assets.snapshot(base_id), state.changes, message="fork point", metadata={}, is_final=False
         )
         base_id = new.info.id
-    revisions = {node_id: edits.revision for node_id, edits in state.changes.chunks.items()}
-    return base_id, ForkPoint(origin_id=_origin(state, parent_point), revisions=revisions)
+    seen = (*(() if parent_point is None else parent_point.seen), *state.changes.sources.entries[-1:])
+    return base_id, ForkPoint(origin_id=_origin(state, parent_point), seen=seen)
 
 
 def _origin(state: WorkspaceState, point: ForkPoint | None) -> SnapshotId:
@@ -85,7 +94,8 @@ class CarriedSession:
     state
         Id of the base, and the edits as columns. The receiver fetches the snapshot when it needs it.
     edits_token
-        Equal to that of the original until one of them is edited.
+        Equal to that of the original until one of them is edited. None for a read-only session, whose pickles are
+        equal for equal snapshots.
     unchanged_writes
         As in the workspace.
     fork_point
@@ -95,7 +105,7 @@ class CarriedSession:
     context: RepositoryContext
     mode: SessionMode
     state: WorkspaceState
-    edits_token: EditsToken
+    edits_token: EditsToken | None
     unchanged_writes: Sequence[str]
     fork_point: ForkPoint | None
 
@@ -126,11 +136,12 @@ def pack(workspace: Workspace, fork_point: ForkPoint | None) -> CarriedSession:
             ErrorKind.PICKLE,
         )
     with workspace.lock:
+        workspace.end_epoch()
         carried = CarriedSession(
             context=workspace.context,
             mode=workspace.permissions.mode,
             state=workspace.state.copy(),  # pickled after the lock is released
-            edits_token=workspace.edits_token,
+            edits_token=None if workspace.read_only else workspace.edits_token,
             unchanged_writes=tuple(workspace.unchanged_writes),
             fork_point=fork_point,
         )
@@ -161,37 +172,62 @@ class Arrival(NamedTuple):
     session: object
 
 
-def merge_forks(workspace: Workspace, own_point: ForkPoint | None, arrivals: Sequence[Arrival]) -> None:
-    """Merge the edits of forks into a workspace, all or none. Of two edits of one chunk the later fork's wins.
+def merge_forks(
+    workspace: Workspace, own_point: ForkPoint | None, arrivals: Sequence[Arrival], on_overlap: OnOverlap
+) -> None:
+    """Merge the edits of forks into a workspace, all or none.
 
     Raises
     ------
     SessionStateError
         ``merge-not-allowed``, ``merge-failed``; the workspace is unchanged.
     """
-    loaded = [(arrival, _loaded_copy(arrival.workspace)) for arrival in arrivals]
+    loaded = [(arrival, _complete_copy(arrival.workspace)) for arrival in arrivals]
+    for _ in range(_MAX_MERGE_ATTEMPTS):
+        workspace.permissions.require_writable()
+        workspace.loaded_state()
+        with workspace.lock:
+            token, merged = workspace.edits_token, workspace.state.copy()
+        incoming = [_incoming(workspace, own_point, merged, arrival, theirs) for arrival, theirs in loaded]
+        doubts = merge_changes(merged.nodes, merged.changes, incoming, on_overlap, workspace.edits_token[0])
+        if len(merged.changes.sources) == len(workspace.state.changes.sources):
+            return  # everything is known
+        require_equal_chunks(workspace.context.assets.storage, doubts)
+        with workspace.lock:
+            workspace.permissions.require_writable()
+            if token == workspace.edits_token:
+                workspace.end_epoch()
+                workspace.replace_state(merged)
+                return
+    raise SessionStateError(
+        "cannot merge: other threads kept editing this session. It is unchanged; wait for these threads to finish, "
+        "then try again",
+        ErrorKind.CONCURRENCY,
+    )
 
-    def merge_all(state: WorkspaceState) -> None:
-        origin = _origin(state, own_point)
-        merged = state.copy()
-        for arrival, theirs in loaded:
-            point = arrival.point
-            if point is None or point.origin_id != origin:
-                raise SessionStateError(
-                    f"can only merge forks of this session: {arrival.session!r} is not a fork based on snapshot "
-                    f"{origin}. Make forks with session.fork(), and merge them before you commit the session",
-                    ErrorKind.MERGE_NOT_ALLOWED,
-                )
-            if not theirs.changes.is_empty:
-                merge_fork(state.nodes, merged.changes, theirs.nodes, theirs.changes, point.revisions)
-        workspace.replace_state(merged)
 
-    workspace.edit(merge_all)
+def _complete_copy(workspace: Workspace) -> WorkspaceState:
+    """Return a copy of the edits. Later edits of the workspace have another source."""
+    with workspace.lock:
+        workspace.end_epoch()
+        return workspace.state.copy()
 
 
-def _loaded_copy(workspace: Workspace) -> WorkspaceState:
-    """Return a copy of the edits, with their base fetched if there are any."""
-    state = workspace.copy_state()
-    if not state.changes.is_empty and state.base is None:
-        state.base = workspace.context.assets.snapshot(state.snapshot_id)
-    return state
+def _incoming(
+    workspace: Workspace, own_point: ForkPoint | None, state: WorkspaceState, arrival: Arrival, theirs: WorkspaceState
+) -> Incoming:
+    """Return the edits of a fork of this session. Raises SessionStateError (``merge-not-allowed``) for any other."""
+    origin, point = _origin(state, own_point), arrival.point
+    here, there = workspace.storage_identity, arrival.workspace.storage_identity
+    if point is None or point.origin_id != origin:
+        what = f"is not a fork based on snapshot {origin}"
+    elif here != there:
+        what = f"belongs to the repository at {there}, and this session to the one at {here}"
+    else:
+        num_seen = max((state.changes.sources.find(source) + 1 for source in point.seen), default=0)
+        return Incoming(changes=theirs.changes, num_seen=num_seen)
+    raise SessionStateError(
+        f"can only merge forks of this session: {arrival.session!r} {what}. Make forks with session.fork(), and merge "
+        f"them before you commit the session",
+        ErrorKind.MERGE_NOT_ALLOWED,
+    )

@@ -18,7 +18,7 @@ from icechunk_engine._runtime.observing import operation
 from icechunk_engine._runtime.pools import async_twin
 from icechunk_engine.columns.chunk_refs import ChunkType
 from icechunk_engine.config import RepositoryConfig
-from icechunk_engine.errors import ErrorKind, NodeNotFoundError, ReadOnlyError
+from icechunk_engine.errors import ErrorKind, InvalidInputError, NodeNotFoundError, ReadOnlyError
 from icechunk_engine.errors.foreign import describe
 from icechunk_engine.ids import SnapshotId
 from icechunk_engine.session.committing import Committer
@@ -26,6 +26,7 @@ from icechunk_engine.session.forking import Arrival, CarriedSession, ForkPoint, 
 from icechunk_engine.transaction.change_set import ChangeSet
 from icechunk_engine.transaction.conflicts import ConflictSolver
 from icechunk_engine.transaction.diff import Diff
+from icechunk_engine.transaction.merge import OnOverlap
 from icechunk_engine.transaction.reindex import IndexMap
 from icechunk_engine.types import Json
 from icechunk_engine.workspace.context import RepositoryContext
@@ -308,20 +309,31 @@ class Session:
         return ForkSession(self._workspace.context, base_id, mode=SessionMode.writable, fork_point=fork_point)
 
     @operation(lambda self, *_, **__: f"merging forks into a session of {self._workspace.storage_identity}")
-    def merge(self, *others: ForkSession) -> None:
+    def merge(self, *others: ForkSession, on_overlap: OnOverlap = "raise") -> None:
         """Merge the edits of forks of this session, all or none.
 
-        If two forks wrote the same chunk, the later one in the argument list wins. You can merge a fork again after it
-        made more edits. Merging a session into itself does nothing.
+        Only edits that the session does not have yet are merged. Merging a fork again changes nothing, unless the
+        fork made more edits. Merging a session into itself does nothing.
+
+        Parameters
+        ----------
+        on_overlap : {"raise", "last"}
+            If two writers wrote one chunk, or changed one node, without seeing each other's edits: raise an error, or
+            let the edit win that is merged last. A task that a scheduler ran twice is never an overlap, and neither
+            are equal values.
 
         Raises
         ------
         TypeError
             An argument is not a session.
         SessionStateError
-            ``merge-not-allowed``: an argument is not a fork of this session's snapshot. ``merge-failed``: two forks
-            disagree about the metadata or existence of a node. The session is unchanged.
+            ``merge-not-allowed``: an argument is not a fork of this session's snapshot. ``merge-failed``: two writers
+            disagree. The error names the node, the chunks and the tasks. The session is unchanged.
         """
+        if on_overlap not in ("raise", "last"):
+            raise InvalidInputError(
+                f"on_overlap={on_overlap!r} is not supported: choose 'raise' or 'last'", ErrorKind.NOT_ALLOWED
+            )
         for other in others:
             if not isinstance(other, Session):
                 raise TypeError(
@@ -331,7 +343,7 @@ class Session:
         self._workspace.permissions.require_writable()
         arrivals = [Arrival(other._workspace, other._fork_point, other) for other in others if other is not self]
         if arrivals:
-            merge_forks(self._workspace, self._fork_point, arrivals)
+            merge_forks(self._workspace, self._fork_point, arrivals, on_overlap)
 
     merge_async = async_twin(merge)
 

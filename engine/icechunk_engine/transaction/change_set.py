@@ -1,6 +1,7 @@
 """The uncommitted edits of a session: the only mutable data of a transaction. No I/O.
 
-New nodes are kept by path, changed and deleted nodes by id, chunk edits by node id. Later edits win.
+New nodes are kept by path, changed and deleted nodes by id, chunk edits by node id. Later edits win. Each edit has a
+source, which tells who made it (:mod:`.edit_sources`).
 
 Invariants:
 
@@ -17,13 +18,47 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import numpy as np
 
 from icechunk_engine import paths
 from icechunk_engine.columns.chunk_finder import ChunkFinder
 from icechunk_engine.columns.chunk_refs import ChunkRef, ChunkRefs, concat
+from icechunk_engine.columns.tables import I64, Integers, broadcast_column
 from icechunk_engine.format.nodes import Node
+from icechunk_engine.format.zarr_metadata import chunk_encoding
 from icechunk_engine.ids import NodeId
 from icechunk_engine.keys import ChunkIndex
+from icechunk_engine.transaction.edit_sources import EditSources, SourceNumbers
+
+
+class _Run(NamedTuple):
+    """A bulk edit: references and the number of the source of each."""
+
+    refs: ChunkRefs
+    sources: SourceNumbers
+
+    def latest(self) -> _Run:
+        """Return the run sorted by index, with the last edit of each chunk."""
+        rows = self.refs.latest_rows()
+        return self if rows is None else _Run(self.refs.take(rows), _take_sources(self.sources, rows))
+
+
+class Overlap(NamedTuple):
+    """Edits of ``k`` chunks out of those that somebody asked for.
+
+    Attributes
+    ----------
+    positions
+        ``int64 (k,)``: which of the chunks.
+    refs, sources
+        The edit of each of them, and the number of its source.
+    """
+
+    positions: I64
+    refs: ChunkRefs
+    sources: SourceNumbers
 
 
 class ChunkEdits:
@@ -47,16 +82,16 @@ class ChunkEdits:
         self.ndim = ndim
         self.lineage = object()
         self.revision = 0
-        self._runs: list[ChunkRefs] = []
+        self._runs: list[_Run] = []
         self._finders: list[ChunkFinder] = []
-        self._open: dict[ChunkIndex, ChunkRef] = {}
+        self._open: dict[ChunkIndex, tuple[ChunkRef, int]] = {}
 
     def __bool__(self) -> bool:
         return bool(self._open or self._runs)
 
     def __len__(self) -> int:
         """Return the number of edits. Edits of one chunk count each time."""
-        return len(self._open) + sum(map(len, self._runs))
+        return len(self._open) + sum(len(run.refs) for run in self._runs)
 
     def copy(self) -> ChunkEdits:
         """Return an independent copy. The columns, which never change, are shared."""
@@ -65,44 +100,85 @@ class ChunkEdits:
         other.lineage, other.revision = self.lineage, self.revision
         return other
 
-    def set(self, index: ChunkIndex, ref: ChunkRef) -> None:
+    def set(self, index: ChunkIndex, ref: ChunkRef, source: int = 0) -> None:
         """Add one edit. A reference of kind DELETED removes the chunk."""
-        self._open[index] = ref
+        self._open[index] = ref, source
         self.revision += 1
 
-    def set_many(self, refs: ChunkRefs) -> None:
-        """Add a bulk edit. If several rows have one index, the last one wins."""
+    def set_many(self, refs: ChunkRefs, sources: int | SourceNumbers = 0) -> None:
+        """Add a bulk edit. If several rows have one index, the last one wins.
+
+        Parameters
+        ----------
+        sources
+            Number of the source of each row, or one for all.
+        """
         if len(refs):
             self._seal()
-            self._runs.append(refs)
+            self._runs.append(_Run(refs, _source_column(sources, len(refs))))
             self.revision += 1
 
     def find(self, index: ChunkIndex) -> ChunkRef | None:
         """Return the latest edit of a chunk, which may be a deletion; None if the chunk was not edited."""
-        ref = self._open.get(index)
-        if ref is not None or not self._runs:
-            return ref
+        single = self._open.get(index)
+        if single is not None:
+            return single[0]
+        if not self._runs:
+            return None
         self._index_runs()
-        for refs, finder in zip(reversed(self._runs), reversed(self._finders), strict=True):
+        for run, finder in zip(reversed(self._runs), reversed(self._finders), strict=True):
             row = finder.find(index)
             if row >= 0:
-                return refs.row(row)
+                return run.refs.row(row)
         return None
 
     def collapse(self) -> ChunkRefs:
         """Return all edits as columns sorted by index: one row a chunk, deletions included."""
+        return self._collapsed().refs
+
+    def collapse_with_sources(self) -> tuple[ChunkRefs, SourceNumbers]:
+        """Return :meth:`collapse` and the number of the source of each row, ``int32 (n,)``."""
+        run = self._collapsed()
+        return run.refs, run.sources
+
+    def overlap(self, indices: Integers) -> Overlap:
+        """Return the latest edits of those of the given chunks that have been edited.
+
+        Parameters
+        ----------
+        indices
+            ``(m, ndim)``, without duplicates.
+        """
+        self._seal()
+        self._index_runs()
+        missing = np.arange(len(indices))
+        found: list[tuple[I64, _Run]] = []
+        for run, finder in zip(reversed(self._runs), reversed(self._finders), strict=True):
+            rows = finder.find_many(indices[missing])
+            hits = rows >= 0
+            if bool(hits.any()):
+                found.append((missing[hits], _Run(run.refs.take(rows[hits]), _take_sources(run.sources, rows[hits]))))
+                missing = missing[~hits]
+        if not found:
+            return Overlap(missing[:0], ChunkRefs.empty(self.ndim), _source_column(0, 0))
+        joined = _join([run for _, run in found])
+        return Overlap(np.concatenate([positions for positions, _ in found]), joined.refs, joined.sources)
+
+    def _collapsed(self) -> _Run:
         self._seal()
         if not self._runs:
-            return ChunkRefs.empty(self.ndim)
+            return _Run(ChunkRefs.empty(self.ndim), _source_column(0, 0))
         if len(self._runs) > 1 or len(self._finders) < 1:
-            merged = concat(self._runs).latest()
-            self._runs, self._finders = [merged], [ChunkFinder(merged)]
+            merged = _join(self._runs).latest()
+            self._runs, self._finders = [merged], [ChunkFinder(merged.refs)]
         return self._runs[0]
 
     def _seal(self) -> None:
         """Turn the single edits into a run, so that a later bulk edit comes after them."""
         if self._open:
-            self._runs.append(ChunkRefs.of(self.ndim, list(self._open.items())))
+            refs = ChunkRefs.of(self.ndim, [(index, ref) for index, (ref, _) in self._open.items()])
+            numbers = np.fromiter([source for _, source in self._open.values()], np.int32, len(refs))
+            self._runs.append(_Run(refs, _uniform(numbers)))
             self._open = {}
 
     def _index_runs(self) -> None:
@@ -116,22 +192,54 @@ class ChunkEdits:
         runs, finders = self._runs[: len(self._finders)], self._finders.copy()
         for run in self._runs[len(self._finders) :]:
             merged = run.latest()
-            while runs and len(runs[-1]) <= 2 * len(merged):
-                merged = concat([runs.pop(), merged]).latest()
+            while runs and len(runs[-1].refs) <= 2 * len(merged.refs):
+                merged = _join([runs.pop(), merged]).latest()
                 finders.pop()
             runs.append(merged)
-            finders.append(ChunkFinder(merged))
+            finders.append(ChunkFinder(merged.refs))
         self._runs, self._finders = runs, finders
 
     def __reduce__(self) -> tuple[object, ...]:
-        refs = self.collapse().compact()
-        return _unpickle_edits, (self.ndim, refs)
+        refs, sources = self.collapse_with_sources()
+        is_uniform = len(sources) > 0 and sources.strides[0] == 0
+        return _unpickle_edits, (self.ndim, refs.compact(), int(sources[0]) if is_uniform else sources)
 
 
-def _unpickle_edits(ndim: int, refs: ChunkRefs) -> ChunkEdits:
+def _unpickle_edits(ndim: int, refs: ChunkRefs, sources: int | SourceNumbers) -> ChunkEdits:
     edits = ChunkEdits(ndim)
-    edits.set_many(refs)
+    edits.set_many(refs, sources)
     return edits
+
+
+def _source_column(sources: int | SourceNumbers, n: int) -> SourceNumbers:
+    return broadcast_column(sources, n, np.int32) if isinstance(sources, int) else sources
+
+
+def _uniform(sources: SourceNumbers) -> SourceNumbers:
+    """Return a column that takes no memory if all numbers are equal."""
+    if len(sources) and sources.strides[0] and bool((sources == sources[0]).all()):
+        return broadcast_column(sources[0], len(sources), np.int32)
+    return sources
+
+
+def _take_sources(sources: SourceNumbers, rows: I64 | slice) -> SourceNumbers:
+    if sources.strides[0] == 0:
+        n = len(range(*rows.indices(len(sources)))) if isinstance(rows, slice) else len(rows)
+        return broadcast_column(sources[0], n, np.int32)
+    return sources[rows]
+
+
+def _join(runs: Sequence[_Run]) -> _Run:
+    if len(runs) == 1:
+        return runs[0]
+    firsts = {int(run.sources[0]) for run in runs if len(run.sources)}
+    is_uniform = len(firsts) == 1 and all(run.sources.strides[0] == 0 for run in runs if len(run.sources))
+    sources = (
+        broadcast_column(firsts.pop(), sum(len(run.refs) for run in runs), np.int32)
+        if is_uniform
+        else np.concatenate([run.sources for run in runs])
+    )
+    return _Run(concat([run.refs for run in runs]), sources)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +271,14 @@ class ChangeSet:
         Nodes of the base that have another path now, in their new form, by new path.
     moved_from
         Paths of moved nodes in the base, by id.
+    withdrawn_nodes
+        Nodes that were created here and deleted again, by id. A receiver of the earlier edits must delete them, too.
+    sources
+        The sources of all edits.
+    node_sources
+        Number of the source of each node's last edit, by id. Chunk edits have their own.
+    shape_sources, encoding_sources
+        Numbers of the sources of the last edits that changed an array's shape and the encoding of its chunks, by id.
     """
 
     new_nodes: dict[str, Node] = field(default_factory=dict)
@@ -172,6 +288,11 @@ class ChangeSet:
     moves: list[MoveStep] = field(default_factory=list)
     moved_nodes: dict[str, Node] = field(default_factory=dict)
     moved_from: dict[NodeId, str] = field(default_factory=dict)
+    withdrawn_nodes: dict[NodeId, Node] = field(default_factory=dict)
+    sources: EditSources = field(default_factory=EditSources)
+    node_sources: dict[NodeId, int] = field(default_factory=dict)
+    shape_sources: dict[NodeId, int] = field(default_factory=dict)
+    encoding_sources: dict[NodeId, int] = field(default_factory=dict)
     _placed_children: dict[str, dict[str, None]] = field(default_factory=dict)
     _num_below: dict[str, int] = field(
         default_factory=dict
@@ -193,6 +314,11 @@ class ChangeSet:
             self.moves.copy(),
             self.moved_nodes.copy(),
             self.moved_from.copy(),
+            self.withdrawn_nodes.copy(),
+            self.sources.copy(),
+            self.node_sources.copy(),
+            self.shape_sources.copy(),
+            self.encoding_sources.copy(),
             {path: names.copy() for path, names in self._placed_children.items()},
             self._num_below.copy(),
         )
@@ -205,23 +331,38 @@ class ChangeSet:
         """Return True if a node of the base was deleted or moved."""
         return node_id in self.deleted_nodes or node_id in self.moved_from
 
-    def add_node(self, node: Node) -> None:
+    def add_node(self, node: Node, source: int = 0) -> None:
         """Add a node at a free path, or replace a node that was created here."""
         self.new_nodes[node.path] = node
+        self.node_sources[node.node_id] = source
         self._place(node.path)
 
-    def update_node(self, node: Node) -> None:
-        """Change the metadata of a node of the base, or of one that was created here."""
+    def update_node(self, node: Node, source: int = 0, *, before: Node | None = None) -> None:
+        """Change the metadata of a node of the base, or of one that was created here.
+
+        Parameters
+        ----------
+        before
+            The node before the edit, to note what the edit means for chunks.
+        """
+        self.node_sources[node.node_id] = source
+        if before is not None and node.shape is not None:
+            if before.shape != node.shape:
+                self.shape_sources[node.node_id] = source
+            if chunk_encoding(before.user_data) != chunk_encoding(node.user_data):
+                self.encoding_sources[node.node_id] = source
         if node.path in self.new_nodes:
             self.new_nodes[node.path] = node
         else:
             self.updated_nodes[node.node_id] = node
 
-    def delete_node(self, node: Node) -> None:
+    def delete_node(self, node: Node, source: int = 0) -> None:
         """Delete one node, but not its descendants, and all edits of its chunks."""
         self.chunks.pop(node.node_id, None)
+        self.node_sources[node.node_id] = source
         if self.new_nodes.pop(node.path, None) is not None:
             self._unplace(node.path)
+            self.withdrawn_nodes[node.node_id] = node
             return
         self.updated_nodes.pop(node.node_id, None)
         self.deleted_nodes[node.node_id] = node

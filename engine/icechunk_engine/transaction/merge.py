@@ -1,13 +1,21 @@
-"""Merge a fork's edits into the change set of the session that it came from. Pure.
+"""Merge the edits of forks into the change set of the session that they came from. Pure.
 
 A fork starts from the state that its parent saw. So both know a node by the same id, whether it is in their common
-base or the parent created it before the fork. Three rules decide:
+base or the parent created it before the fork. Only edits whose source the receiver does not know yet are merged
+(:mod:`.edit_sources`). Each of them follows one rule:
 
-- *Nodes*: two forks may make the same edit twice, because schedulers retry and duplicate tasks. Two different edits of
-  one node are an error: the result would depend on the order of the merges.
-- *Chunks*: the fork that is merged last wins. Tasks that ran twice wrote the same values.
-- *Nodes that two forks created at one path* have two ids. If their metadata is equal, the first one stays and the
-  chunks of the second go to it.
+    *An edit may replace what its writer had seen. It must not replace anything else.*
+
+A writer has seen the edits that the receiver had at the fork, its own, and those that it read before it replaced
+them. If an edit meets any other edit of the same node or chunk, one of the two would be lost. That is a conflict,
+except in three cases, where nothing is lost:
+
+- A scheduler ran one task twice: the sources have the same task name.
+- Both edits say the same: equal documents, or chunks with equal bytes. To compare the bytes of stored chunks needs
+  requests, so these pairs are returned as :class:`Doubts`.
+- Two forks created equal nodes at one path. The first node stays, and the chunks of the second go to it.
+
+Two changes of one array's shape always conflict, even to the same shape: two appends would write the same rows.
 
 The merge relies on the common start. In unrelated sessions, one path can be two different nodes, so
 :meth:`Session.merge <icechunk_engine.Session.merge>` refuses forks of another session or another base first.
@@ -15,113 +23,424 @@ The merge relies on the common start. In unrelated sessions, one path can be two
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple, NoReturn
 
+import numpy as np
+from numpy.typing import NDArray
+
+from icechunk_engine.columns.chunk_refs import DELETED, INLINE, NATIVE, VIRTUAL, ChunkRefs, concat
+from icechunk_engine.columns.tables import I64, U8, lex_order, rows_differ
 from icechunk_engine.errors import ErrorKind, SessionStateError
 from icechunk_engine.format.nodes import Node, NodeTable
+from icechunk_engine.format.zarr_metadata import chunk_encoding
 from icechunk_engine.ids import NodeId
 from icechunk_engine.transaction.change_set import ChangeSet
+from icechunk_engine.transaction.edit_sources import EditSource, SourceNumbers
 from icechunk_engine.transaction.hierarchy import find_node, placement_problem
 
+type OnOverlap = Literal["raise", "last"]
 
-def merge_fork(
+_SHOWN = 3
+"""Chunks that an error names."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Incoming:
+    """Edits to merge.
+
+    Attributes
+    ----------
+    changes
+        The edits. Those of sources that the receiver knows are skipped.
+    num_seen
+        The writer had seen the first so many sources of the receiver.
+    also_seen
+        Further sources that the writer had seen.
+    """
+
+    changes: ChangeSet
+    num_seen: int
+    also_seen: Collection[EditSource] = ()
+
+
+class Doubts(NamedTuple):
+    """Pairs of stored chunks that conflict unless their bytes are equal.
+
+    Attributes
+    ----------
+    first_ids, second_ids
+        ``uint8 (k, 12)``: ids of the chunks.
+    conflicts
+        For each pair, the error to raise if the bytes differ.
+    """
+
+    first_ids: U8
+    second_ids: U8
+    conflicts: Sequence[SessionStateError]
+
+
+def merge_changes(
     base: NodeTable,
     into: ChangeSet,
-    fork_base: NodeTable,
-    fork: ChangeSet,
-    revisions: Mapping[NodeId, int],
-) -> None:
-    """Apply a fork's edits to ``into`` in place. After an error ``into`` is half changed, so pass a copy.
+    arrivals: Sequence[Incoming],
+    on_overlap: OnOverlap = "raise",
+    own_writer: str | None = None,
+) -> list[Doubts]:
+    """Apply edits to ``into`` in place, in the given order. After an error ``into`` is half changed, so pass a copy.
 
     Parameters
     ----------
     base, into
         Base nodes and change set of the session that receives the edits.
-    fork_base, fork
-        The nodes that the fork started from, and its change set.
-    revisions
-        Revisions of the receiver's chunk edits when the fork was made, by array. They tell whether a chunk was written
-        after that.
+    on_overlap
+        ``"raise"``: raise an error if two edits conflict. ``"last"``: the edit that is merged last wins, where that
+        leaves a valid tree.
+    own_writer
+        Writer of the receiver, to name it in errors.
+
+    Returns
+    -------
+    Pairs of chunks that the caller must compare, and raise the error of any pair that differs.
 
     Raises
     ------
     SessionStateError
-        ``merge-failed``: both changed one node. The error names it.
+        ``merge-failed``: two edits conflict. The error names the array, the chunks and the tasks.
     """
-    for node in fork.deleted_nodes.values():
-        _merge_deletion(base, into, node, revisions)
-    twins: dict[NodeId, Node] = {}
-    for node in fork.new_nodes.values():
-        twin = _merge_new_node(base, into, node)
-        if twin is not None:
-            twins[node.node_id] = twin
-    for node in fork.updated_nodes.values():
-        _merge_update(base, into, fork_base, node)
-    for node_id, edits in fork.chunks.items():
-        if not edits:
-            continue
-        target = twins.get(node_id) or _array_by_id(base, into, fork_base, fork, node_id)
-        into.edits_of(target).set_many(edits.collapse())
+    merge = _Merge(base, into, on_overlap, own_writer)
+    for arrival in arrivals:
+        merge.take_nodes(arrival)
+        merge.take_chunks(arrival)
+    merge.apply_chunks()
+    return merge.doubts
 
 
-def _merge_deletion(base: NodeTable, into: ChangeSet, node: Node, revisions: Mapping[NodeId, int]) -> None:
-    present = find_node(base, into, node.path)
-    if present is None:
-        return  # deleted here too
-    if present.node_id != node.node_id:
-        return  # deleted and created again here
-    # Chunks that the fork itself saw are meant by its deletion. Later ones were written by somebody else.
-    edits = into.chunks.get(node.node_id)
-    written = edits is not None and edits.revision > revisions.get(node.node_id, 0)
-    if written or present.user_data != node.user_data:
-        raise _disagreement(node.path, "was deleted in one fork and changed elsewhere")
-    into.delete_node(present)
+@dataclass(slots=True)
+class _Part:
+    """Chunk edits of one arrival for one array, with the receiver's numbers of their sources."""
+
+    refs: ChunkRefs
+    sources: SourceNumbers
 
 
-def _merge_new_node(base: NodeTable, into: ChangeSet, node: Node) -> Node | None:
-    present = find_node(base, into, node.path)
-    if present is not None:
-        same = present.user_data == node.user_data and node.path in into.new_nodes
-        if not same:
-            raise _disagreement(node.path, "was created in a fork, and another node is at that path")
-        return present
-    if placement_problem(base, into, node.path, is_array=node.is_array) is not None:
-        raise _disagreement(
-            node.path, "would be an array with members: one fork created the array, another one a node below it"
+@dataclass(slots=True)
+class _Merge:
+    base: NodeTable
+    into: ChangeSet
+    on_overlap: OnOverlap
+    own_writer: str | None
+    doubts: list[Doubts] = field(default_factory=list)
+    _targets: dict[NodeId, Node] = field(default_factory=dict)  # arrays with parts
+    _parts: dict[NodeId, list[_Part]] = field(default_factory=dict)
+    _twins: dict[NodeId, Node] = field(default_factory=dict)  # nodes that stand for others created at the same path
+    _created: dict[NodeId, str] = field(default_factory=dict)  # paths of the receiver's new nodes
+    _seen: dict[int, tuple[int, frozenset[EditSource]]] = field(default_factory=dict)  # by number of a new source
+    _numbers: SourceNumbers = field(default_factory=lambda: np.empty(0, np.int32))  # of the present arrival's sources
+    _is_new: NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))
+
+    def __post_init__(self) -> None:
+        self._created.update((node.node_id, path) for path, node in self.into.new_nodes.items())
+
+    # --- sources -----------------------------------------------------------------------------------------------
+
+    def _take_sources(self, arrival: Incoming) -> None:
+        ours, theirs = self.into.sources, arrival.changes.sources.entries
+        is_new = [source not in ours for source in theirs]
+        seen = arrival.num_seen, frozenset((*theirs, *arrival.also_seen))
+        self._numbers = np.fromiter(map(ours.number, theirs), np.int32, len(theirs))
+        self._is_new = np.array(is_new, np.bool_)
+        for number in self._numbers[self._is_new].tolist():
+            self._seen[number] = seen
+
+    def _conflict(self, old: int, new: int) -> bool:
+        """Return True if an edit of source ``new`` must not replace one of source ``old``."""
+        if old == new:
+            return False
+        num_seen, also_seen = self._seen.get(new, (0, frozenset()))
+        one, other = self.into.sources.entries[old], self.into.sources.entries[new]
+        was_seen = old < num_seen or one in also_seen or one.writer == other.writer
+        is_retry = one.task is not None and one.task == other.task
+        return not (was_seen or is_retry)
+
+    def _names(self, *numbers: int) -> str:
+        sources = [self.into.sources.entries[number] for number in numbers]
+        return " and ".join(
+            dict.fromkeys("this session" if one.writer == self.own_writer else _name(one) for one in sources)
         )
-    into.add_node(node)
-    return None
+
+    # --- nodes -------------------------------------------------------------------------------------------------
+
+    def take_nodes(self, arrival: Incoming) -> None:
+        """Merge the node edits of an arrival. Its chunk edits come next, with :meth:`take_chunks`."""
+        self._take_sources(arrival)
+        changes = arrival.changes
+        for node in (*changes.deleted_nodes.values(), *changes.withdrawn_nodes.values()):
+            if (source := self._new_source_of(changes, node)) is not None:
+                self._delete(node, source)
+        for node in sorted(changes.new_nodes.values(), key=lambda node: node.path.count("/")):
+            if (source := self._new_source_of(changes, node)) is not None:
+                self._create(changes, node, source)
+        for node in changes.updated_nodes.values():
+            if (source := self._new_source_of(changes, node)) is not None:
+                self._update(changes, node, source)
+
+    def _new_source_of(self, changes: ChangeSet, node: Node) -> int | None:
+        number = changes.node_sources[node.node_id]
+        return int(self._numbers[number]) if self._is_new[number] else None
+
+    def _delete(self, node: Node, source: int) -> None:
+        present = find_node(self.base, self.into, node.path)
+        if present is None or present.node_id != node.node_id:
+            return  # deleted here too, and perhaps created again
+        self._apply_chunks_of(node.node_id)
+        others = self._unseen_edits(node.node_id, source)
+        if others and self.on_overlap == "raise":
+            _refuse(node.path, "was deleted in one fork and changed elsewhere", self._names(*others, source))
+        self.into.delete_node(present, source)
+
+    def _unseen_edits(self, node_id: NodeId, source: int) -> list[int]:
+        """Return the sources of edits of a node and its chunks that conflict with an edit of ``source``."""
+        numbers = [self.into.node_sources.get(node_id)]
+        edits = self.into.chunks.get(node_id)
+        if edits:
+            numbers += np.unique(edits.collapse_with_sources()[1]).tolist()
+        return [number for number in numbers if number is not None and self._conflict(number, source)]
+
+    def _create(self, changes: ChangeSet, node: Node, source: int) -> None:
+        present = find_node(self.base, self.into, node.path)
+        if present is None:
+            if placement_problem(self.base, self.into, node.path, is_array=node.is_array) is not None:
+                _refuse(
+                    node.path,
+                    "would be an array with members: one fork created the array, another one a node below it",
+                    self._names(source),
+                )
+            self.into.add_node(node, source)
+            self._created[node.node_id] = node.path
+        elif present.node_id == node.node_id:
+            self._update(changes, node, source)
+        elif present.user_data == node.user_data and node.path in self.into.new_nodes:
+            self._twins[node.node_id] = present
+        else:
+            other = self.into.node_sources.get(present.node_id, source)
+            _refuse(node.path, "was created in a fork, and another node is at that path", self._names(other, source))
+
+    def _update(self, changes: ChangeSet, node: Node, source: int) -> None:
+        node_id = self._twins.get(node.node_id, node).node_id
+        present = find_node(self.base, self.into, node.path)
+        if present is None or present.node_id != node_id:
+            number = self.into.node_sources.get(node_id, source)
+            _refuse(node.path, "was changed in a fork and deleted elsewhere", self._names(number, source))
+        if self.on_overlap == "raise":
+            self._require_known(present, node, source, is_resized=node.node_id in changes.shape_sources)
+        if present.user_data == node.user_data:
+            return
+        self._require_same_encoding(present, node, source)
+        self._require_inside(present, node, source)
+        self.into.update_node(replace(present, user_data=node.user_data, shape=node.shape), source, before=present)
+
+    def _require_known(self, before: Node, after: Node, source: int, *, is_resized: bool) -> None:
+        """Refuse an update of a node whose writer had not seen its last change."""
+        resized_by = self.into.shape_sources.get(before.node_id)
+        if is_resized and resized_by is not None and self._conflict(resized_by, source):
+            what = (
+                f"was resized twice, to {_shape_of(before)} and {_shape_of(after)}: of two appends, one would be lost"
+            )
+            _refuse(after.path, what, self._names(resized_by, source))
+        changed_by = self.into.node_sources.get(before.node_id)
+        if changed_by is not None and self._conflict(changed_by, source) and before.user_data != after.user_data:
+            what = "has metadata that two forks changed to different values"
+            _refuse(after.path, what, self._names(changed_by, source))
+
+    def _require_same_encoding(self, before: Node, after: Node, source: int) -> None:
+        """Refuse an update after which chunks that its writer had not seen would be decoded wrongly."""
+        if not before.is_array or chunk_encoding(before.user_data) == chunk_encoding(after.user_data):
+            return
+        self._apply_chunks_of(before.node_id)
+        edits = self.into.chunks.get(before.node_id)
+        numbers = np.unique(edits.collapse_with_sources()[1]).tolist() if edits else []
+        others = [number for number in numbers if self._conflict(number, source)]
+        if others:
+            self._refuse_encoding(before, *others, source)
+
+    def _refuse_encoding(self, array: Node, *numbers: int) -> NoReturn:
+        what = "was given another encoding, and chunks were written elsewhere in the old one"
+        _refuse(array.path, what, self._names(*numbers))
+
+    def _require_inside(self, before: Node, after: Node, source: int) -> None:
+        """Refuse to shrink an array whose chunks beyond the new shape the writer had not seen."""
+        if before.shape is None or after.shape is None or self.on_overlap == "last":
+            return
+        if all(new >= old for old, new in zip(before.shape.num_chunks, after.shape.num_chunks, strict=True)):
+            return
+        self._apply_chunks_of(before.node_id)
+        edits = self.into.chunks.get(before.node_id)
+        if edits:
+            refs, sources = edits.collapse_with_sources()
+            self._require_in_grid(_Part(refs, sources), after, source)
+
+    def _require_in_grid(self, part: _Part, array: Node, shrunk_by: int) -> None:
+        assert array.shape is not None
+        beyond = ~part.refs.within((0,) * part.refs.ndim, array.shape.num_chunks) & (part.refs.kinds != DELETED)
+        for number in np.unique(part.sources[beyond]).tolist():
+            if self._conflict(number, shrunk_by) and self._conflict(shrunk_by, number):
+                rows = np.flatnonzero(beyond & (part.sources == number))
+                _refuse(
+                    array.path,
+                    f"was shrunk to {_shape_of(array)}, and chunks beyond that were written elsewhere: "
+                    f"{_listed(part.refs, rows)}",
+                    self._names(number, shrunk_by),
+                )
+
+    # --- chunks ------------------------------------------------------------------------------------------------
+
+    def take_chunks(self, arrival: Incoming) -> None:
+        """Collect the new chunk edits of an arrival."""
+        for node_id, edits in arrival.changes.chunks.items():
+            if not edits:
+                continue
+            refs, numbers = edits.collapse_with_sources()
+            if not bool(self._is_new.all()):
+                rows = self._is_new[numbers]
+                if not bool(rows.any()):
+                    continue
+                refs, numbers = (refs, numbers) if bool(rows.all()) else (refs.take(rows), numbers[rows])
+            if numbers.strides[0] == 0:
+                sources = np.broadcast_to(self._numbers[numbers[0]], len(numbers))
+            else:
+                sources = self._numbers[numbers]
+            part = _Part(refs, sources)
+            target = self._array(node_id, int(sources[0]))
+            shrunk_by = self.into.node_sources.get(target.node_id)
+            if shrunk_by is not None and self.on_overlap == "raise":
+                self._require_in_grid(part, target, shrunk_by)
+            recoded_by = self.into.encoding_sources.get(target.node_id)
+            if recoded_by is not None and self._conflict(recoded_by, int(sources[0])):
+                self._refuse_encoding(target, recoded_by, int(sources[0]))
+            self._targets[target.node_id] = target
+            self._parts.setdefault(target.node_id, []).append(part)
+
+    def _array(self, node_id: NodeId, source: int) -> Node:
+        twin = self._twins.get(node_id)
+        if twin is not None:
+            return twin
+        known = self._targets.get(node_id)
+        if known is not None and find_node(self.base, self.into, known.path) is not None:
+            return known
+        row = self.base.row_of_id(node_id)
+        path = self.base.path(row) if row >= 0 else self._created.get(node_id)
+        node = None if path is None else find_node(self.base, self.into, path)
+        if node is None or node.node_id != node_id:
+            gone = self.into.withdrawn_nodes.get(node_id)
+            path = path or (str(node_id) if gone is None else gone.path)
+            other = self.into.node_sources.get(node_id, source)
+            _refuse(path, "has chunks written in a fork and was deleted elsewhere", self._names(other, source))
+        return node
+
+    def apply_chunks(self) -> None:
+        """Apply all collected chunk edits."""
+        for node_id in list(self._parts):
+            self._apply_chunks_of(node_id)
+
+    def _apply_chunks_of(self, node_id: NodeId) -> None:
+        parts = self._parts.pop(node_id, None)
+        if not parts:
+            return
+        array = self._targets[node_id]
+        refs = concat([part.refs for part in parts])
+        if len({int(part.sources[0]) for part in parts}) == 1 and all(part.sources.strides[0] == 0 for part in parts):
+            sources = np.broadcast_to(parts[0].sources[0], len(refs))
+        else:
+            sources = np.concatenate([part.sources for part in parts])
+        if len(parts) > 1:
+            refs, sources = self._without_repeats(array, refs, sources)
+        edits = self.into.edits_of(array)
+        if edits:
+            positions, old_refs, old_sources = edits.overlap(refs.indices)
+            self._check(array, old_refs, old_sources, refs.take(positions), sources[positions])
+        edits.set_many(refs, sources)
+
+    def _without_repeats(
+        self, array: Node, refs: ChunkRefs, sources: SourceNumbers
+    ) -> tuple[ChunkRefs, SourceNumbers]:
+        """Return the last edit of each chunk, sorted by index, after checking those that it replaces."""
+        order = lex_order(refs.indices)
+        is_last = (
+            np.append(rows_differ(refs.indices[order]), True) if len(order) > 1 else np.ones(len(order), np.bool_)
+        )
+        if not bool(is_last.all()):
+            old, new = order[:-1][~is_last[:-1]], order[1:][~is_last[:-1]]
+            self._check(array, refs.take(old), sources[old], refs.take(new), sources[new])
+        rows = order[is_last]
+        return refs.take(rows), sources if sources.strides[0] == 0 and len(rows) == len(sources) else sources[rows]
+
+    def _check(
+        self, array: Node, old: ChunkRefs, old_sources: SourceNumbers, new: ChunkRefs, new_sources: SourceNumbers
+    ) -> None:
+        """Raise an error if edits ``new`` must not replace ``old``, row by row; note pairs whose bytes decide."""
+        if self.on_overlap == "last" or not len(old):
+            return
+        pairs, which = np.unique(np.stack([old_sources, new_sources], axis=1), axis=0, return_inverse=True)
+        is_conflict = np.array([self._conflict(*pair) for pair in pairs.tolist()], np.bool_)[which.reshape(-1)]
+        rows = np.flatnonzero(is_conflict)
+        if not len(rows):
+            return
+        old, new, old_sources, new_sources = old.take(rows), new.take(rows), old_sources[rows], new_sources[rows]
+        is_equal, is_doubtful = _compare(old, new)
+        bad = np.flatnonzero(~(is_equal | is_doubtful))
+        if len(bad):
+            raise self._overlap(array, new, bad, old_sources, new_sources)
+        rows = np.flatnonzero(is_doubtful)
+        if len(rows):
+            conflicts = [
+                self._overlap(array, new, rows[i : i + 1], old_sources, new_sources) for i in range(len(rows))
+            ]
+            self.doubts.append(Doubts(old.chunk_ids[rows], new.chunk_ids[rows], conflicts))
+
+    def _overlap(
+        self, array: Node, refs: ChunkRefs, rows: I64, old_sources: SourceNumbers, new_sources: SourceNumbers
+    ) -> SessionStateError:
+        names = self._names(int(old_sources[rows[0]]), int(new_sources[rows[0]]))
+        return SessionStateError(
+            f"cannot merge: {names} wrote the same chunks of array {array.path!r} without seeing each other's values, "
+            f"so the values of one would be lost: {_listed(refs, rows)}. The session is as it was before the merge. "
+            f"Let one task write each chunk: rechunk the data, or pass align_chunks=True. If it does not matter whose "
+            f"values stay, pass on_overlap='last'",
+            ErrorKind.MERGE_FAILED,
+        )
 
 
-def _merge_update(base: NodeTable, into: ChangeSet, fork_base: NodeTable, node: Node) -> None:
-    present = find_node(base, into, node.path)
-    if present is None or present.node_id != node.node_id:
-        raise _disagreement(node.path, "was changed in a fork and deleted elsewhere")
-    if present.user_data == node.user_data:
-        return
-    # The change applies if the node is still as the fork found it.
-    row = fork_base.find(node.path)
-    before = fork_base.node(row) if row >= 0 else None
-    if before is None or before.user_data != present.user_data:
-        raise _disagreement(node.path, "has metadata that two forks changed to different values")
-    into.update_node(replace(present, user_data=node.user_data, shape=node.shape))
+def _compare(old: ChunkRefs, new: ChunkRefs) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return which references name the same bytes, and which may do so: stored chunks of one length."""
+    same_kind = (old.kinds == new.kinds) & (old.lengths == new.lengths)
+    equal = same_kind & (new.kinds == DELETED)
+    native = same_kind & (new.kinds == NATIVE)
+    same_object = native & (old.chunk_ids == new.chunk_ids).all(axis=1) & (old.offsets == new.offsets)
+    equal |= same_object
+    for row in np.flatnonzero(same_kind & ((new.kinds == INLINE) | (new.kinds == VIRTUAL))).tolist():
+        equal[row] = old.row(row) == new.row(row)
+    return equal, native & ~same_object
 
 
-def _array_by_id(base: NodeTable, into: ChangeSet, fork_base: NodeTable, fork: ChangeSet, node_id: NodeId) -> Node:
-    path = next((node.path for node in fork.new_nodes.values() if node.node_id == node_id), None)
-    if path is None:
-        row = fork_base.row_of_id(node_id)
-        path = fork_base.path(row) if row >= 0 else None
-    node = find_node(base, into, path) if path is not None else None
-    if node is None or node.node_id != node_id:
-        raise _disagreement(path or str(node_id), "has chunks written in a fork and was deleted elsewhere")
-    return node
+def _shape_of(array: Node) -> object:
+    return json.loads(array.user_data).get("shape")
 
 
-def _disagreement(path: str, what: str) -> SessionStateError:
-    return SessionStateError(
-        f"cannot merge: node {path!r} {what}. The session is as it was before the merge. Change a node in one place "
-        f"only: in one fork, or in the session before or after the parallel work",
+def _name(source: EditSource) -> str:
+    return f"writer {source.writer[:8]}" if source.task is None else f"task {source.task}"
+
+
+def _listed(refs: ChunkRefs, rows: I64) -> str:
+    shown = ", ".join(str(tuple(refs.indices[row].tolist())) for row in rows[:_SHOWN].tolist())
+    return shown + (f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else "")
+
+
+def _refuse(path: str, what: str, who: str) -> NoReturn:
+    raise SessionStateError(
+        f"cannot merge: node {path!r} {what} (by {who}). The session is as it was before the merge. Change a node in "
+        f"one place only: in one fork, or in the session before or after the parallel work",
         ErrorKind.MERGE_FAILED,
     )

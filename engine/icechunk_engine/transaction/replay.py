@@ -84,11 +84,11 @@ def replay_edits(
 def _drop_conflicted_chunks(changes: ChangeSet, our_base: NodeTable, conflict: Conflict) -> None:
     """Drop our edits of the chunks that both sides wrote."""
     node_id = our_base.node_id(our_base.find(conflict.path))
-    edits = changes.chunks[node_id].collapse()
+    edits, sources = changes.chunks[node_id].collapse_with_sources()
     dropped = np.asarray(conflict.conflicted_chunks, np.uint32).reshape(-1, edits.ndim)
-    kept = edits.take(ChunkFinder(ChunkRefs.build(dropped, DELETED).latest()).find_many(edits.indices) < 0)
+    kept = ChunkFinder(ChunkRefs.build(dropped, DELETED).latest()).find_many(edits.indices) < 0
     changes.chunks[node_id] = ChunkEdits(edits.ndim)
-    changes.chunks[node_id].set_many(kept)
+    changes.chunks[node_id].set_many(edits.take(kept), sources[kept])
 
 
 def is_same_new_group(node: Node, our_base: NodeTable, their_tree: NodeTable) -> bool:

@@ -19,11 +19,13 @@ import uuid
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from icechunk_engine import paths
+from icechunk_engine._runtime.task_names import current_task
 from icechunk_engine.catalog.opening import open_catalog
 from icechunk_engine.columns.chunk_refs import DELETED, INLINE, NATIVE, ChunkRef, ChunkRefs
 from icechunk_engine.errors import AlreadyExistsError, ErrorKind, InvalidInputError, SessionStateError
@@ -34,6 +36,7 @@ from icechunk_engine.ids import ChunkId, NodeId
 from icechunk_engine.keys import ChunkIndex
 from icechunk_engine.transaction import node_moves
 from icechunk_engine.transaction.change_set import ChangeSet, ChunkEdits
+from icechunk_engine.transaction.edit_sources import EditSource
 from icechunk_engine.transaction.hierarchy import find_node, placement_problem, subtree
 from icechunk_engine.transaction.reindex import IndexMap, reindexed, shifted
 from icechunk_engine.virtual import containers as container_rules
@@ -42,6 +45,9 @@ from icechunk_engine.workspace.context import RepositoryContext
 from icechunk_engine.workspace.permissions import Permissions, SessionMode
 from icechunk_engine.workspace.state import WorkspaceState
 from icechunk_engine.workspace.view import SnapshotView
+
+type Edit = Callable[[ChangeSet, int], None]
+"""An edit, as a function of the change set and the number that the source of the edit has there."""
 
 type EditsToken = tuple[str, int]
 """Lineage and revision of some edits. Two states with equal tokens have the same edits, across processes too."""
@@ -77,7 +83,9 @@ class Workspace(SnapshotView):
         self.unchanged_writes: dict[str, None] = {}
         # A copy keeps the token until its first edit, which begins a new lineage: the original may be edited, too.
         self._is_copy = edits_token is not None
-        self._lineage, self._revision = edits_token or (uuid.uuid4().hex, 0)
+        self._lineage, self._revision = edits_token or (_new_lineage(permissions), 0)
+        self._epoch = 0
+        self._names_tasks = self._is_copy and permissions.is_fork
 
     @property
     def read_only(self) -> bool:
@@ -140,15 +148,30 @@ class Workspace(SnapshotView):
         self.state = state
         self._advance_token()
 
+    def end_epoch(self) -> None:
+        """Call this when somebody else gets the edits: later ones must have another source."""
+        self._epoch += 1
+
     def _advance_token(self) -> None:
         if self._is_copy:
-            self._lineage, self._is_copy = uuid.uuid4().hex, False
+            self._lineage, self._is_copy = _new_lineage(self.permissions), False
         self._revision += 1
 
-    def _begin_node_edit(self) -> None:
-        """Drop the readers. Before the edit, not after it: an interrupt in between must not leave stale readers."""
-        self.state.readers.clear()
+    def _apply(self, state: WorkspaceState, edit: Edit) -> None:
+        """Make an edit."""
         self._advance_token()
+        task = current_task() if self._names_tasks else None
+        edit(state.changes, state.changes.sources.number(EditSource(self._lineage, self._epoch, task)))
+
+    def _apply_to_nodes(self, state: WorkspaceState, edit: Edit) -> None:
+        """Make an edit of nodes."""
+        # The readers go before the edit, not after it: an interrupt in between must not leave stale readers.
+        state.readers.clear()
+        self._apply(state, edit)
+
+    def _apply_to_chunks(self, array: Node, edit: Callable[[ChunkEdits, int], None]) -> None:
+        """Make an edit of an array's chunks."""
+        self._apply(self.state, lambda changes, source: edit(changes.edits_of(array), source))
 
     # --- nodes -------------------------------------------------------------------------------------------------
 
@@ -173,8 +196,8 @@ class Workspace(SnapshotView):
                 refusal = placement_problem(base, changes, path, is_array=shape is not None)
                 if refusal is not None:
                     raise InvalidInputError(f"cannot create {path!r}: {refusal}", ErrorKind.NOT_A_GROUP)
-                self._begin_node_edit()
-                changes.add_node(Node(node_id=NodeId.random(), path=path, user_data=data, shape=shape))
+                created = Node(node_id=NodeId.random(), path=path, user_data=data, shape=shape)
+                self._apply_to_nodes(state, lambda changes, source: changes.add_node(created, source))
             elif node.is_array != (shape is not None):
                 kind = "array" if node.is_array else "group"
                 raise AlreadyExistsError(
@@ -185,12 +208,16 @@ class Workspace(SnapshotView):
                 self.unchanged_writes[path] = None
             elif shape is not None and node.shape is not None and shape.ndim != node.shape.ndim:
                 # The old chunks have indices of another rank, so this must be a new array with a new id.
-                self._begin_node_edit()
-                changes.delete_node(node)
-                changes.add_node(Node(node_id=NodeId.random(), path=path, user_data=data, shape=shape))
+                replacement = Node(node_id=NodeId.random(), path=path, user_data=data, shape=shape)
+
+                def replace_array(changes: ChangeSet, source: int) -> None:
+                    changes.delete_node(node, source)
+                    changes.add_node(replacement, source)
+
+                self._apply_to_nodes(state, replace_array)
             else:
-                self._begin_node_edit()
-                changes.update_node(replace(node, user_data=data, shape=shape))
+                updated = replace(node, user_data=data, shape=shape)
+                self._apply_to_nodes(state, lambda changes, source: changes.update_node(updated, source, before=node))
 
         self.edit(set_node)
 
@@ -210,10 +237,13 @@ class Workspace(SnapshotView):
 
     def _delete(self, state: WorkspaceState, nodes: Iterable[Node]) -> None:
         doomed = list(nodes)
+
+        def delete_nodes(changes: ChangeSet, source: int) -> None:
+            for node in doomed:
+                changes.delete_node(node, source)
+
         if doomed:
-            self._begin_node_edit()
-        for node in doomed:
-            state.changes.delete_node(node)
+            self._apply_to_nodes(state, delete_nodes)
 
     def delete_all(self) -> None:
         """Delete all nodes."""
@@ -274,10 +304,12 @@ class Workspace(SnapshotView):
 
     def put_chunk(self, path: str, index: ChunkIndex, ref: ChunkRef) -> None:
         """Set the reference of one chunk. Raises as :meth:`set_chunk` does."""
-        self._edit_array(path, lambda reader: reader.require(index), lambda edits: edits.set(index, ref))
+        self._edit_array(
+            path, lambda reader: reader.require(index), lambda edits, source: edits.set(index, ref, source)
+        )
 
     def _edit_array(
-        self, path: str, require: Callable[[ArrayReader], None], edit: Callable[[ChunkEdits], None]
+        self, path: str, require: Callable[[ArrayReader], None], edit: Callable[[ChunkEdits, int], None]
     ) -> None:
         """Edit the chunks of an array under the lock. ``require`` raises if the array does not allow the edit."""
         while True:
@@ -289,8 +321,7 @@ class Workspace(SnapshotView):
             with self.lock:
                 self.permissions.require_writable()
                 if self.state.readers.get(path) is reader:  # else another thread changed the array or the state
-                    edit(self.state.changes.edits_of(reader.node))
-                    self._advance_token()
+                    self._apply_to_chunks(reader.node, edit)
                     return
 
     def set_chunk_ref(self, path: str, index: ChunkIndex, ref: ChunkRef, *, validate_container: bool = True) -> None:
@@ -344,7 +375,7 @@ class Workspace(SnapshotView):
         return refused
 
     def _put_refs(self, path: str, refs: ChunkRefs) -> None:
-        self._edit_array(path, lambda reader: _require_in_grid(reader, refs), lambda edits: edits.set_many(refs))
+        self._edit_array(path, lambda reader: _require_in_grid(reader, refs), partial(_set_many, refs=refs))
 
     def delete_chunk(self, path: str, index: ChunkIndex) -> None:
         """Delete a chunk, so that it reads as the fill value. Does nothing outside arrays and their grids.
@@ -403,8 +434,7 @@ class Workspace(SnapshotView):
                 changes = self.state.changes
                 if self.state.readers.get(path) is reader and changes.revision_of(reader.node) == before:
                     if len(edits):
-                        changes.edits_of(reader.node).set_many(edits)
-                        self._advance_token()
+                        self._apply_to_chunks(reader.node, partial(_set_many, refs=edits))
                     return
         raise SessionStateError(
             f"cannot move the chunks of {path!r}: other threads kept writing to the array. Nothing was moved; wait "
@@ -425,6 +455,15 @@ class _AllOrNothing:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
             self._workspace.undo_edits(self._before)
+
+
+def _set_many(edits: ChunkEdits, source: int, *, refs: ChunkRefs) -> None:
+    edits.set_many(refs, source)
+
+
+def _new_lineage(permissions: Permissions) -> str:
+    """Return a new random lineage. A session that never takes edits has none, so equal ones have equal pickles."""
+    return "" if permissions.read_only else uuid.uuid4().hex
 
 
 def _require_regular(node: Node) -> None:

@@ -141,7 +141,10 @@ def test_last_merged_wins(session: ic.Session) -> None:
     one, two = copy(session.fork()), copy(session.fork())
     write(one, 0, 2, 1)
     write(two, 0, 2, 2)
-    session.merge(one, two)
+    with pytest.raises(ic.SessionStateError, match=r"wrote the same chunks of array '/a'.*\(0,\)"):
+        session.merge(one, two)
+    assert not session.has_uncommitted_changes
+    session.merge(one, two, on_overlap="last")
     assert values(session)[:2] == [2, 2]
 
 
@@ -233,7 +236,7 @@ def test_forks_equal_a_serial_run(writes: list[tuple[int, int, int]], through_pi
         for other, chunk, value in writes:
             if other == worker:
                 write(serial, 2 * chunk, 2 * chunk + 2, value)
-    parallel.merge(*(map(copy, forks) if through_pickle else forks))
+    parallel.merge(*(map(copy, forks) if through_pickle else forks), on_overlap="last")
     assert values(parallel) == values(serial)
     assert repr(parallel.status()) == repr(serial.status())
 

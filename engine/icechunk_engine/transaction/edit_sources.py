@@ -1,0 +1,83 @@
+"""Who made an edit: the identity of edits across processes, retries and merges. Pure.
+
+A *writer* is one linear history of edits. The copy of a fork that you unpickle continues the writer of the original
+until its first edit; then it becomes a writer of its own. A writer's history is cut into *epochs*: pickling, forking
+and merging end an epoch. So a source (writer, epoch, task) names a set of edits that grows no more once anybody else
+can have it. Two rules follow:
+
+- *A receiver that knows a source has all of its edits.* Merging takes only edits of unknown sources, so merging the
+  same copy twice changes nothing, and a fork that made more edits brings only those.
+- *An edit may replace what its writer had seen.* Anything else that it replaces is a conflict (:mod:`.merge`).
+
+An epoch that stayed open after its edits were handed on would break the first rule: later edits would look known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+type SourceNumbers = NDArray[np.int32]
+"""Source of each row of an array's chunk edits, as positions in :attr:`EditSources.entries`; may be broadcast."""
+
+
+class EditSource(NamedTuple):
+    """The origin of some edits.
+
+    Attributes
+    ----------
+    writer
+        Random id of one linear history of edits.
+    epoch
+        Number of the stretch of this history.
+    task
+        Name that a scheduler gave to the task, None if unknown. A retry has the same name.
+    """
+
+    writer: str
+    epoch: int
+    task: str | None = None
+
+
+class EditSources:
+    """The sources of a change set, numbered in the order in which they came."""
+
+    __slots__ = ("_numbers", "entries")
+
+    def __init__(self, entries: Iterable[EditSource] = ()) -> None:
+        self.entries: list[EditSource] = list(entries)
+        self._numbers = {source: number for number, source in enumerate(self.entries)}
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __contains__(self, source: EditSource) -> bool:
+        return source in self._numbers
+
+    def copy(self) -> EditSources:
+        """Return an independent copy."""
+        other = EditSources()
+        other.entries, other._numbers = self.entries.copy(), self._numbers.copy()
+        return other
+
+    def number(self, source: EditSource) -> int:
+        """Return the number of a source; add it if it is new."""
+        found = self._numbers.get(source)
+        if found is None:
+            found = self._numbers[source] = len(self.entries)
+            self.entries.append(source)
+        return found
+
+    def find(self, source: EditSource) -> int:
+        """Return the number of a source, -1 if it is unknown."""
+        return self._numbers.get(source, -1)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _unpickle, ([tuple(source) for source in self.entries],)
+
+
+def _unpickle(entries: list[tuple[str, int, str | None]]) -> EditSources:
+    return EditSources(EditSource(*entry) for entry in entries)

@@ -1,0 +1,39 @@
+"""Settle doubts of a merge: two stored chunks for one place are no conflict if their bytes are equal.
+
+A task that ran twice stores each of its chunks twice. If its name is unknown, only the bytes tell a repetition from a
+disagreement. Doubts are rare, so this reads both chunks of each pair, a few pairs at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from itertools import batched
+
+from icechunk_engine._runtime.pools import map_requests
+from icechunk_engine.errors import ObjectNotFoundError
+from icechunk_engine.format import layout
+from icechunk_engine.ids import ChunkId
+from icechunk_engine.storage.base import Storage
+from icechunk_engine.transaction.merge import Doubts
+
+_PAIRS_AT_A_TIME = 8
+
+
+def require_equal_chunks(storage: Storage, doubts: Iterable[Doubts]) -> None:
+    """Raise the conflict of the first pair of chunks with different bytes. Makes two requests a pair."""
+    for doubt in doubts:
+        pairs = zip(doubt.first_ids, doubt.second_ids, doubt.conflicts, strict=True)
+        for batch in batched(pairs, _PAIRS_AT_A_TIME):
+            keys = [layout.chunk_key(ChunkId(one.tobytes())) for *ids, _ in batch for one in ids]
+            contents = map_requests(storage, partial(_read, storage), keys)
+            for pair, first, second in zip(batch, contents[::2], contents[1::2], strict=True):
+                if first is None or first != second:
+                    raise pair[2]
+
+
+def _read(storage: Storage, key: str) -> bytes | None:
+    try:
+        return storage.get(key)
+    except ObjectNotFoundError:
+        return None
