@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .appending import append_with_retry
     from .backend import IcechunkBackendEntrypoint, open_dataset, open_datatree
     from .dask_writer import store_dask
     from .locations import open_or_create_repository, open_repository
@@ -21,6 +22,7 @@ __all__ = [
     "IcechunkBackendEntrypoint",
     "ReferenceLimits",
     "__version__",
+    "append_with_retry",
     "import_kerchunk",
     "open_dataset",
     "open_datatree",
@@ -33,6 +35,7 @@ __all__ = [
 _HOMES = {
     "IcechunkBackendEntrypoint": "backend",
     "ReferenceLimits": "virtual",
+    "append_with_retry": "appending",
     "import_kerchunk": "virtual",
     "open_dataset": "backend",
     "open_datatree": "backend",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
@@ -14,9 +14,10 @@ from icechunk_engine.catalog.dates import us_of_datetime
 from icechunk_engine.errors import ErrorKind, InvalidInputError, SnapshotNotFoundError
 from icechunk_engine.ids import SnapshotId
 from icechunk_engine.repository.base import RepositoryBase, resolve_ref, show_arguments
+from icechunk_engine.repository.retrying import repeat_until_committed
 from icechunk_engine.session import IcechunkStore, Session, SessionMode
 from icechunk_engine.session.preloading import start_preload
-from icechunk_engine.transaction.conflicts import ConflictSolver
+from icechunk_engine.transaction.conflicts import ConflictDetector, ConflictSolver
 from icechunk_engine.workspace.context import RepositoryContext
 
 
@@ -157,6 +158,68 @@ class SessionMethods(RepositoryBase):
         session = self.writable_session(branch)
         yield session.store
         session.commit(message, metadata, rebase_with=rebase_with, rebase_tries=rebase_tries)
+
+    def commit_with_retry(
+        self,
+        write: Callable[[Session], object],
+        branch: str,
+        *,
+        message: str,
+        metadata: dict[str, Any] | None = None,
+        rebase_with: ConflictSolver | None = None,
+        max_attempts: int = 50,
+        allow_empty: bool = False,
+    ) -> str:
+        """Write and commit; if another commit conflicts, do both again on the newest snapshot.
+
+        Use it for changes that depend on the data that are there, such as an append: the second of two appends must
+        see the first. Changes that do not touch each other are committed at the first attempt, because a commit
+        rebases first. Between attempts the call waits for a random time that grows with their number.
+
+        Parameters
+        ----------
+        write
+            Makes the change in the session that it gets, but does not commit. It is called again for each attempt,
+            with a new session, so it must read what it needs from that session. If it raises, nothing is committed.
+        branch
+            Branch to commit to.
+        message, metadata, allow_empty
+            As in :meth:`Session.commit`.
+        rebase_with
+            Solver for conflicts. By default every conflict leads to another attempt.
+        max_attempts
+            Maximum number of attempts.
+
+        Returns
+        -------
+        Id of the new snapshot.
+
+        Raises
+        ------
+        ConflictError
+            All attempts failed. The message tells their number and the last conflict; if it is a RebaseFailedError, so
+            do its attributes.
+        SessionStateError
+            ``no-changes-to-commit``: ``write`` changed nothing.
+
+        Examples
+        --------
+        >>> from icechunk_engine import Repository, in_memory_storage
+        >>> import zarr
+        >>> repo = Repository.create(in_memory_storage())
+        >>> def append(session):
+        ...     log = zarr.open_array(session.store, path="log", mode="a", shape=(0,), chunks=(10,), dtype="i8")
+        ...     log.append([log.size])
+        >>> snapshot_id = repo.commit_with_retry(append, "main", message="one more")
+        """
+        return repeat_until_committed(
+            lambda: self.writable_session(branch),
+            write,
+            lambda session: session.commit(
+                message, metadata, rebase_with=rebase_with or ConflictDetector(), allow_empty=allow_empty
+            ),
+            max_attempts,
+        )
 
 
 def _newest_at(catalog: Catalog, branch: str, tip: SnapshotId, time: datetime) -> SnapshotId:
