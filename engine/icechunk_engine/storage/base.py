@@ -11,7 +11,8 @@ Every storage promises the following, and :mod:`icechunk_engine.testing.storage_
    :meth:`Storage.flush`, it also survives a crash of the machine, if the file system honours fsync.
    :meth:`Storage.create` and :meth:`Storage.replace` flush before they write, so for them this holds at once.
    :meth:`Storage.not_durable` names what could not be made durable, until it is written again. Nothing that is
-   published may refer to it.
+   published may refer to it. A process can leave the flush to another one that has promised it
+   (:meth:`Storage.promise_flush`).
 5. *Versions never repeat.* When an object is written again, its version differs from all versions before, unless the
    content is byte-identical.
 
@@ -30,9 +31,13 @@ from datetime import UTC, datetime, timedelta
 from typing import ClassVar, NamedTuple, NewType
 
 from icechunk_engine.config import StorageSettings, default_storage_settings
+from icechunk_engine.errors import ErrorKind, StorageError
 
 Version = NewType("Version", str)
 """Opaque name of one version of one object (an etag, a generation, a content hash)."""
+
+FlushPromise = NewType("FlushPromise", str)
+"""Opaque name of a process's promise to flush what other processes write (:meth:`Storage.promise_flush`)."""
 
 PROBE_PREFIX = "doctor/"
 """Keys of test objects begin with this. They are removed at once if possible, and are never part of a repository."""
@@ -164,6 +169,42 @@ class Storage(ABC):
         they are written again.
         """
         return {}
+
+    def promise_flush(self) -> FlushPromise | None:
+        """Promise to flush what other processes write from now on; None if each process must flush for itself.
+
+        From this call on, this process hears of errors of the disk. Send the promise to the other processes, and call
+        :meth:`keep_promises` before you publish what they wrote.
+        """
+        return None
+
+    def leaves_flush_to(self, promise: FlushPromise) -> bool:
+        """Return True if another process, which gave the promise, can flush all that this process has written."""
+        return False
+
+    def keep_promises(self, promised: Mapping[FlushPromise, Callable[[], Iterable[str]]]) -> None:
+        """Wait until what others wrote under promises, and what this process wrote, is durable.
+
+        An object that may have been lost is in :meth:`not_durable` afterwards: after an error that nobody can assign
+        to an object, these are all objects written since the promise.
+
+        Parameters
+        ----------
+        promised
+            For each promise, a function that returns the keys of the objects written under it. It is called only if
+            the state of single objects matters.
+
+        Raises
+        ------
+        StorageError
+            The state of the objects cannot be found out. Publish nothing that refers to them.
+        """
+        if promised:
+            raise StorageError(
+                f"{self.identity} cannot flush what other processes wrote. Open the repository as they did, and merge "
+                f"their edits again",
+                ErrorKind.NOT_DURABLE,
+            )
 
     def clock_lower_bound_us(self) -> int | None:
         """Return a time that the store's clock has reached, in Unix microseconds; None if unknown.

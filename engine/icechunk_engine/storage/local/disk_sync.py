@@ -155,7 +155,7 @@ def sync_file_systems(directories: Iterable[str], watch: int) -> bool:
     True if every error since then would have been reported.
     """
     devices: set[int] = set()
-    is_certain = watch >= 0 and _SYNCFS_REPORTS_ERRORS
+    is_certain = watch >= 0 and SYNCFS_REPORTS_ERRORS
     if watch >= 0:
         devices.add(os.fstat(watch).st_dev)
         is_certain &= syncfs(watch)
@@ -222,6 +222,16 @@ def _wait_for_writing(fd: int) -> None:
         raise OSError(code, os.strerror(code))
 
 
+def kind_of_file_system(path: str) -> int:
+    """Return the magic number of the file system that a path is on; 0 if unknown."""
+    if _statfs_of_libc is None:
+        return 0
+    facts = ctypes.create_string_buffer(_STATFS_SIZE)
+    if _statfs_of_libc(os.fsencode(path), facts) != 0:
+        return 0
+    return ctypes.c_ulong.from_buffer(facts).value & 0xFFFFFFFF  # the first field on most machines; unknown on others
+
+
 def _of_libc(name: str) -> ctypes._NamedFuncPointer | None:
     """A function of the C library; None where it has none of that name."""
     try:
@@ -239,8 +249,12 @@ def _kernel() -> tuple[int, ...]:
 # Both calls exist on Linux only.
 _syncfs_of_libc = _of_libc("syncfs")
 HAS_SYNCFS = _syncfs_of_libc is not None
-_SYNCFS_REPORTS_ERRORS = HAS_SYNCFS and _kernel() >= (5, 8)
+SYNCFS_REPORTS_ERRORS = HAS_SYNCFS and _kernel() >= (5, 8)
 """Older kernels wait but do not report errors of writing."""
+
+_statfs_of_libc = _of_libc("statfs") if HAS_SYNCFS else None  # other systems have other structures
+_STATFS_SIZE = 512
+"""Room for the structure, which has some 120 bytes."""
 
 _sync_file_range = _of_libc("sync_file_range")
 _SYNC_FILE_RANGE_WAIT_BEFORE = 1

@@ -20,16 +20,27 @@ before the first file is written (:meth:`UnsyncedFiles.watch`) and kept until ev
 reports an error, each file is synced to find out which one failed. If no file admits to it, all of them count as
 lost.
 
+**A process can flush for others.** Workers on one host need not wait for the disk one by one. A process that gives a
+*promise* (:meth:`UnsyncedFiles.promise`) keeps a descriptor that watches from then on. What other processes of its
+flush domain (:mod:`.flush_domain`) write later, they may leave to it. :meth:`UnsyncedFiles.flush_promised` then brings
+everything to the disk with one ``syncfs`` on that descriptor. Nobody knows whose page an error belongs to, so after
+any error since the promise, all files written under it count as lost. If the descriptor was closed meanwhile, or if
+the promise is that of another process, each file is synced and asked for its own error.
+
 **What would break it.** Writing a file without ``watch`` before and ``add`` after. Syncing a failed file again and
 believing the answer. Dropping a path from the record before its sync has ended, so that an interrupt loses it.
-Returning from ``flush`` while another thread still syncs files that were added before (hence ``_flush_lock``)."""
+Returning from ``flush`` while another thread still syncs files that were added before (hence ``_flush_lock``).
+Closing the watching descriptor before another one is open, without counting this as a gap: an error in between would
+be reported to nobody. Learning of an error without counting it as a failure."""
 
 from __future__ import annotations
 
+import errno
 import os
+import secrets
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import batched, repeat
 
@@ -66,9 +77,14 @@ class UnsyncedFiles:
         "__weakref__",
         "_being_synced",
         "_flush_lock",
+        "_has_promised",
+        "_id",
+        "_is_asking",
         "_is_flushing_soon",
         "_lost_directories",
         "_must_ask_each_file",
+        "_n_failures",
+        "_n_gaps",
         "_paths",
         "_root",
         "_watch_fd",
@@ -87,6 +103,12 @@ class UnsyncedFiles:
         self._is_flushing_soon = False
         self._must_ask_each_file = False
         self._watch_fd = -1
+        # What a promise depends on. A promise holds for as long as none of the three changes.
+        self._id = secrets.token_hex(4)
+        self._n_gaps = 0  # times at which no descriptor watched
+        self._n_failures = 0  # times at which the disk reported an error
+        self._has_promised = False
+        self._is_asking = False  # a watching descriptor was taken away to be asked, and has not answered
         self.lost: Losses = {}
         self._lost_directories: Losses = {}
         self.of_parent: frozenset[str] = frozenset()
@@ -94,7 +116,7 @@ class UnsyncedFiles:
     def watch(self) -> None:
         """Call before a file is written. From then on, ``syncfs`` reports what goes wrong."""
         if self._watch_fd < 0 and disk_sync.HAS_SYNCFS:
-            self._open_watch()
+            _close(self._watch_with(self._open_root(), if_none=True))
 
     def add(self, path: str) -> None:
         """Record a file that was written, or a directory that was made. Thread-safe without a lock."""
@@ -118,21 +140,73 @@ class UnsyncedFiles:
         Raises OSError if a file cannot be opened. It stays on the list.
         """
         with self._flush_lock:
-            # Moved in one step, so that an interrupt leaves every path in one of the two lists.
-            self._being_synced.extend(map(deque.popleft, repeat(self._paths, len(self._paths))))
-            if not self._being_synced:
-                return {}
-            # After an interrupt, some may be in `lost` already. Syncing them again would hide their errors.
-            losses = self._sync([path for path in dict.fromkeys(self._being_synced) if path not in self.lost])
-            self._being_synced.clear()
-            if losses:
-                self._use_up_errors()
-            if not self._paths:
-                _close(self._watch_with(-1))
+            return self._flush()
+
+    def _flush(self, *, everything: bool = False) -> Losses:
+        """Flush, under the lock. ``everything``: also what other processes wrote to this file system."""
+        # Moved in one step, so that an interrupt leaves every path in one of the two lists.
+        self._being_synced.extend(map(deque.popleft, repeat(self._paths, len(self._paths))))
+        if not self._being_synced and not everything:
+            return {}
+        # After an interrupt, some may be in `lost` already. Syncing them again would hide their errors.
+        n_failures = self._n_failures
+        losses = self._sync([path for path in dict.fromkeys(self._being_synced) if path not in self.lost], everything)
+        self._being_synced.clear()
+        if losses or self._n_failures != n_failures:
+            self._n_failures = n_failures + 1
+            self._use_up_errors()
+        if not self._paths and not self._has_promised:
+            _close(self._watch_with(-1))
+        return losses
+
+    # --- for other processes -----------------------------------------------------------------------------------
+
+    def promise(self) -> str | None:
+        """Promise to flush what other processes write from now on. Returns the name of the promise, None if it fails.
+
+        The watching descriptor then stays open as long as possible.
+        """
+        self._has_promised = True  # first: from here on, a flush by another thread keeps the descriptor
+        self.watch()
+        with _watching:
+            return f"{self._id}.{self._n_gaps}.{self._n_failures}" if self._watch_fd >= 0 else None
+
+    def gave(self, promise: str) -> bool:
+        """Return True if this process gave the promise."""
+        return promise.partition(".")[0] == self._id
+
+    def flush_promised(self, promised: Mapping[str, Callable[[], Iterable[str]]]) -> Losses:
+        """:meth:`flush`, for what this process wrote and what others wrote under promises.
+
+        Parameters
+        ----------
+        promised
+            For each promise, a function that returns the files written under it.
+        """
+        with self._flush_lock:
+            losses = self._flush(everything=True)
+            for promise, paths in promised.items():
+                giver, n_gaps, n_failures = promise.split(".")
+                if giver == self._id and int(n_failures) != self._n_failures:
+                    error = next(iter(losses.values()), OSError(errno.EIO, os.strerror(errno.EIO)))
+                    losses |= dict.fromkeys(paths(), error)
+                elif giver != self._id or int(n_gaps) != self._n_gaps:
+                    theirs = [path for path in paths() if path not in self.lost]
+                    losses |= self._sync_files([*theirs, *set(map(os.path.dirname, theirs))])
+            self.lost |= losses
             return losses
+
+    def wrote_elsewhere(self) -> bool:
+        """Return True if files that are not flushed are on another file system than the folder."""
+        directories = set(map(os.path.dirname, self._paths.copy()))
+        try:
+            return len({os.stat(directory).st_dev for directory in (self._root, *directories)}) > 1
+        except OSError:  # one was removed
+            return True
 
     def mark_lost(self, path: str, error: OSError) -> None:
         """Note that a file, or the name of one, may not survive a crash."""
+        self._n_failures += 1
         self.lost[path] = error
 
     def discard(self, path: str) -> None:
@@ -147,16 +221,25 @@ class UnsyncedFiles:
         self._being_synced.clear()
         self._flush_lock = threading.Lock()
         self._is_flushing_soon = False
+        self._id = secrets.token_hex(4)  # the promises are those of the parent
+        self._has_promised = self._is_asking = False
         _close(self._watch_with(-1))
 
-    def _sync(self, paths: Sequence[str]) -> Losses:
-        if len(paths) <= _FEW or not disk_sync.HAS_SYNCFS:
+    def _sync(self, paths: Sequence[str], everything: bool) -> Losses:
+        if (len(paths) <= _FEW and not everything) or not disk_sync.HAS_SYNCFS:
             return self._sync_files(paths)
-        watch_fd = self._watch_with(-1)
-        self.watch()  # what is written from now on
+        if self._is_asking:  # an interrupt came before the answer
+            self._count_gap()
+        self._is_asking = True
+        watch_fd = self._watch_with(self._open_root())  # in this order, one of the two always watches
         try:
             is_certain = disk_sync.sync_file_systems(set(map(os.path.dirname, paths)), watch_fd)
+            if not is_certain:
+                self._count_gap()
+            self._is_asking = False
         except OSError as error:
+            self._n_failures += 1
+            self._is_asking = False
             losses = self._sync_files(paths)
             if not losses:  # the system has forgotten whose error it was; directories have just been synced
                 losses = {path: error for path in paths if not os.path.isdir(path)}
@@ -207,24 +290,37 @@ class UnsyncedFiles:
         finally:
             self._is_flushing_soon = False
 
-    def _open_watch(self) -> None:
+    def _open_root(self) -> int:
         with suppress(OSError):  # the folder may not exist yet
-            fd = os.open(self._root, os.O_RDONLY)
-            _close(self._watch_with(fd) if self._watch_fd < 0 else fd)
+            return os.open(self._root, os.O_RDONLY)
+        return -1
 
-    def _watch_with(self, fd: int) -> int:
-        """Replace the descriptor that watches, by -1 for none, and return the one before."""
+    def _watch_with(self, fd: int, *, if_none: bool = False) -> int:
+        """Replace the descriptor that watches, by -1 for none, and return the one before.
+
+        With ``if_none``, an existing one stays, and ``fd`` is returned.
+        """
         oldest = -1
         with _watching:
+            if if_none and self._watch_fd >= 0:
+                return fd
             previous, self._watch_fd = self._watch_fd, fd
             _watched.pop(previous, None)
             if fd >= 0:
                 if len(_watched) >= _WATCHED_FOLDERS:
                     oldest = next(iter(_watched))
-                    _watched.pop(oldest)._watch_fd = -1
+                    unwatched = _watched.pop(oldest)
+                    unwatched._watch_fd = -1
+                    unwatched._count_gap()
                 _watched[fd] = self
+            elif previous >= 0:
+                self._count_gap()
         _close(oldest)
         return previous
+
+    def _count_gap(self) -> None:
+        with _watching:
+            self._n_gaps += 1
 
 
 def _close(fd: int) -> None:

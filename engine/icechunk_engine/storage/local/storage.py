@@ -19,7 +19,7 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
-from functools import cached_property
+from functools import cached_property, partial
 
 from icechunk_engine.config import StorageSettings, default_storage_settings
 from icechunk_engine.errors import (
@@ -30,11 +30,12 @@ from icechunk_engine.errors import (
     StorageError,
     VersionMismatchError,
 )
-from icechunk_engine.storage.base import ObjectInfo, Storage, Version
+from icechunk_engine.storage.base import FlushPromise, ObjectInfo, Storage, Version
 from icechunk_engine.storage.local import disk_sync, files
 from icechunk_engine.storage.local.commit_queue import commit_queue
 from icechunk_engine.storage.local.durability import unsynced_files
 from icechunk_engine.storage.local.file_lock import locked
+from icechunk_engine.storage.local.flush_domain import flush_domain
 from icechunk_engine.storage.local.platform import require_posix
 from icechunk_engine.storage.ranges import check_range, too_short
 from icechunk_engine.storage.store_clock import StoreClock
@@ -267,6 +268,36 @@ class LocalStorage(Storage):
         lost = {self._key_of(path): error.strerror or str(error) for path, error in record.lost.copy().items()}
         theirs = "written by the process that this one was forked from"
         return dict.fromkeys(map(self._key_of, record.of_parent), theirs) | lost
+
+    def promise_flush(self) -> FlushPromise | None:
+        domain = flush_domain(self._root) if self._durable else None
+        promise = self._unsynced.promise() if domain is not None else None
+        return FlushPromise(f"{domain}/{promise}") if promise is not None else None
+
+    def leaves_flush_to(self, promise: FlushPromise) -> bool:
+        domain, _, given = promise.partition("/")
+        record = self._unsynced
+        return domain == flush_domain(self._root) and not record.gave(given) and not record.wrote_elsewhere()
+
+    def keep_promises(self, promised: Mapping[FlushPromise, Callable[[], Iterable[str]]]) -> None:
+        if not self._durable:
+            return
+        record, here = self._unsynced, flush_domain(self._root)
+        from_here = dict[str, Callable[[], Iterable[str]]]()
+        for promise, keys in promised.items():
+            domain, _, given = promise.partition("/")
+            if domain == here:
+                from_here[given] = partial(self._paths_of, keys)
+            else:
+                error = OSError(errno.EIO, "written on another machine or before a restart, and never flushed")
+                record.lost.update(dict.fromkeys(self._paths_of(keys), error))
+        try:
+            record.flush_promised(from_here)
+        except OSError as error:
+            raise self._failure(error, "flush writes to", "") from error
+
+    def _paths_of(self, keys: Callable[[], Iterable[str]]) -> Iterator[str]:
+        return (self._prefix + key for key in keys())
 
     def clock_lower_bound_us(self) -> int | None:
         return self._clock.lower_bound_us()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 
-from icechunk_engine.storage.base import ObjectInfo, Storage, Version
+from icechunk_engine.storage.base import FlushPromise, ObjectInfo, Storage, Version
 from icechunk_engine.storage.wrappers.wrapper import WrapperStorage
 
 
@@ -61,6 +62,12 @@ class PrefixStorage(WrapperStorage):
             elif key == "" or (key.endswith("/") and self._start.startswith(key)):
                 mine[""] = reason
         return mine
+
+    def keep_promises(self, promised: Mapping[FlushPromise, Callable[[], Iterable[str]]]) -> None:
+        self.inner.keep_promises({promise: partial(self._outer, keys) for promise, keys in promised.items()})
+
+    def _outer(self, keys: Callable[[], Iterable[str]]) -> Iterator[str]:
+        return (self._start + key for key in keys())
 
     def __repr__(self) -> str:
         return f"PrefixStorage({self.inner!r}, {self.prefix!r})"

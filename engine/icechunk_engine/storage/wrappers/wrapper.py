@@ -6,11 +6,11 @@ exception, because it is another place.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 
 from icechunk_engine.config import StorageSettings
-from icechunk_engine.storage.base import ObjectInfo, Storage, Version
+from icechunk_engine.storage.base import FlushPromise, ObjectInfo, Storage, Version
 
 
 class WrapperStorage(Storage):
@@ -76,6 +76,15 @@ class WrapperStorage(Storage):
 
     def not_durable(self) -> Mapping[str, str]:
         return self.inner.not_durable()
+
+    def promise_flush(self) -> FlushPromise | None:
+        return self.inner.promise_flush()
+
+    def leaves_flush_to(self, promise: FlushPromise) -> bool:
+        return self.inner.leaves_flush_to(promise)
+
+    def keep_promises(self, promised: Mapping[FlushPromise, Callable[[], Iterable[str]]]) -> None:
+        self.inner.keep_promises(promised)
 
     def clock_lower_bound_us(self) -> int | None:
         return self.inner.clock_lower_bound_us()

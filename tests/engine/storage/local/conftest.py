@@ -1,4 +1,4 @@
-"""A local storage for each test, and no descriptors that stay open."""
+"""A local storage for each test, a record of what was synced, and no descriptors that stay open."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from icechunk_engine.storage import LocalStorage
-from icechunk_engine.storage.local import durability
+from icechunk_engine.storage.local import disk_sync, durability
 
 
 @pytest.fixture
@@ -23,3 +23,35 @@ def no_leaked_files() -> Iterator[None]:
     yield
     after = len(os.listdir("/proc/self/fd")) - len(durability._watched)  # one a place with unflushed files
     assert after <= before  # idle connections of other tests may be closed
+
+
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was synced or renamed, in order: base names, ``*`` for a whole file system."""
+    events: list[str] = []
+    fsync, syncfs, replace, link = os.fsync, disk_sync.syncfs, os.replace, os.link
+
+    def name_of(fd: int) -> str:
+        return os.path.basename(os.readlink(f"/proc/self/fd/{fd}")).split("#")[0]
+
+    def recorded_fsync(fd: int) -> None:
+        events.append(name_of(fd))
+        fsync(fd)
+
+    def recorded_syncfs(fd: int) -> bool:
+        events.append("*")
+        return syncfs(fd)
+
+    def recorded_replace(source: str, target: str) -> None:
+        events.append(f"> {os.path.basename(target)}")
+        replace(source, target)
+
+    def recorded_link(source: str, target: str) -> None:
+        events.append(f"> {os.path.basename(target)}")
+        link(source, target)
+
+    monkeypatch.setattr(os, "fsync", recorded_fsync)
+    monkeypatch.setattr(disk_sync, "syncfs", recorded_syncfs)
+    monkeypatch.setattr(os, "replace", recorded_replace)
+    monkeypatch.setattr(os, "link", recorded_link)
+    return events

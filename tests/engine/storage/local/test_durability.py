@@ -23,38 +23,6 @@ from icechunk_engine.storage.local import disk_sync, durability
 from .support import failing, failing_for, run
 
 
-@pytest.fixture
-def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What was synced or renamed, in order: base names, ``*`` for a whole file system."""
-    events: list[str] = []
-    fsync, syncfs, replace, link = os.fsync, disk_sync.syncfs, os.replace, os.link
-
-    def name_of(fd: int) -> str:
-        return os.path.basename(os.readlink(f"/proc/self/fd/{fd}")).split("#")[0]
-
-    def recorded_fsync(fd: int) -> None:
-        events.append(name_of(fd))
-        fsync(fd)
-
-    def recorded_syncfs(fd: int) -> bool:
-        events.append("*")
-        return syncfs(fd)
-
-    def recorded_replace(source: str, target: str) -> None:
-        events.append(f"> {os.path.basename(target)}")
-        replace(source, target)
-
-    def recorded_link(source: str, target: str) -> None:
-        events.append(f"> {os.path.basename(target)}")
-        link(source, target)
-
-    monkeypatch.setattr(os, "fsync", recorded_fsync)
-    monkeypatch.setattr(disk_sync, "syncfs", recorded_syncfs)
-    monkeypatch.setattr(os, "replace", recorded_replace)
-    monkeypatch.setattr(os, "link", recorded_link)
-    return events
-
-
 def test_puts_do_not_wait_for_the_disk(storage: LocalStorage, synced: list[str]) -> None:
     storage.put("chunks/A", b"1")
     storage.put("chunks/B", b"1")
