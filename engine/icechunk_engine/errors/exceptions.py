@@ -112,6 +112,7 @@ class ErrorKind(StrEnum):
     CANNOT_DELETE_MAIN = "cannot-delete-main"
     UNCOMMITTED_CHANGES = "uncommitted-changes"
     MERGE_FAILED = "merge-failed"
+    SESSION_ENDED = "session-ended"
     NOT_ALLOWED = "not-allowed"
     UNIMPLEMENTED = "unimplemented"
     REBASE_TX_LOG_PRUNED = "rebase-tx-log-pruned"

@@ -17,6 +17,8 @@ TRANSACTION_LOGS = "transactions/"
 CHUNKS = "chunks/"
 OVERWRITTEN = "overwritten/"
 REFS = "refs/"
+JOURNALS = "journals/"
+"""Edits that workers report to a session that is not committed yet. Not part of the spec; official ignores them."""
 CONFIG_YAML = "config.yaml"
 """The configuration of a spec 1 repository."""
 

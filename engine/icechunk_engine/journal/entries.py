@@ -1,0 +1,92 @@
+"""What a journal entry says: edits of one writer, each with the source that it comes from. Data only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from icechunk_engine.columns.chunk_refs import ChunkRefs
+from icechunk_engine.format.nodes import Node
+from icechunk_engine.ids import NodeId, SnapshotId
+from icechunk_engine.transaction.edit_sources import EditSource, SourceNumbers
+
+
+class NodeSet(NamedTuple):
+    """A node that was created, or whose document changed.
+
+    Attributes
+    ----------
+    node
+        The node. Its manifests do not travel.
+    replaced_digest
+        Digest of the document that it replaced; None if the writer created the node.
+    source_number
+        Position of the edit's source in ``JournalEntry.sources``.
+    """
+
+    node: Node
+    replaced_digest: bytes | None
+    source_number: int
+
+
+class NodeDeleted(NamedTuple):
+    """A node that was deleted. ``source_number`` as in :class:`NodeSet`."""
+
+    path: str
+    node_id: NodeId
+    source_number: int
+
+
+class ArrayEdits(NamedTuple):
+    """Edits of the chunks of one array. Later rows win.
+
+    Attributes
+    ----------
+    node_id, path
+        The array.
+    refs
+        ``n`` chunk references, deletions included, in any order.
+    source_numbers
+        ``int32 (n,)``.
+    """
+
+    node_id: NodeId
+    path: str
+    refs: ChunkRefs
+    source_numbers: SourceNumbers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JournalEntry:
+    """Edits that one writer reports at once.
+
+    Attributes
+    ----------
+    writer
+        The linear history of edits that they belong to: 8 to 64 hexadecimal digits.
+    seq
+        Number of the entry among those of its writer. No two have the same number.
+    lamport
+        Greater than that of every entry that the writer had seen.
+    origin_id
+        The committed snapshot that the writer's session is based on.
+    fork
+        Id of the explicit fork that the writer is a copy of; None if it is none.
+    sources
+        The sources of the edits.
+    overwrites
+        Sources, as writer and epoch, whose chunks these edits replace on purpose.
+    nodes_set, nodes_deleted, arrays
+        The edits.
+    """
+
+    writer: str
+    seq: int
+    lamport: int
+    origin_id: SnapshotId
+    fork: str | None
+    sources: tuple[EditSource, ...]
+    overwrites: tuple[tuple[str, int], ...]
+    nodes_set: list[NodeSet]
+    nodes_deleted: list[NodeDeleted]
+    arrays: list[ArrayEdits]
