@@ -72,7 +72,7 @@ def test_no_commit_is_lost_and_history_is_linear(tmp_path: Path) -> None:
     assert np.asarray(final).tolist() == [COMMITS] * PROCESSES
 
 
-WRITERS, WRITES = 16, by_profile(quick=6, thorough=25)
+WRITERS, WRITES = by_profile(quick=(16, 6), thorough=(50, 10))
 
 
 def _commit_with_rebasing(path: str, writers: list[int]) -> None:
@@ -111,6 +111,7 @@ def test_disjoint_writers_rebase(tmp_path: Path) -> None:
     final = zarr.open_array(repo.readonly_session("main").store, path="a", mode="r")[:]
     assert np.array_equal(final, np.arange(WRITERS)[:, None] * 1000 + np.arange(WRITES))
     assert len(list(repo.ancestry(branch="main"))) == WRITERS * WRITES + 2
+    assert len(os.listdir(f"{path}/snapshots")) <= 1.2 * WRITERS * WRITES + 2
     alone = str(tmp_path / "serial")
     _empty_array(alone)
     _commit_with_rebasing(alone, list(range(WRITERS)))
