@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import numpy as np
 from hypothesis import strategies as st
 
@@ -11,8 +13,13 @@ from icechunk_engine.format.nodes import Node
 from icechunk_engine.format.zarr_metadata import parse_node_metadata
 from icechunk_engine.ids import ChunkId, NodeId, SnapshotId
 from icechunk_engine.journal.entries import ArrayEdits, JournalEntry, NodeDeleted, NodeSet
+from icechunk_engine.journal.journal import SessionRecord
 from icechunk_engine.transaction.edit_sources import EditSource
 from tests.engine.format.strategies import INLINE_REFS, NATIVE_REFS, REFS, VIRTUAL_REFS
+
+RECORD = SessionRecord(
+    origin_id=SnapshotId.random(), branch="main", created_at=datetime(2026, 5, 4, 3, 2, 1, 500, UTC), host="här"
+)
 
 WRITER = "0123456789abcdef" * 2
 GROUP = b'{"zarr_format": 3, "node_type": "group", "attributes": {}}'

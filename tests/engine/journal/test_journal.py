@@ -7,26 +7,22 @@ import itertools
 import random
 import threading
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import timedelta, timezone
 from pathlib import Path
 
 import pytest
 
 import icechunk_engine as ic
 from icechunk_engine.errors import ErrorKind, FormatError, InvalidInputError, SessionStateError, StorageError
-from icechunk_engine.ids import SnapshotId
 from icechunk_engine.journal.entry_format import encode_entry
-from icechunk_engine.journal.journal import Journal, SessionRecord
+from icechunk_engine.journal.journal import Journal
 from icechunk_engine.storage.base import Storage
 from icechunk_engine.storage.wrappers import StorageCall
 from icechunk_engine.testing.counting import CountingStorage
 from icechunk_engine.testing.faults import FailOnce, FaultStorage, Moment
-from tests.engine.journal.entries import WRITER, assert_equal, entry
+from tests.engine.journal.entries import RECORD, WRITER, assert_equal, entry
 from tests.engine.storage.power_loss import Recorder, crashes
 
-RECORD = SessionRecord(
-    origin_id=SnapshotId.random(), branch="main", created_at=datetime(2026, 5, 4, 3, 2, 1, 500, UTC), host="här"
-)
 OTHER_WRITER = "fedcba9876543210" * 2
 
 

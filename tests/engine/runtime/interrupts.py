@@ -22,11 +22,14 @@ import icechunk_engine as ic
 from icechunk_engine._runtime import locks
 from icechunk_engine._runtime.shared_loads import SharedLoads
 from icechunk_engine.session import workspace_of
+from tests.engine.journal.place import Place
 
 GROUP = b'{"zarr_format": 3, "node_type": "group"}'
 MODULES = (
     "_runtime/locks.py",
     "_runtime/shared_loads.py",
+    "journal/announcing.py",
+    "journal/journal.py",
     "session/committing.py",
     "session/forking.py",
     "session/lost_commits.py",
@@ -144,6 +147,16 @@ def of_shared_loads() -> int:
         loads.load_many(["j", "k"], lambda _: (1, 1), in_turn)
 
     return sum(_everywhere(lambda: SharedLoads[str, int](100), work, require_over) for work in (load, load_many))
+
+
+def of_announcements() -> int:
+    """What was not reported when the interrupt came, the next announcement reports."""
+
+    def require_reported(place: Place) -> None:
+        place.write(2)
+        assert {1, 2} <= set(itertools.chain(*place.stored()))
+
+    return _everywhere(lambda: Place(is_remote=False), lambda place: place.write(1), require_reported)
 
 
 def of_forks() -> int:
