@@ -7,8 +7,9 @@ The invariants:
 
 - *All forks of a session, and forks of these forks, have one origin:* the committed snapshot that the session is based
   on. Merging checks the origin and the repository. Edits that were made on another base would mean other nodes.
-- *What travels is durable.* Before a fork is pickled, the chunks that it refers to are on the disk: the process that
-  receives it may commit them, and cannot know that a crash has lost them.
+- *What travels is durable, or says that it is not yet.* Before a fork is pickled, the chunks that it refers to are
+  flushed: the process that receives it may commit them, and cannot know that a crash has lost them. Only processes on
+  the host of the session's process leave the flush to its commit (:mod:`icechunk_engine.transaction.durable_chunks`).
 - *What travels has a complete source.* Forking, pickling and merging end an epoch, so later edits have another source
   (:mod:`icechunk_engine.transaction.edit_sources`).
 - *Nothing is lost silently.* A writable session that is not a fork cannot be pickled, because the edits of the copy
@@ -23,7 +24,8 @@ from typing import NamedTuple
 
 from icechunk_engine.errors import ErrorKind, InvalidInputError, SessionStateError
 from icechunk_engine.ids import SnapshotId
-from icechunk_engine.transaction.durable_chunks import make_durable
+from icechunk_engine.storage.base import FlushPromise
+from icechunk_engine.transaction.durable_chunks import flush_or_leave_it
 from icechunk_engine.transaction.edit_sources import EditSource
 from icechunk_engine.transaction.equal_chunks import require_equal_chunks
 from icechunk_engine.transaction.merge import Incoming, OnOverlap, merge_changes
@@ -48,10 +50,13 @@ class ForkPoint:
     seen
         The last source of edits that each ancestor had at the fork, oldest ancestor first. The fork has seen this
         source and all that came before it.
+    flush_promise
+        The promise of the process that made the first fork to flush what its forks write; None if it gave none.
     """
 
     origin_id: SnapshotId
     seen: tuple[EditSource, ...]
+    flush_promise: FlushPromise | None = None
 
 
 # --- forking ---------------------------------------------------------------------------------------------------------
@@ -71,7 +76,8 @@ def start_fork(workspace: Workspace, parent_point: ForkPoint | None) -> tuple[Sn
         )
         base_id = new.info.id
     seen = (*(() if parent_point is None else parent_point.seen), *state.changes.sources.entries[-1:])
-    return base_id, ForkPoint(origin_id=_origin(state, parent_point), seen=seen)
+    promise = workspace.context.assets.storage.promise_flush() if parent_point is None else parent_point.flush_promise
+    return base_id, ForkPoint(origin_id=_origin(state, parent_point), seen=seen, flush_promise=promise)
 
 
 def _origin(state: WorkspaceState, point: ForkPoint | None) -> SnapshotId:
@@ -118,7 +124,7 @@ class CarriedSession:
 
 
 def pack(workspace: Workspace, fork_point: ForkPoint | None) -> CarriedSession:
-    """Return what a pickle of a session carries, with all of its chunks durable.
+    """Return what a pickle of a session carries, with its chunks flushed or left to a process that has promised it.
 
     Raises
     ------
@@ -147,7 +153,8 @@ def pack(workspace: Workspace, fork_point: ForkPoint | None) -> CarriedSession:
         )
     assets, state = workspace.context.assets, carried.state
     if not state.changes.is_empty:
-        make_durable(assets.storage, state.changes, lambda: assets.snapshot(state.snapshot_id).nodes)
+        promise = None if fork_point is None else fork_point.flush_promise
+        flush_or_leave_it(assets.storage, state.changes, lambda: assets.snapshot(state.snapshot_id).nodes, promise)
     return carried
 
 

@@ -6,12 +6,18 @@ it reports the error once: a second ``fsync`` of the file can succeed although t
 nothing. The storage therefore remembers each refused file (:mod:`icechunk_engine.catalog.durable_files`), and a commit
 fails until the edits no longer refer to it: until the chunks are written again, as new files.
 
-A commit asks before it publishes, and a fork asks before it is pickled. A new way to publish references must ask, too.
+A commit asks before it publishes. Edits that leave their process must be asked for, too, because the receiver cannot
+know what was lost. So a process flushes before it hands edits on, or leaves that to a process that has promised it
+(:meth:`Storage.promise_flush <icechunk_engine.storage.base.Storage.promise_flush>`). In that case the edits say so, by
+source, for as long as they exist: merges and rebases keep it, and a commit that publishes them first has the promise
+kept. A new way to publish references must call :func:`make_durable`, and a new way to hand edits on must call
+:func:`flush_or_leave_it`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +28,7 @@ from icechunk_engine.errors import ErrorKind, InvalidInputError, StorageError
 from icechunk_engine.format import layout
 from icechunk_engine.format.nodes import NodeTable
 from icechunk_engine.ids import ChunkId, NodeId
-from icechunk_engine.storage.base import Storage
+from icechunk_engine.storage.base import FlushPromise, Storage
 from icechunk_engine.transaction.change_set import ChangeSet
 
 
@@ -41,7 +47,47 @@ def make_durable(
     StorageError
         ``not-durable``: one of them may not survive. Lost objects that the edits do not need raise nothing.
     """
-    flush_files(storage)
+    sources = changes.sources
+    if sources.promises:
+        storage.keep_promises(
+            {FlushPromise(name): partial(_keys_under, changes, name) for name in set(sources.promises.values())}
+        )
+    else:
+        flush_files(storage)
+    _require_chunks(storage, changes, base)
+    require_durable(storage, keys)
+
+
+def flush_or_leave_it(
+    storage: Storage, changes: ChangeSet, base: Callable[[], NodeTable], promise: FlushPromise | None
+) -> None:
+    """Prepare edits to leave this process: flush their chunks, unless another process has promised to do that.
+
+    If the flush is left to it, the edits say so from now on. Arguments and errors are those of :func:`make_durable`.
+
+    Parameters
+    ----------
+    promise
+        The promise of the process that is going to commit the edits; None if there is none.
+    """
+    if promise is not None and storage.leaves_flush_to(promise):
+        changes.sources.leave_flush(promise)
+    else:
+        flush_files(storage)
+    _require_chunks(storage, changes, base)
+
+
+def _keys_under(changes: ChangeSet, promise: str) -> Iterator[str]:
+    """Iterate over the keys of the native chunks that were left to a promise."""
+    numbers = [number for number, found in changes.sources.promises.items() if found == promise]
+    for edits in changes.chunks.values():
+        refs, sources = edits.collapse_with_sources()
+        for row in np.flatnonzero((refs.kinds == NATIVE) & np.isin(sources, numbers)).tolist():
+            yield layout.chunk_key(ChunkId(refs.chunk_ids[row].tobytes()))
+
+
+def _require_chunks(storage: Storage, changes: ChangeSet, base: Callable[[], NodeTable]) -> None:
+    """Raise StorageError if the edits refer to chunks that are known to be lost."""
     lost = storage.not_durable()
     if not lost:
         return
@@ -60,7 +106,6 @@ def make_durable(
             f"write these chunks again in this session, or redo the whole change in a new session",
             ErrorKind.NOT_DURABLE,
         )
-    require_durable(storage, keys)
 
 
 def _path_of(node_id: NodeId, changes: ChangeSet, base: NodeTable) -> str:

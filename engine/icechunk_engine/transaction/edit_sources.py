@@ -14,7 +14,7 @@ An epoch that stayed open after its edits were handed on would break the first r
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -43,12 +43,22 @@ class EditSource(NamedTuple):
 
 
 class EditSources:
-    """The sources of a change set, numbered in the order in which they came."""
+    """The sources of a change set, numbered in the order in which they came.
 
-    __slots__ = ("_numbers", "entries")
+    Attributes
+    ----------
+    entries
+        The sources.
+    promises
+        For the number of a source whose chunks its process has not flushed: the promise of another process to do that
+        (a :data:`~icechunk_engine.storage.base.FlushPromise`).
+    """
 
-    def __init__(self, entries: Iterable[EditSource] = ()) -> None:
+    __slots__ = ("_numbers", "entries", "promises")
+
+    def __init__(self, entries: Iterable[EditSource] = (), promises: Mapping[int, str] | None = None) -> None:
         self.entries: list[EditSource] = list(entries)
+        self.promises = dict(promises or {})
         self._numbers = {source: number for number, source in enumerate(self.entries)}
 
     def __len__(self) -> int:
@@ -61,6 +71,7 @@ class EditSources:
         """Return an independent copy."""
         other = EditSources()
         other.entries, other._numbers = self.entries.copy(), self._numbers.copy()
+        other.promises = self.promises.copy()
         return other
 
     def number(self, source: EditSource) -> int:
@@ -75,9 +86,15 @@ class EditSources:
         """Return the number of a source, -1 if it is unknown."""
         return self._numbers.get(source, -1)
 
+    def leave_flush(self, promise: str) -> None:
+        """Note that the chunks of all sources without a promise are left to be flushed under this one."""
+        for number in range(len(self.entries)):
+            self.promises.setdefault(number, promise)
+
     def __reduce__(self) -> tuple[object, ...]:
-        return _unpickle, ([tuple(source) for source in self.entries],)
+        entries = [tuple(source) for source in self.entries]
+        return _unpickle, ((entries, self.promises) if self.promises else (entries,))
 
 
-def _unpickle(entries: list[tuple[str, int, str | None]]) -> EditSources:
-    return EditSources(EditSource(*entry) for entry in entries)
+def _unpickle(entries: list[tuple[str, int, str | None]], promises: Mapping[int, str] | None = None) -> EditSources:
+    return EditSources((EditSource(*entry) for entry in entries), promises)

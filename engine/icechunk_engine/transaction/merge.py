@@ -154,6 +154,9 @@ class _Merge:
         self._is_new = np.array(is_new, np.bool_)
         for number in self._numbers[self._is_new].tolist():
             self._seen[number] = seen
+        for number, promise in arrival.changes.sources.promises.items():
+            if is_new[number]:
+                ours.promises[int(self._numbers[number])] = promise
 
     def _conflict(self, old: int, new: int) -> bool:
         """Return True if an edit of source ``new`` must not replace one of source ``old``."""

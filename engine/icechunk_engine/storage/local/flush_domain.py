@@ -37,6 +37,17 @@ def flush_domain(folder: str) -> str | None:
     return _domain(boot_id, device) if disk_sync.kind_of_file_system(folder) in _REPORT_ERRORS else None
 
 
+def is_alive(pid: int) -> bool:
+    """Return True if a process of this machine seems to run. In another container, ids mean other processes."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
 @cache
 def _boot_id() -> str | None:
     """Return the random name that the kernel chose when it started."""

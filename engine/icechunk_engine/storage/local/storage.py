@@ -35,7 +35,7 @@ from icechunk_engine.storage.local import disk_sync, files
 from icechunk_engine.storage.local.commit_queue import commit_queue
 from icechunk_engine.storage.local.durability import unsynced_files
 from icechunk_engine.storage.local.file_lock import locked
-from icechunk_engine.storage.local.flush_domain import flush_domain
+from icechunk_engine.storage.local.flush_domain import flush_domain, is_alive
 from icechunk_engine.storage.local.platform import require_posix
 from icechunk_engine.storage.ranges import check_range, too_short
 from icechunk_engine.storage.store_clock import StoreClock
@@ -271,13 +271,14 @@ class LocalStorage(Storage):
 
     def promise_flush(self) -> FlushPromise | None:
         domain = flush_domain(self._root) if self._durable else None
-        promise = self._unsynced.promise() if domain is not None else None
-        return FlushPromise(f"{domain}/{promise}") if promise is not None else None
+        given = self._unsynced.promise() if domain is not None else None
+        return FlushPromise(f"{domain}/{os.getpid()}/{given}") if given is not None else None
 
     def leaves_flush_to(self, promise: FlushPromise) -> bool:
-        domain, _, given = promise.partition("/")
+        domain, pid, given = promise.split("/")
         record = self._unsynced
-        return domain == flush_domain(self._root) and not record.gave(given) and not record.wrote_elsewhere()
+        is_near = domain == flush_domain(self._root) and not record.gave(given)
+        return is_near and is_alive(int(pid)) and not record.wrote_elsewhere()
 
     def keep_promises(self, promised: Mapping[FlushPromise, Callable[[], Iterable[str]]]) -> None:
         if not self._durable:
@@ -285,7 +286,7 @@ class LocalStorage(Storage):
         record, here = self._unsynced, flush_domain(self._root)
         from_here = dict[str, Callable[[], Iterable[str]]]()
         for promise, keys in promised.items():
-            domain, _, given = promise.partition("/")
+            domain, _, given = promise.split("/")
             if domain == here:
                 from_here[given] = partial(self._paths_of, keys)
             else:

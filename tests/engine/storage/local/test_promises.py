@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -203,8 +205,8 @@ def test_the_promise_of_another_process_is_kept_file_by_file(
     storage: LocalStorage, synced: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The process that promised may be gone."""
-    domain, _, _ = promised(storage).partition("/")
-    promise = FlushPromise(f"{domain}/00000000.0.0")
+    domain = promised(storage).split("/")[0]
+    promise = FlushPromise(f"{domain}/{os.getppid()}/00000000.0.0")
     assert storage.leaves_flush_to(promise)
     written_by_another_process(storage, "chunks/A", "chunks/B")
     with monkeypatch.context() as patch:
@@ -212,6 +214,13 @@ def test_the_promise_of_another_process_is_kept_file_by_file(
         keep(storage, promise, "chunks/A", "chunks/B")
     assert set(storage.not_durable()) == {"chunks/B"}
     assert {"A", "chunks", "root"} <= set(synced)
+
+
+def test_nothing_is_left_to_a_process_that_is_gone(storage: LocalStorage) -> None:
+    domain = promised(storage).split("/")[0]
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    assert gone.wait() == 0
+    assert not storage.leaves_flush_to(FlushPromise(f"{domain}/{gone.pid}/00000000.0.0"))
 
 
 def test_what_another_machine_wrote_is_lost(storage: LocalStorage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,8 +234,8 @@ def test_what_another_machine_wrote_is_lost(storage: LocalStorage, monkeypatch: 
 def test_files_on_another_file_system_are_flushed_by_their_writer(
     storage: LocalStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    domain, _, _ = promised(storage).partition("/")
-    promise, other_device = FlushPromise(f"{domain}/00000000.0.0"), os.stat("/proc").st_dev
+    domain = promised(storage).split("/")[0]
+    promise, other_device = FlushPromise(f"{domain}/{os.getppid()}/00000000.0.0"), os.stat("/proc").st_dev
     storage.put("chunks/A", b"1")
     stat = os.stat
 
@@ -293,7 +302,6 @@ if pid == 0:
     storage.put("chunks/A", b"1")
     assert storage.leaves_flush_to(promise)
     mine = storage.promise_flush()
-    assert mine.split(".")[0] != promise.split(".")[0]
     assert not storage.leaves_flush_to(mine)
     os._exit(0)
 assert os.waitpid(pid, 0)[1] == 0
