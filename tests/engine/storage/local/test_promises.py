@@ -175,6 +175,7 @@ def unwatched(storage: LocalStorage, monkeypatch: pytest.MonkeyPatch) -> None:
     assert storage._unsynced._watch_fd == -1
     for other in others:
         other.flush()
+    storage.put("chunks/mine", b"1")  # opens a descriptor, too late
 
 
 def without_the_call(storage: LocalStorage, monkeypatch: pytest.MonkeyPatch) -> None:
