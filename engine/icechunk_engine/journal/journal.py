@@ -5,6 +5,8 @@ object                               meaning
 ==================================== ==============================================================
 ``journals/<token>/session``         the record: the session takes reports while this exists
 ``journals/<token>/<writer>.<seq>``  one entry (:mod:`.entry_format`)
+``journals/<token>/shared``          how to join or resume the session (:mod:`.sharing`)
+``journals/<token>/done/…``          finished regions (:mod:`.finished_regions`)
 ==================================== ==============================================================
 
 The invariant: *an entry whose writer was told that it is stored is collected before the commit.*
@@ -102,9 +104,14 @@ class SessionRecord:
         return cls(origin_id=origin_id, branch=branch, created_at=created_at, host=host)
 
 
+def is_token(text: str) -> bool:
+    """Return True if a text can name a session."""
+    return _TOKEN.fullmatch(text) is not None
+
+
 def require_token(token: object) -> str:
     """Return a session token that names an object safely. Raises InvalidInputError."""
-    if not isinstance(token, str) or not _TOKEN.fullmatch(token):
+    if not isinstance(token, str) or not is_token(token):
         raise InvalidInputError(
             f"{token!r} is not a session token: those have up to 64 letters, digits, '-' and '_', with a letter or "
             f"digit first and last",
@@ -191,8 +198,18 @@ class Journal:
             self.storage.create(key, data)  # flushes what was written before, then shows the entry whole or not at all
         else:
             self.storage.put(key, data)
+        self.require_open([key])
+
+    def require_open(self, written: Iterable[str]) -> None:
+        """Check that the session took reports when the objects ``written`` were put. One HEAD.
+
+        Raises
+        ------
+        SessionStateError
+            ``session-ended``: it does not, or no longer. The objects were removed.
+        """
         if not self.is_open():
-            self.storage.delete([key])
+            self.storage.delete(written)
             raise SessionStateError(
                 f"this write came too late: its session {self.token} in {self.storage.identity} was committed or "
                 f"given up in the meantime. Do not rely on it being part of the commit. Write it again in a new "
@@ -205,12 +222,12 @@ class Journal:
 
         Other objects below the prefix are ignored.
         """
-        start = len(self.prefix)
-        return [
-            found.key
-            for found in self.storage.list(self.prefix)
-            if found.key not in after and _ENTRY_NAME.fullmatch(found.key, start)
-        ]
+        listed = (found.key for found in self.storage.list(self.prefix))
+        return [key for key in listed if key not in after and self.is_entry(key)]
+
+    def is_entry(self, key: str) -> bool:
+        """Return True if a key below the prefix is that of an entry."""
+        return _ENTRY_NAME.fullmatch(key, len(self.prefix)) is not None
 
     def fetch_entries(self, keys: Iterable[str]) -> list[JournalEntry]:
         """Return entries in the order in which to apply them: by Lamport time, writer and number.
