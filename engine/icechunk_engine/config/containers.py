@@ -324,6 +324,11 @@ class VirtualChunkContainer(_OfUnknownOrigin):
         if name in ("url_prefix", "store"):
             self.is_stored = False
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # The mark decides which credentials may be used, so a copy in another process needs it, too.
+        function, arguments = Settings.__reduce__(self)
+        return function, arguments, (None, {"is_stored": self.is_stored})
+
 
 def validate_container(container: VirtualChunkContainer) -> None:
     """Refuse an invalid container, through which no chunk could be read (spec, *Virtual chunk containers*).

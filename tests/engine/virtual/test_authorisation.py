@@ -231,6 +231,9 @@ def test_stored_markers_are_no_part_of_a_container() -> None:
     assert repr(container) == repr(own)
     assert container.to_plain() == own.to_plain()
     assert (container.is_stored, own.is_stored) == (True, False)
+    for one in (container, own):
+        for copied in (pickle.loads(pickle.dumps(one)), copy.copy(one)):
+            assert (copied, copied.is_stored) == (one, one.is_stored)
 
 
 @pytest.mark.parametrize(
