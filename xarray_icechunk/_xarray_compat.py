@@ -5,7 +5,7 @@ Each use says which version it was checked with, and why no public name would do
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -66,13 +66,16 @@ def set_pipeline(array: zarr.Array[Any], pipeline: BatchedCodecPipeline | FusedC
     object.__setattr__(array.async_array, "codec_pipeline", pipeline)
 
 
-def validate_region(zarr_store: ZarrStore, dataset: Dataset) -> Dataset:
+def validate_region(zarr_store: ZarrStore, dataset: Dataset) -> tuple[Dataset, dict[Hashable, slice]]:
     """Check ``region``, find its "auto" parts, and drop the variables that a region write must not touch.
 
-    xarray 2026.9 ``ZarrStore._validate_and_autodetect_region``. A copy of its rules would drift from xarray's.
+    Returns the dataset and the region, which is empty if there is none.
+
+    xarray 2026.9 ``ZarrStore._validate_and_autodetect_region``, which leaves the region in ``_write_region``. A copy
+    of its rules would drift from xarray's.
     """
     result: Dataset = zarr_store._validate_and_autodetect_region(dataset)
-    return result
+    return result, dict(zarr_store._write_region or {})
 
 
 def validate_encoding(zarr_store: ZarrStore, encoding: Mapping[Any, Any]) -> None:

@@ -25,11 +25,11 @@ from dask.base import compute
 from numpy.typing import NDArray
 
 from icechunk_engine.errors import ErrorKind, InvalidInputError
-from icechunk_engine.session import ForkSession, Session
+from icechunk_engine.session import ForkSession
 
-from .codec_pipelines import fuse_codec_pipeline
+from .reopening import reopen
 
-__all__ = ["merge_forks", "reopen", "session_merge_reduction", "store_dask"]
+__all__ = ["DaskArray", "ZarrArray", "merge_forks", "session_merge_reduction", "store_dask", "store_graph"]
 
 _OURS = ("compute", "return_stored", "load_stored", "lock", "flush")
 
@@ -40,13 +40,17 @@ type Forks = ForkSession | Sequence[Forks]
 class DaskArray(Protocol):
     """A dask array, or an array of a library with the same interface."""
 
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def chunks(self) -> tuple[tuple[int, ...], ...]: ...
     def __dask_graph__(self) -> Mapping[Hashable, object] | None: ...
 
 
 class _ArrayLibrary(Protocol):
     """The functions of ``dask.array`` that are used here."""
 
-    def store(self, source: DaskArray, target: object, **options: object) -> DaskArray: ...
+    def map_blocks(self, function: object, *arrays: DaskArray, **options: object) -> DaskArray: ...
     def reduction(self, array: DaskArray, **options: object) -> DaskArray: ...
 
 
@@ -84,8 +88,23 @@ def store_dask(
     Raises
     ------
     InvalidInputError
-        The sequences have different lengths, a target does not belong to a fork, or you pass an option that this
-        function sets.
+        The sequences have different lengths, a target does not belong to a fork, a source does not fit its target, or
+        you pass an option that this function sets. Nothing is written.
+
+    Examples
+    --------
+    >>> import dask.array as da
+    >>> import icechunk_engine as icechunk
+    >>> import zarr
+    >>> repo = icechunk.Repository.create(icechunk.in_memory_storage())
+    >>> session = repo.writable_session("main")
+    >>> _ = zarr.create_array(session.store, name="a", shape=(6,), chunks=(2,), dtype="i8")
+    >>> fork = session.fork()  # after the array was created
+    >>> target = zarr.open_array(fork.store, path="a", mode="r+")
+    >>> session.merge(store_dask(sources=[da.arange(6, chunks=2)], targets=[target]))
+    >>> _ = session.commit("six numbers")
+    >>> zarr.open_array(repo.readonly_session("main").store, path="a", mode="r")[:]
+    array([0, 1, 2, 3, 4, 5])
     """
     if taken := [name for name in _OURS if name in store_kwargs]:
         raise InvalidInputError(f"store_dask sets {', '.join(taken)} itself: leave it out", ErrorKind.NOT_ALLOWED)
@@ -99,7 +118,7 @@ def store_dask(
     forks = [_fork_of_array(target) for target in targets]
     fresh = {id(fork): fork.fork() for fork in forks}
     merged = [
-        _store_graph(source, _Target(reopen(target, fresh[id(fork)])), region, split_every)
+        store_graph(source, reopen(target, fresh[id(fork)]), region, split_every)
         for source, target, fork, region in zip(sources, targets, forks, regions, strict=True)
     ]
     results = compute(*merged, **store_kwargs)
@@ -133,15 +152,6 @@ def session_merge_reduction(
     return merge_forks(list(compute(*merged, **store_kwargs)))
 
 
-def reopen(array: ZarrArray, session: Session) -> ZarrArray:
-    """Open the same array through another session, with the settings that its metadata do not hold."""
-    config = array.async_array.config
-    # zarr before 3.2 ignores `config` when it opens an array that exists.
-    result = zarr.open_array(session.store, path=array.path, mode="r+", zarr_format=3).with_config(config)
-    fuse_codec_pipeline(result)
-    return result
-
-
 def merge_forks(forks: Forks) -> ForkSession:
     """Return one fork with the edits of all forks. The given forks do not change.
 
@@ -149,6 +159,26 @@ def merge_forks(forks: Forks) -> ForkSession:
     ----------
     forks : ForkSession, or (nested) sequence of them
         Forks of one session. The same object may occur many times, as it does if tasks share memory.
+
+    Examples
+    --------
+    In your own graph, let each task return its fork, and merge them in a tree:
+
+    >>> import dask
+    >>> import icechunk_engine as icechunk
+    >>> import zarr
+    >>> repo = icechunk.Repository.create(icechunk.in_memory_storage())
+    >>> session = repo.writable_session("main")
+    >>> _ = zarr.create_array(session.store, name="a", shape=(4,), chunks=(1,), dtype="i8")
+    >>> def work(fork, number):
+    ...     zarr.open_array(fork.store, path="a", mode="r+")[number] = 10 * number
+    ...     return fork
+    >>> fork = session.fork()
+    >>> written = [dask.delayed(work)(fork, number) for number in range(4)]
+    >>> halves = [dask.delayed(merge_forks)(written[:2]), dask.delayed(merge_forks)(written[2:])]
+    >>> session.merge(dask.delayed(merge_forks)(halves).compute(scheduler="synchronous"))
+    >>> zarr.open_array(session.store, path="a", mode="r")[:]
+    array([ 0, 10, 20, 30])
     """
     distinct = list({id(fork): fork for fork in _flattened(forks)}.values())
     first, *others = distinct
@@ -171,42 +201,95 @@ def _fork_of_array(array: ZarrArray) -> ForkSession:
     return session
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Target:
-    """A zarr array that dask stores into.
+    """A zarr array that the blocks of a dask array are written to.
 
     Dask identifies it by a random token. To tokenise a zarr array, dask would pickle it about six times, and it would
     run two equal writes as one task.
+
+    Attributes
+    ----------
+    region
+        One range for each axis: the part of the array that is written.
+    starts
+        Where each block of the source begins along each axis, and where the last one ends.
     """
 
     array: ZarrArray
+    region: tuple[range, ...]
+    starts: tuple[NDArray[np.int64], ...]
     token: str = field(default_factory=lambda: uuid4().hex)
 
-    def __setitem__(self, index: tuple[slice, ...], block: Any) -> None:
-        self.array[index] = block
+    def write(self, block: Any, block_id: tuple[int, ...]) -> None:
+        """Write one block of the source."""
+        parts = (
+            part[starts[i] : starts[i + 1]] for part, starts, i in zip(self.region, self.starts, block_id, strict=True)
+        )
+        self.array[tuple(slice(part.start, part.stop, part.step) for part in parts)] = block
 
     def __dask_tokenize__(self) -> object:
         return ("icechunk-target", self.token)
 
 
-def _store_graph(
-    source: DaskArray, target: _Target, region: tuple[slice, ...] | None, split_every: int | None
+def store_graph(
+    source: DaskArray, target: ZarrArray, region: tuple[slice, ...] | None, split_every: int | None
 ) -> DaskArray:
-    """Return a dask array of one element: the fork through which all blocks of this source are written."""
+    """Return a dask array of one element: the fork through which all blocks of a source are written.
+
+    Parameters
+    ----------
+    target
+        An array of a fork that has no edits.
+    region
+        The part of the target to write; None for all of it.
+
+    Raises
+    ------
+    InvalidInputError
+        The source is no dask array, or does not have the shape of the region.
+    """
     library = _array_library(source)
-    blocks = library.store(
-        source, target, regions=region, lock=False, compute=False, return_stored=True, load_stored=False
+    name = f"icechunk-store-{target.path.rpartition('/')[2]}"
+    starts = tuple(np.cumsum([0, *lengths]).astype(np.int64) for lengths in source.chunks)
+    forks = library.map_blocks(
+        _write_block,
+        source,
+        target=_Target(array=target, region=_ranges(source, target, region), starts=starts),
+        token=name,
+        dtype=object,
+        meta=np.empty((0,) * len(source.shape), dtype=object),
     )
-    return _merge_graph(blocks, split_every)
+    # The same name for the first step of the merge: dask fuses it with the writes, and shows the name of the last.
+    return _merge_graph(forks, split_every, name)
 
 
-def _merge_graph(blocks: DaskArray, split_every: int | None) -> DaskArray:
-    """Return a dask array of one element: the merged forks of the zarr arrays that the blocks stand for."""
+def _ranges(source: DaskArray, target: ZarrArray, region: tuple[slice, ...] | None) -> tuple[range, ...]:
+    full = region or ()
+    if not all(isinstance(part, slice) for part in full) or len(full) > target.ndim:
+        raise InvalidInputError(
+            f"the region {region!r} does not fit the target {target.path!r} of shape {target.shape}: pass a tuple of "
+            f"slices, one for each axis",
+            ErrorKind.NOT_ALLOWED,
+        )
+    full = (*full, *(slice(None),) * (target.ndim - len(full)))
+    ranges = tuple(range(*part.indices(length)) for part, length in zip(full, target.shape, strict=True))
+    if tuple(map(len, ranges)) != source.shape:  # also if the chunk sizes are unknown
+        raise InvalidInputError(
+            f"a source of shape {source.shape} does not fit the target {target.path!r}: the part to write has shape "
+            f"{tuple(map(len, ranges))}",
+            ErrorKind.NOT_ALLOWED,
+        )
+    return ranges
+
+
+def _merge_graph(blocks: DaskArray, split_every: int | None, name: str = "icechunk-merge") -> DaskArray:
+    """Return a dask array of one element: the merged forks of the blocks, which are forks or zarr arrays of forks."""
     return _array_library(blocks).reduction(
         blocks,
-        chunk=_fork_of_target,
+        chunk=_fork_of_block,
         aggregate=_merge,
-        name="icechunk-merge",
+        name=name,
         split_every=split_every,
         concatenate=False,
         keepdims=False,
@@ -220,7 +303,7 @@ def _array_library(array: object) -> _ArrayLibrary:
     parts = type(array).__module__.split(".")
     name = "dask.array" if parts[:2] == ["dask", "array"] else parts[0]
     library = importlib.import_module(name)
-    if not (hasattr(library, "store") and hasattr(library, "reduction")):
+    if not (hasattr(library, "map_blocks") and hasattr(library, "reduction")):
         raise InvalidInputError(
             f"cannot write a {type(array).__module__}.{type(array).__qualname__} in parallel: it is not a dask array. "
             f"Convert it first, or load it into memory",
@@ -229,15 +312,20 @@ def _array_library(array: object) -> _ArrayLibrary:
     return cast(_ArrayLibrary, library)
 
 
+def _write_block(block: Any, target: _Target, block_id: tuple[int, ...]) -> ForkSession:
+    target.write(block, block_id)
+    return _fork_of_array(target.array)
+
+
 # Dask also calls these two functions without data, to learn what they return. It then passes computing_meta=True.
 
 
-def _fork_of_target(
-    target: ZarrArray | _Target, axis: object = None, keepdims: object = None, computing_meta: bool = False
+def _fork_of_block(
+    block: ForkSession | ZarrArray, axis: object = None, keepdims: object = None, computing_meta: bool = False
 ) -> ForkSession | NDArray[np.object_]:
     if computing_meta:
         return np.array([object()], dtype=object)
-    return _fork_of_array(target if isinstance(target, zarr.Array) else target.array)
+    return block if isinstance(block, ForkSession) else _fork_of_array(block)
 
 
 def _merge(

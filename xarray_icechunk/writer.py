@@ -1,40 +1,39 @@
-"""Write xarray objects into a session. Dask arrays are written in parallel through forks."""
+"""``to_icechunk``: write xarray objects, into a session or as a commit of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, MutableMapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Hashable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
-import xarray as xr
-import zarr
-from xarray.backends import ZarrStore
+from icechunk_engine.errors import ErrorKind, InvalidInputError
+from icechunk_engine.session import Session
+from icechunk_engine.transaction.conflicts import ConflictDetector, ConflictSolver
+from icechunk_engine.types import Json
 
-from icechunk_engine.errors import ErrorKind, InvalidInputError, ReadOnlyError
-from icechunk_engine.errors.foreign import describe
-from icechunk_engine.session import Session, workspace_of
-
-from ._xarray_compat import validate_encoding, validate_region
-from .codec_pipelines import fuse_codec_pipeline
+from .datasets_to_write import (
+    DatasetToWrite,
+    Region,
+    XarrayObject,
+    ZarrWriteModes,
+    choose_mode,
+    datasets_to_write,
+)
+from .group_writer import ArrayWrites, GroupWrite
+from .lazy_sources import reads_from
+from .rehearsal import Rehearsal
+from .targets import Commit, Destination, WriteTarget, own_session, resolve_target
 from .zarr_engine_options import check_zarr_engine_options
+
+if TYPE_CHECKING:
+    from dask.delayed import Delayed
 
 __all__ = ["to_icechunk"]
 
-Region = Mapping[str, slice | Literal["auto"]] | Literal["auto"] | None
-ZarrWriteModes = Literal["w", "w-", "a", "a-", "r+"]
-
-_PARALLEL_WRITES = 64
-"""Number of arrays in memory that are written at the same time over a network."""
-
-# xarray's names for a DataArray that has no name, or the name of a coordinate. xarray.open_dataarray knows them.
-_DATAARRAY_NAME = "__xarray_dataarray_name__"
-_DATAARRAY_VARIABLE = "__xarray_dataarray_variable__"
-
 
 def to_icechunk(
-    obj: xr.DataArray | xr.Dataset | xr.DataTree,
-    session: Session,
+    obj: XarrayObject,
+    session: WriteTarget,
     *,
     group: str | None = None,
     mode: ZarrWriteModes | None = None,
@@ -46,19 +45,34 @@ def to_icechunk(
     chunkmanager_store_kwargs: MutableMapping[Any, Any] | None = None,
     split_every: int | None = None,
     write_inherited_coords: bool = False,
+    write_empty_chunks: bool | None = None,
+    compute: bool = True,
+    template: bool = False,
+    branch: str | None = None,
+    message: str | None = None,
+    metadata: Mapping[str, Json] | None = None,
+    rebase_with: ConflictSolver | None = None,
+    rebase_tries: int | None = None,
+    storage_options: Mapping[str, object] | None = None,
     consolidated: bool | None = None,
     zarr_format: int | None = None,
-) -> None:
-    """Write an xarray object to a group of a session. You commit the session yourself.
+) -> str | Delayed | None:
+    """Write an xarray object to a group of a session, or of a repository as one commit.
 
     This process writes arrays in memory. One dask graph writes all dask arrays with whatever scheduler is active
-    (threads, processes or a cluster). When the function returns, the session has all edits.
+    (threads, processes or a cluster).
 
     Parameters
     ----------
     obj : DataArray, Dataset or DataTree
-    session : Session
-        Writable.
+    session : Session, IcechunkStore, Repository, Storage, str or os.PathLike
+        Where to write.
+
+        A writable session, a fork, or the store of one of them: nothing is committed. When the function returns, the
+        session has all edits. Commit it yourself, or let ``with repo.transaction(...) as store`` do it.
+
+        A repository, or the path or URL of one: the call commits to a branch. A repository that does not exist is
+        created. A URL may end in ``|icechunk:@branch.NAME/group``.
     group : str, optional
         Path of the group to write to; the root by default. Missing groups are created.
     mode : {"w", "w-", "a", "a-", "r+"}, optional
@@ -72,10 +86,12 @@ def to_icechunk(
     align_chunks : bool
         Rechunk dask arrays to the Zarr chunks instead of raising that error.
     append_dim : hashable, optional
-        Dimension along which to append to existing variables.
+        Dimension along which to append to existing variables. In a tree, all nodes with this dimension are appended
+        to. The variables of the other nodes are written as ``mode`` says of variables without the dimension.
     region : mapping of dimensions to slices or "auto", or "auto", optional
         Write into this part of existing variables. ``"auto"`` finds the part by the values of the coordinates. Each
-        variable must have at least one of these dimensions. Index coordinates are not written.
+        variable must have at least one of these dimensions. Index coordinates are not written. In a tree, each node
+        takes the dimensions that it has, and finds ``"auto"`` by its own coordinate or the one that it inherits.
     encoding : mapping, optional
         Variable names to encodings, as for :meth:`xarray.Dataset.to_zarr`. For a tree, group paths to such mappings.
     chunkmanager_store_kwargs : mapping, optional
@@ -84,180 +100,206 @@ def to_icechunk(
         Number of forks that one dask task merges.
     write_inherited_coords : bool
         For a tree: also write coordinates to the nodes that inherit them.
+    write_empty_chunks : bool, optional
+        Store chunks that hold nothing but the fill value. By default the encoding of each variable decides, or else
+        zarr's setting, which is not to store them.
+    compute : bool
+        False writes metadata and arrays in memory now, and returns a :class:`dask.delayed.Delayed` that writes the
+        dask arrays. See the notes.
+    template : bool
+        Write metadata and arrays in memory, but not the values of dask arrays. They read as the fill value until
+        you write them, for example region by region. No graph is built, so the number of chunks does not matter.
+    branch : str, optional
+        Branch to commit to, ``"main"`` by default. This and the next five parameters are not for sessions and stores.
+    message : str, optional
+        Commit message. By default it says which variables were written.
+    metadata : mapping, optional
+        JSON values stored with the snapshot.
+    rebase_with : ConflictSolver, optional
+        Solver to rebase with if another commit comes first. The default, ``ConflictDetector()``, accepts other commits
+        that changed other things.
+    rebase_tries : int, optional
+        Maximum number of rebases, 1 000 by default.
+    storage_options : mapping, optional
+        Options for the storage that a URL names, as for :func:`open_repository`.
     consolidated, zarr_format : optional
         Accepted so that programs written for :meth:`xarray.Dataset.to_zarr` run: False or None, and 3 or None.
+
+    Returns
+    -------
+    str, Delayed or None
+        The id of the new snapshot if the call commits. If the write changes nothing, no commit is made, and the id is
+        that of the branch's present snapshot. A Delayed with ``compute=False``. Otherwise None.
 
     Raises
     ------
     ReadOnlyError
-        The session is read-only.
-    ValueError, TypeError
-        xarray rejects the arguments.
+        The session or store is read-only.
+    ConflictError, RebaseFailedError
+        Another commit changed the same things. Nothing is committed.
+    ValueError, TypeError, FileExistsError
+        The arguments contradict each other, or xarray rejects them.
 
     Notes
     -----
     If the call fails, the session is as it was before. This also undoes edits that other threads make in the session
     during the call. Nothing refers to the chunks that were already written, and garbage collection deletes them.
+    Arguments are checked before a repository is created. If writing the values fails after that, an empty repository
+    remains: deleting it could hit another program that has begun to use it.
 
-    Do not write a dataset that was opened lazily from this session back over itself with mode ``"w"``: its data are
-    deleted before they are read.
+    The object may hold data that were opened lazily from the same session. They are read as they were before the call.
+
+    Examples
+    --------
+    >>> import icechunk_engine as icechunk
+    >>> import xarray as xr
+    >>> ds = xr.Dataset({"t": ("x", [1.0, 2.0, 3.0])})
+    >>> repo = icechunk.Repository.create(icechunk.in_memory_storage())
+    >>> snapshot_id = to_icechunk(ds, repo, message="three values")
+    >>> with repo.transaction("main", message="the same in two groups") as store:
+    ...     to_icechunk(ds, store, group="a")
+    ...     to_icechunk(ds, store, group="b")
+    >>> [snapshot.message for snapshot in repo.ancestry(branch="main")][:2]
+    ['the same in two groups', 'three values']
     """
-    if not isinstance(session, Session):
-        raise InvalidInputError(
-            f"session must be a Session, such as repository.writable_session(branch), not {describe(session)}",
-            ErrorKind.NOT_ALLOWED,
-        )
-    if session.read_only:
-        raise ReadOnlyError(
-            "the session is read-only. Use repository.writable_session(branch), and start a new session after a commit"
-        )
     check_zarr_engine_options(consolidated=consolidated, zarr_format=zarr_format)
-    if isinstance(obj, xr.DataTree) and (append_dim is not None or region is not None):
-        raise InvalidInputError(
-            "append_dim and region work for one dataset, not for a tree. Write the nodes one by one, with group=",
-            ErrorKind.NOT_ALLOWED,
-        )
-    chosen_mode = _mode(mode, append_dim, region)
-    datasets = _datasets(obj, encoding or {}, write_inherited_coords)
-    for dataset, _ in datasets.values():
-        _check_names(dataset)
-
-    with session.all_or_nothing():
-        root = ZarrStore.open_group(
-            session.store,
+    chosen_mode = choose_mode(mode, append_dim, region)
+    datasets = datasets_to_write(
+        obj,
+        encoding=encoding,
+        mode=chosen_mode,
+        append_dim=append_dim,
+        region=region,
+        write_inherited_coords=write_inherited_coords,
+    )
+    own = own_session(
+        session,
+        branch=branch,
+        message=message,
+        metadata=metadata,
+        rebase_with=rebase_with,
+        rebase_tries=rebase_tries,
+        storage_options=storage_options,
+    )
+    job = _Job(
+        GroupWrite(
             group=group,
+            datasets=datasets,
             mode=chosen_mode,
-            zarr_format=3,
-            consolidated=False,
-            consolidate_on_close=False,
-            append_dim=append_dim,
-            write_region=dict(region) if isinstance(region, Mapping) else region,
             safe_chunks=safe_chunks,
             align_chunks=align_chunks,
-        )
-        writes = _Writes()
-        for path, (dataset, dataset_encoding) in datasets.items():
-            target = root if path == "" else root.get_child_store(path)
-            checked = _with_empty_loaded(validate_region(target, dataset))
-            validate_encoding(target, dataset_encoding)
-            # Creates and resizes arrays, writes attributes, and passes the data to ``writes``.
-            checked.dump_to_store(target, writer=writes, encoding=dataset_encoding)
-        writes.write_memory(session)
-        writes.write_dask(session, split_every, chunkmanager_store_kwargs or {})
+            write_empty_chunks=write_empty_chunks,
+        ),
+        compute=compute,
+        template=template,
+        split_every=split_every,
+        dask_options=dict(chunkmanager_store_kwargs or {}),
+    )
+    if own is not None:
+        return job.write_to_session(own)
+    commit = Commit(
+        message=message if message is not None else _default_message(datasets, append_dim, region, group),
+        metadata=metadata,
+        rebase_with=rebase_with if rebase_with is not None else ConflictDetector(),
+        rebase_tries=1_000 if rebase_tries is None else rebase_tries,
+    )
+    return job.write_and_commit(resolve_target(session, branch=branch, storage_options=storage_options), commit)
 
 
-@dataclass(slots=True)
-class _Write:
-    source: Any
-    target: zarr.Array[Any]
-    region: tuple[slice, ...] | None
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    """One call of :func:`to_icechunk`, checked."""
 
-    def run(self) -> None:
-        """Write the values of an array in memory."""
-        fuse_codec_pipeline(self.target)
-        self.target[self.region or ...] = self.source
+    write: GroupWrite = field(kw_only=False)
+    compute: bool
+    template: bool
+    split_every: int | None
+    dask_options: Mapping[str, Any]
 
-
-@dataclass(slots=True)
-class _Writes:
-    """Collects the arrays that xarray wants to write. xarray calls :meth:`add`."""
-
-    memory: list[_Write] = field(default_factory=list)
-    dask: list[_Write] = field(default_factory=list)
-
-    def add(self, source: Any, target: zarr.Array[Any], region: tuple[slice, ...] | None = None) -> None:
-        kind = self.dask if hasattr(source, "__dask_graph__") else self.memory
-        kind.append(_Write(source, target, region or None))
-
-    def write_memory(self, session: Session) -> None:
-        if not workspace_of(session).storage_is_remote:
-            for write in self.memory:
-                write.run()
+    def __post_init__(self) -> None:
+        if self.compute:
             return
-        with ThreadPoolExecutor(_PARALLEL_WRITES) as pool:
-            # Leaving the pool waits for all writes, also after an error.
-            for future in [pool.submit(write.run) for write in self.memory]:
-                future.result()
+        if self.template:
+            raise _refusal("a template has no values to compute: leave out compute=False, or template=True")
+        if self.dask_options:
+            raise _refusal(
+                "chunkmanager_store_kwargs is for dask.compute, which compute=False does not call. Pass these "
+                "options to the compute method of the result"
+            )
 
-    def write_dask(self, session: Session, split_every: int | None, options: Mapping[str, Any]) -> None:
-        if not self.dask:
-            return
-        from .dask_writer import reopen, store_dask  # dask is an optional dependency
+    # --- into the caller's session -----------------------------------------------------------------------------
+
+    def write_to_session(self, session: Session) -> Delayed | None:
+        """Leave the edits in the session, all or none."""
+        reads_session = reads_from((write.dataset for write in self.write.datasets), session)
+        if not self.compute:
+            if reads_session:
+                raise _refusal(
+                    "compute=False cannot write data that are read from the same session: they would be read after "
+                    "the session has changed. Open them from repository.readonly_session(branch), or leave out "
+                    "compute=False"
+                )
+            from .delayed_writes import delayed_merge  # dask is an optional dependency
+
+            with session.all_or_nothing():
+                writes = self.write.write_metadata(session)
+                writes.write_memory(session)
+                return delayed_merge(session, writes.dask, self.split_every)
+        if reads_session:
+            # The data stay as they are while they are read, because the session does not change before the merge.
+            fork = session.fork()
+            self._run(fork, self.write.write_metadata(fork))
+            session.merge(fork)
+        else:
+            with session.all_or_nothing():
+                self._run(session, self.write.write_metadata(session))
+        return None
+
+    # --- as a commit -------------------------------------------------------------------------------------------
+
+    def write_and_commit(self, destination: Destination, commit: Commit) -> str | Delayed:
+        """Write to a new session and commit it."""
+        group = "/".join(filter(None, (destination.group, (self.write.group or "").strip("/"))))
+        job = replace(self, write=replace(self.write, group=group))
+        return job._commit_to(destination, commit)
+
+    def _commit_to(self, destination: Destination, commit: Commit) -> str | Delayed:
+        rehearsal = Rehearsal(self.write) if destination.repository is None else None
+        write_metadata = self.write.write_metadata if rehearsal is None else rehearsal.repeat
+        repository = destination.open_or_create()
+        session = repository.writable_session(destination.branch)
+        if self.compute:
+            self._run(session, write_metadata(session))
+            return commit.run(session)
+        from .delayed_writes import delayed_commit  # dask is an optional dependency
 
         fork = session.fork()
-        merged = store_dask(
-            sources=[write.source for write in self.dask],
-            targets=[reopen(write.target, fork) for write in self.dask],
-            regions=[write.region for write in self.dask],
-            split_every=split_every,
-            **options,
-        )
-        session.merge(merged)
+        writes = write_metadata(fork)
+        writes.write_memory(fork)
+        return delayed_commit(repository, destination.branch, fork, writes.dask, self.split_every, commit)
+
+    def _run(self, session: Session, writes: ArrayWrites) -> None:
+        """Write the arrays."""
+        writes.write_memory(session)
+        if not self.template:
+            writes.write_dask(session, self.split_every, self.dask_options)
 
 
-def _mode(mode: ZarrWriteModes | None, append_dim: Hashable | None, region: Region) -> ZarrWriteModes:
-    if mode is None:
-        mode = "a" if append_dim is not None else "r+" if region is not None else "w-"
-    if mode not in ("w", "w-", "a", "a-", "r+"):
-        raise InvalidInputError(
-            f"mode={mode!r} is not supported: choose 'w', 'w-', 'a', 'a-' or 'r+'", ErrorKind.NOT_ALLOWED
-        )
-    if append_dim is not None and mode not in ("a", "a-"):
-        raise InvalidInputError(f"append_dim needs mode 'a' or 'a-', not {mode!r}", ErrorKind.NOT_ALLOWED)
-    if region is not None and mode not in ("a", "a-", "r+"):
-        raise InvalidInputError(f"region needs mode 'r+', 'a' or 'a-', not {mode!r}", ErrorKind.NOT_ALLOWED)
-    return mode
+def _default_message(
+    datasets: Sequence[DatasetToWrite], append_dim: Hashable | None, region: Region, group: str | None
+) -> str:
+    """Return a sentence such as "Append 'temperature' and 2 more to / along 'time'"."""
+    names = [name for write in datasets for name in write.dataset.data_vars] or [
+        name for write in datasets for name in write.dataset.variables
+    ]
+    what = ", ".join(map(repr, names[:3])) or "a group"
+    if len(names) > 3:
+        what += f" and {len(names) - 3} more"
+    place = "/" + (group or "").strip("/")
+    if append_dim is not None:
+        return f"Append {what} to {place} along {append_dim!r}"
+    return f"Write a region of {what} in {place}" if region is not None else f"Write {what} to {place}"
 
 
-def _datasets(
-    obj: xr.DataArray | xr.Dataset | xr.DataTree, encoding: Mapping[Any, Any], write_inherited_coords: bool
-) -> dict[str, tuple[xr.Dataset, Mapping[Any, Any]]]:
-    """Return the datasets to write and their encodings, by path relative to the group."""
-    if isinstance(obj, xr.Dataset):
-        return {"": (obj, encoding)}
-    if isinstance(obj, xr.DataArray):
-        return {"": (_as_dataset(obj), encoding)}
-    if not isinstance(obj, xr.DataTree):
-        raise InvalidInputError(
-            f"cannot write a {type(obj).__name__}: pass a DataArray, Dataset or DataTree", ErrorKind.NOT_ALLOWED
-        )
-    if unknown := set(encoding) - set(obj.groups):
-        raise InvalidInputError(
-            f"encoding has groups that are not in the tree: {sorted(unknown)}. Use paths from {obj.groups}",
-            ErrorKind.NOT_ALLOWED,
-        )
-    return {
-        "" if node is obj else path: (
-            node.to_dataset(inherit=write_inherited_coords or node is obj),
-            encoding.get(node.path, {}),
-        )
-        for path, node in obj.subtree_with_keys
-    }
-
-
-def _as_dataset(array: xr.DataArray) -> xr.Dataset:
-    if array.name is None:
-        return array.to_dataset(name=_DATAARRAY_VARIABLE)
-    if array.name in array.coords or array.name in array.dims:
-        dataset = array.to_dataset(name=_DATAARRAY_VARIABLE)
-        dataset.attrs[_DATAARRAY_NAME] = array.name
-        return dataset
-    return array.to_dataset()
-
-
-def _with_empty_loaded(dataset: xr.Dataset) -> xr.Dataset:
-    """Load dask arrays without elements, because Zarr has no chunks of length 0."""
-    result = dataset.copy(deep=False)
-    for variable in result.variables.values():
-        if variable.size == 0:
-            variable.load()
-    return result
-
-
-def _check_names(dataset: xr.Dataset) -> None:
-    for name in dataset.variables:
-        if not isinstance(name, str) or not name:
-            raise InvalidInputError(
-                f"cannot write a variable named {name!r}: names must be non-empty strings. Use Dataset.rename",
-                ErrorKind.NOT_ALLOWED,
-            )
+def _refusal(message: str) -> InvalidInputError:
+    return InvalidInputError(message, ErrorKind.NOT_ALLOWED)

@@ -10,7 +10,7 @@ import xarray as xr
 import zarr
 
 import xarray_icechunk as xi
-from icechunk_engine.errors import InvalidInputError, NodeNotFoundError
+from icechunk_engine.errors import IcechunkError, InvalidInputError, NodeNotFoundError
 
 from .conftest import write
 
@@ -100,12 +100,113 @@ def test_inherited_coordinates(repo: Any, location: str, tree: xr.DataTree) -> N
     assert xi.open_dataset(location, group="ocean").x.values.tolist() == [1, 2, 3, 4]
 
 
-def test_append_and_region_are_for_datasets(repo: Any, tree: xr.DataTree) -> None:
+# --- append and region ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def series() -> xr.DataTree:
+    """A coordinate at the root that one child inherits, a child with another dimension, and one with its own."""
+    time = np.arange(6) * 10
+    return xr.DataTree.from_dict(
+        {
+            "/": xr.Dataset({"mean": ("time", np.arange(6.0))}, coords={"time": time}, attrs={"title": "series"}),
+            "/sea": xr.Dataset({"a": (("time", "x"), np.arange(12.0).reshape(6, 2))}),
+            "/sea/deep": xr.Dataset({"b": ("time", np.arange(6) * 2)}),
+            "/fixed": xr.Dataset({"mask": ("x", [1, 0])}, coords={"x": [5, 6]}),
+            "/empty": xr.Dataset(attrs={"kind": "nothing"}),
+        }
+    )
+
+
+def part(tree: xr.DataTree, start: int, stop: int) -> xr.DataTree:
+    cut = {
+        path: node.to_dataset(inherit=False).isel({"time": slice(start, stop)}, missing_dims="ignore")
+        for path, node in tree.subtree_with_keys
+    }
+    return xr.DataTree.from_dict({"/" if path == "." else path: dataset for path, dataset in cut.items()})
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("mode", ["a", "a-"])
+def test_append(repo: Any, location: str, series: xr.DataTree, chunked: bool, mode: Any) -> None:
+    write(repo, part(series, 0, 2), group="g")
+    for start in (2, 4):
+        more = part(series, start, start + 2)
+        more["fixed/mask"] = more["fixed/mask"] + start
+        chosen = more.chunk(time=2) if chunked else more
+        xi.to_icechunk(chosen, repo, group="g", append_dim="time", mode=mode)
+    opened = xi.open_datatree(location, group="g").load()
+    mask = opened["fixed/mask"].values.tolist()
+    assert mask == ([1, 0] if mode == "a-" else [5, 4])  # variables without the dimension: as in a dataset
+    opened["fixed/mask"] = series["fixed/mask"]
+    xr.testing.assert_identical(opened, series)
+
+
+def test_append_adds_new_nodes_without_the_dimension(repo: Any, location: str, series: xr.DataTree) -> None:
+    write(repo, part(series, 0, 4).drop_nodes("fixed"))
+    write(repo, part(series, 4, 6), append_dim="time", mode="a-")
+    xr.testing.assert_identical(xi.open_datatree(location).load(), series)
+
+
+REGIONS = ({"time": slice(2, 4)}, {"time": "auto"}, "auto")
+
+
+@pytest.mark.parametrize("region", REGIONS, ids=str)
+@pytest.mark.parametrize("chunked", [False, True])
+def test_region(repo: Any, location: str, series: xr.DataTree, region: Any, chunked: bool) -> None:
+    encoding = {
+        "/": {"mean": {"chunks": (2,)}},
+        "/sea": {"a": {"chunks": (2, 2)}},
+        "/sea/deep": {"b": {"chunks": (2,)}},
+    }
+    write(repo, series, encoding=encoding)
+    patch = part(series, 2, 4).drop_nodes("fixed").map_over_datasets(lambda dataset: dataset * 0 - 1)
+    if region == "auto":  # finds no place along x, which has no coordinate here
+        patch["sea"].dataset = patch["sea"].to_dataset(inherit=False).drop_vars("a")
+    expected = series.copy(deep=True)
+    for name in ("mean", "sea/a", "sea/deep/b"):
+        if name != "sea/a" or region != "auto":
+            expected[name][2:4] = -1
+    xi.to_icechunk(patch.chunk(time=2) if chunked else patch, repo, region=region)
+    xr.testing.assert_identical(xi.open_datatree(location).load(), expected)
+
+
+def test_a_failed_tree_leaves_the_session_as_it_was(repo: Any, series: xr.DataTree) -> None:
+    """The root is appended to before the child is refused."""
+    write(repo, part(series, 0, 2))
+    more = part(series, 2, 4)
+    more["sea"] = more["sea"].to_dataset().rename(x="y")
     session = repo.writable_session("main")
-    for options in ({"append_dim": "x"}, {"region": "auto"}):
-        with pytest.raises(InvalidInputError, match="group="):
-            xi.to_icechunk(tree, session, **options)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="y"):
+        xi.to_icechunk(more, session, append_dim="time")
     assert not session.has_uncommitted_changes
+    xr.testing.assert_identical(xi.open_datatree(session).load(), part(series, 0, 2))
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"append_dim": "depth"}, "'depth'.*The tree has 'time', 'x'"),
+        ({"region": {"depth": slice(0, 1)}}, "'depth'.*The tree has 'time', 'x'"),
+        ({"region": {"time": slice(0, 6)}}, "'/fixed'|'fixed'.*'mask'"),
+        ({"region": "auto"}, "'sea'.*'x'.*slice"),
+        ({"append_dim": "time", "region": {"x": slice(0, 2)}, "mode": "a"}, "one after the other"),
+        ({"append_dim": "time", "group": "missing"}, "time"),
+        ({"region": {"time": slice(0, 6), "x": slice(0, 2)}, "group": "missing"}, "no group '/missing'"),
+    ],
+)
+def test_refusals_of_trees(repo: Any, series: xr.DataTree, options: dict[str, Any], error: str) -> None:
+    write(repo, series)
+    session = repo.writable_session("main")
+    with pytest.raises((IcechunkError, ValueError), match=error):
+        xi.to_icechunk(series, session, **options)
+    assert not session.has_uncommitted_changes
+
+
+def test_mode_r_plus_needs_the_groups(repo: Any, series: xr.DataTree) -> None:
+    write(repo, series.drop_nodes("fixed"))
+    with pytest.raises(NodeNotFoundError, match="/fixed"):
+        xi.to_icechunk(series, repo, mode="r+")
 
 
 def test_decoders_reach_all_groups(repo: Any, location: str) -> None:

@@ -148,11 +148,16 @@ def test_task_that_fails_once(client: Client, repo: Any, location: str, tmp_path
 class ForgetfulTarget:
     """A target of dask. One of its writes succeeds and then reports a failure."""
 
-    array: zarr.Array[Any]
+    target: Any
     flag: Path
 
-    def __setitem__(self, index: Any, block: Any) -> None:
-        self.array[index] = block
+    @property
+    def array(self) -> zarr.Array[Any]:
+        array: zarr.Array[Any] = self.target.array
+        return array
+
+    def write(self, block: Any, block_id: tuple[int, ...]) -> None:
+        self.target.write(block, block_id)
         if once(self.flag):
             raise RuntimeError("after the write")
 
@@ -161,7 +166,8 @@ def test_write_that_is_repeated(
     client: Client, repo: Any, location: str, tmp_path: Path, big: xr.Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flag = tmp_path / "flag"
-    monkeypatch.setattr(dask_writer, "_Target", lambda array: ForgetfulTarget(array, flag))
+    target = dask_writer._Target
+    monkeypatch.setattr(dask_writer, "_Target", lambda **fields: ForgetfulTarget(target(**fields), flag))
     write(repo, chunked(big), chunkmanager_store_kwargs={"retries": 1})
     assert flag.exists()
     require_equal(location, big)
