@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -298,6 +298,9 @@ class ChangeSet:
         default_factory=dict
     )  # how many nodes were placed below each path, at any depth
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return _unpickle_changes, ({name: value for name in _TRAVELLING if (value := getattr(self, name))},)
+
     @property
     def is_empty(self) -> bool:
         """True if a commit would change nothing."""
@@ -444,3 +447,13 @@ class ChangeSet:
             assert node.shape is not None
             edits = self.chunks[node.node_id] = ChunkEdits(node.shape.ndim)
         return edits
+
+
+_TRAVELLING = tuple(name for name in ChangeSet.__slots__ if not name.startswith("_"))
+"""What a pickle holds. The rest follows from it."""
+
+
+def _unpickle_changes(filled: dict[str, Any]) -> ChangeSet:
+    changes = ChangeSet(**filled)
+    changes.rebuild_placement()
+    return changes

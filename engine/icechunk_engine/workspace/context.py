@@ -60,32 +60,39 @@ class RepositoryContext:
         """Return the arguments of :func:`_opened`, without defaults at the end."""
         assets = self.assets
         # The user may have changed the configuration since. It takes effect only when the repository is reopened.
-        config = assets.config if resolve(self.config) != assets.config else None
-        parts = (
+        changed = assets.config if resolve(self.config) != assets.config else None
+        parts = [
             assets.given_storage,
-            self.config,
+            self.config if self.config != RepositoryConfig() else None,
             self.resolver.authorized,
             dict(self.default_commit_metadata),
             assets.spec_version,
-            config,
-        )
-        return parts if config is not None else parts[:-1]
+            changed,
+        ]
+        while parts[-1] == _DEFAULTS[len(parts) - 1]:
+            parts.pop()
+        return tuple(parts)
+
+
+_DEFAULTS: tuple[object, ...] = (..., None, {}, {}, 2, None)
+"""Of the arguments of :func:`_opened`."""
 
 
 def _opened(
     storage: Storage,
-    config: RepositoryConfig,
-    authorized: Mapping[str, AnyCredential | None],
-    default_commit_metadata: Mapping[str, Json],
-    spec_version: int,
+    config: RepositoryConfig | None = None,
+    authorized: Mapping[str, AnyCredential | None] | None = None,
+    default_commit_metadata: Mapping[str, Json] | None = None,
+    spec_version: int = 2,
     resolved: ResolvedConfig | None = None,
 ) -> RepositoryContext:
+    config = config or RepositoryConfig()
     resolved = resolved or resolve(config)
     return RepositoryContext(
         assets=AssetManager(storage, resolved, spec_version),
         config=config,
         resolver=VirtualResolver(resolved.virtual_chunk_containers, authorized),
-        default_commit_metadata=default_commit_metadata,
+        default_commit_metadata=default_commit_metadata or {},
     )
 
 

@@ -32,9 +32,11 @@ class WorkspaceState:
 
     __slots__ = ("base", "changes", "readers", "snapshot_id")
 
-    def __init__(self, snapshot_id: SnapshotId, changes: ChangeSet, base: Snapshot | None = None) -> None:
+    def __init__(
+        self, snapshot_id: SnapshotId, changes: ChangeSet | None = None, base: Snapshot | None = None
+    ) -> None:
         self.snapshot_id = snapshot_id
-        self.changes = changes
+        self.changes = ChangeSet() if changes is None else changes
         self.base = base
         self.readers: dict[str, ArrayReader] = {}
 
@@ -48,5 +50,7 @@ class WorkspaceState:
         """Return the same base with a copy of the edits."""
         return WorkspaceState(self.snapshot_id, self.changes.copy(), self.base)
 
-    def __reduce__(self) -> tuple[type[WorkspaceState], tuple[SnapshotId, ChangeSet]]:
-        return type(self), (self.snapshot_id, self.changes)
+    def __reduce__(self) -> tuple[object, ...]:
+        changes = self.changes
+        is_clean = not changes.sources and changes.is_empty and not changes.moves
+        return type(self), ((self.snapshot_id,) if is_clean else (self.snapshot_id, changes))
