@@ -42,6 +42,8 @@ from icechunk_engine.storage.store_clock import StoreClock
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _STALE_AFTER_S = 3600.0
+_MAX_ATTEMPTS = 100
+"""How often a write makes its directory while others remove it."""
 _NO_HARD_LINKS = frozenset(
     {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK, errno.EXDEV, errno.EINVAL}
 )
@@ -243,10 +245,24 @@ class LocalStorage(Storage):
             n_deleted += 1
             self._unsynced.discard(path)
             directories.add(os.path.dirname(path))
-        if self._durable:
-            for directory in directories:
+        for directory in {self._without_empty(directory) for directory in directories}:
+            if self._durable:
                 self._unsynced.add_again(directory)
         return n_deleted
+
+    def _without_empty(self, directory: str) -> str:
+        """Remove a directory that is empty now, and its parents, but none at the top. Returns the one that changed.
+
+        Otherwise each session that collects reports would leave a directory behind. A writer that is about to make a
+        file there makes the directory again.
+        """
+        while os.sep in directory.removeprefix(self._prefix):
+            try:
+                os.rmdir(directory)
+            except OSError:  # usually it is not empty
+                break
+            directory = os.path.dirname(directory)
+        return directory
 
     def flush(self) -> None:
         """Wait until everything that this process wrote here is on the disk. Free if there is nothing to sync.
@@ -364,7 +380,7 @@ class LocalStorage(Storage):
 
     def _with_parents[R](self, path: str, function: Callable[[], R]) -> R:
         """Call a function. If directories are missing, make them and call again; others may remove them meanwhile."""
-        for _ in range(3):
+        for _ in range(_MAX_ATTEMPTS):
             try:
                 return function()
             except FileNotFoundError:

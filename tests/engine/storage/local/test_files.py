@@ -27,6 +27,7 @@ from icechunk_engine.storage import LocalStorage, local_filesystem_storage
 from icechunk_engine.storage.local import file_lock, files
 from icechunk_engine.storage.local.file_lock import LOCK_NAME, locked
 from icechunk_engine.testing.racing import compete_in_threads, race_creates
+from tests.profiles import by_profile
 
 from .support import failing, half_copied, names, run
 
@@ -534,3 +535,43 @@ def test_old_temporaries_are_swept(storage: LocalStorage) -> None:
     assert storage.sweep_temporaries() == 1
     assert names(storage) == {"repo", "chunks/A", "chunks/C#789"}
     assert os.path.exists(os.path.join(storage.root, LOCK_NAME))
+
+
+def test_directories_that_become_empty_are_removed(storage: LocalStorage) -> None:
+    root = Path(storage.root)
+    for key in ("journals/t/done/a/x", "journals/t/done/b/y", "journals/u/z", "chunks/a"):
+        storage.put(key, b"1")
+    storage.delete(["journals/t/done/a/x"])
+    assert not (root / "journals/t/done/a").exists()
+    assert (root / "journals/t/done/b").is_dir()
+    storage.delete(["journals/t/done/b/y", "chunks/a"])
+    assert not (root / "journals/t").exists()
+    assert (root / "chunks").is_dir()  # those at the top stay
+    storage.flush()
+    storage.put("journals/t/done/a/x", b"2")
+    assert storage.get("journals/t/done/a/x") == b"2"
+    storage.flush()
+
+
+def test_writing_into_a_directory_that_others_keep_removing(storage: LocalStorage) -> None:
+    stop = threading.Event()
+
+    def remove() -> None:
+        other = LocalStorage(storage.root)
+        while not stop.is_set():
+            other.put("journals/t/b", b"")
+            other.delete(["journals/t/b"])
+
+    thread = threading.Thread(target=remove)
+    thread.start()
+    try:
+        for n in range(by_profile(quick=300, thorough=5000)):
+            storage.put(f"journals/t/{n}", b"x")
+            assert storage.get(f"journals/t/{n}") == b"x"
+            storage.delete([f"journals/t/{n}"])
+            storage.create("journals/t/c", b"x")
+            storage.delete(["journals/t/c"])
+    finally:
+        stop.set()
+        thread.join()
+    assert list(storage.list("journals/")) == []
