@@ -12,6 +12,7 @@ refers to them. Nothing refers to the chunks of the lost run.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pickle
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 
 from icechunk_engine.errors import ErrorKind, InvalidInputError
 from icechunk_engine.session import ForkSession
+from icechunk_engine.transaction.merge import OnOverlap
 
 from .reopening import reopen
 
@@ -60,6 +62,7 @@ def store_dask(
     targets: Sequence[ZarrArray],
     regions: Sequence[tuple[slice, ...] | None] | None = None,
     split_every: int | None = None,
+    on_overlap: OnOverlap = "raise",
     **store_kwargs: object,
 ) -> ForkSession:
     """Compute dask arrays and write them into zarr arrays of a fork.
@@ -75,6 +78,8 @@ def store_dask(
         The part of each target to write. By default all of it.
     split_every : int, optional
         Number of forks that one task merges.
+    on_overlap : {"raise", "last"}
+        If two blocks write to one Zarr chunk: raise an error, or let one of them win. See :meth:`Session.merge`.
     **store_kwargs
         Passed to :func:`dask.compute`, for example ``scheduler`` or ``retries``.
 
@@ -118,15 +123,16 @@ def store_dask(
     forks = [_fork_of_array(target) for target in targets]
     fresh = {id(fork): fork.fork() for fork in forks}
     merged = [
-        store_graph(source, reopen(target, fresh[id(fork)]), region, split_every)
+        store_graph(source, reopen(target, fresh[id(fork)]), region, split_every, on_overlap)
         for source, target, fork, region in zip(sources, targets, forks, regions, strict=True)
     ]
     results = compute(*merged, **store_kwargs)
     first, *others = {id(fork): fork for fork in forks}.values()
     for parent in (first, *others):
-        parent.merge(merge_forks([result for result, fork in zip(results, forks, strict=True) if fork is parent]))
+        own = [result for result, fork in zip(results, forks, strict=True) if fork is parent]
+        parent.merge(merge_forks(own, on_overlap=on_overlap), on_overlap=on_overlap)
     if others:
-        first.merge(*others)
+        first.merge(*others, on_overlap=on_overlap)
     return first
 
 
@@ -152,13 +158,15 @@ def session_merge_reduction(
     return merge_forks(list(compute(*merged, **store_kwargs)))
 
 
-def merge_forks(forks: Forks) -> ForkSession:
+def merge_forks(forks: Forks, *, on_overlap: OnOverlap = "raise") -> ForkSession:
     """Return one fork with the edits of all forks. The given forks do not change.
 
     Parameters
     ----------
     forks : ForkSession, or (nested) sequence of them
         Forks of one session. The same object may occur many times, as it does if tasks share memory.
+    on_overlap : {"raise", "last"}
+        As in :meth:`Session.merge`.
 
     Examples
     --------
@@ -186,7 +194,7 @@ def merge_forks(forks: Forks) -> ForkSession:
         return first
     # If dask repeats a task, it passes the same inputs again. So they must not change.
     merged = _copy(first)
-    merged.merge(*others)
+    merged.merge(*others, on_overlap=on_overlap)
     return merged
 
 
@@ -233,7 +241,11 @@ class _Target:
 
 
 def store_graph(
-    source: DaskArray, target: ZarrArray, region: tuple[slice, ...] | None, split_every: int | None
+    source: DaskArray,
+    target: ZarrArray,
+    region: tuple[slice, ...] | None,
+    split_every: int | None,
+    on_overlap: OnOverlap = "raise",
 ) -> DaskArray:
     """Return a dask array of one element: the fork through which all blocks of a source are written.
 
@@ -261,7 +273,7 @@ def store_graph(
         meta=np.empty((0,) * len(source.shape), dtype=object),
     )
     # The same name for the first step of the merge: dask fuses it with the writes, and shows the name of the last.
-    return _merge_graph(forks, split_every, name)
+    return _merge_graph(forks, split_every, name, on_overlap)
 
 
 def _ranges(source: DaskArray, target: ZarrArray, region: tuple[slice, ...] | None) -> tuple[range, ...]:
@@ -283,12 +295,14 @@ def _ranges(source: DaskArray, target: ZarrArray, region: tuple[slice, ...] | No
     return ranges
 
 
-def _merge_graph(blocks: DaskArray, split_every: int | None, name: str = "icechunk-merge") -> DaskArray:
+def _merge_graph(
+    blocks: DaskArray, split_every: int | None, name: str = "icechunk-merge", on_overlap: OnOverlap = "raise"
+) -> DaskArray:
     """Return a dask array of one element: the merged forks of the blocks, which are forks or zarr arrays of forks."""
     return _array_library(blocks).reduction(
         blocks,
         chunk=_fork_of_block,
-        aggregate=_merge,
+        aggregate=functools.partial(_merge, on_overlap=on_overlap),
         name=name,
         split_every=split_every,
         concatenate=False,
@@ -329,9 +343,14 @@ def _fork_of_block(
 
 
 def _merge(
-    forks: Forks, axis: object = None, keepdims: object = None, computing_meta: bool = False
+    forks: Forks,
+    axis: object = None,
+    keepdims: object = None,
+    computing_meta: bool = False,
+    *,
+    on_overlap: OnOverlap,
 ) -> ForkSession | NDArray[np.object_]:
-    return np.array([object()], dtype=object) if computing_meta else merge_forks(forks)
+    return np.array([object()], dtype=object) if computing_meta else merge_forks(forks, on_overlap=on_overlap)
 
 
 def _flattened(forks: object) -> Iterator[ForkSession]:

@@ -14,6 +14,7 @@ session. If the last task runs in that process (threads), it merges. Otherwise :
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ from icechunk_engine.errors import ConflictError, ErrorKind, RebaseFailedError, 
 from icechunk_engine.ids import SnapshotId
 from icechunk_engine.repository import Repository
 from icechunk_engine.session import ForkSession, Session, SessionMode, workspace_of
+from icechunk_engine.transaction.merge import OnOverlap
 
 from .dask_writer import merge_forks, store_graph
 from .group_writer import ArrayWrite
@@ -78,18 +80,19 @@ class MergingWrite(_DelayedWrite):
     yourself: ``session.merge(*values)``. Merging twice changes nothing.
     """
 
-    __slots__ = ("_session",)
+    __slots__ = ("_on_overlap", "_session")
 
-    def __init__(self, key: str, build: Callable[[], Delayed], session: Session) -> None:
+    def __init__(self, key: str, build: Callable[[], Delayed], session: Session, on_overlap: OnOverlap) -> None:
         super().__init__(key, build)
         self._session = session
+        self._on_overlap = on_overlap
 
     def compute(self, **kwargs: Any) -> ForkSession | None:
         """Compute the graph, merge the edits into the session, and return the fork (None without dask arrays)."""
         _require_open(self._session)
         (fork,) = dask.compute(self, **kwargs)
         if fork is not None:
-            self._session.merge(fork)
+            self._session.merge(fork, on_overlap=self._on_overlap)
         merged: ForkSession | None = fork
         return merged
 
@@ -97,17 +100,20 @@ class MergingWrite(_DelayedWrite):
 # --- merging ---------------------------------------------------------------------------------------------------------
 
 
-def delayed_merge(session: Session, writes: Sequence[ArrayWrite], split_every: int | None) -> MergingWrite:
+def delayed_merge(
+    session: Session, writes: Sequence[ArrayWrite], split_every: int | None, on_overlap: OnOverlap
+) -> MergingWrite:
     """Return the write of some dask arrays into a session that already has their metadata."""
     key = f"icechunk-merge-{uuid4().hex}"
 
     def build() -> Delayed:
         _require_open(session)
-        forks = _forks(session.fork(), writes, split_every) if writes else []
-        result: Delayed = dask.delayed(_bring_home, pure=False)(forks, _Home(session), dask_key_name=key)
+        forks = _forks(session.fork(), writes, split_every, on_overlap) if writes else []
+        bring_home = functools.partial(_bring_home, on_overlap=on_overlap)
+        result: Delayed = dask.delayed(bring_home, pure=False)(forks, _Home(session), dask_key_name=key)
         return result
 
-    return MergingWrite(key, build, session)
+    return MergingWrite(key, build, session, on_overlap)
 
 
 def _require_open(session: Session) -> None:
@@ -145,12 +151,12 @@ def _find_home(token: tuple[int, str]) -> _Home:
     return home
 
 
-def _bring_home(forks: list[ForkSession], home: _Home) -> ForkSession | None:
+def _bring_home(forks: list[ForkSession], home: _Home, on_overlap: OnOverlap) -> ForkSession | None:
     if not forks:
         return None
-    merged = merge_forks(forks)
+    merged = merge_forks(forks, on_overlap=on_overlap)
     if home.session is not None:
-        home.session.merge(merged)
+        home.session.merge(merged, on_overlap=on_overlap)
     return merged
 
 
@@ -163,6 +169,7 @@ def delayed_commit(
     fork: ForkSession,
     writes: Sequence[ArrayWrite],
     split_every: int | None,
+    on_overlap: OnOverlap,
     commit: Commit,
 ) -> CommittingWrite:
     """Return the write of some dask arrays and the commit.
@@ -175,10 +182,10 @@ def delayed_commit(
     token = uuid4().hex
     key = f"icechunk-commit-{token}"
     commit = replace(commit, metadata={**(commit.metadata or {}), _TOKEN_KEY: token})
-    task = _CommitTask(repository, branch, fork.snapshot_id, token, commit)
+    task = _CommitTask(repository, branch, fork.snapshot_id, token, commit, on_overlap)
 
     def build() -> Delayed:
-        forks = _forks(fork.fork(), writes, split_every) if writes else []
+        forks = _forks(fork.fork(), writes, split_every, on_overlap) if writes else []
         result: Delayed = dask.delayed(task, pure=False)(fork, forks, dask_key_name=key)
         return result
 
@@ -194,6 +201,7 @@ class _CommitTask:
     base_id: str
     token: str
     commit: Commit
+    on_overlap: OnOverlap
 
     def __call__(self, fork: ForkSession, forks: list[ForkSession]) -> str:
         found = self._find()
@@ -201,7 +209,7 @@ class _CommitTask:
             return found
         context = workspace_of(fork).context
         session = Session(context, SnapshotId.from_str(self.base_id), branch=self.branch, mode=SessionMode.writable)
-        session.merge(merge_forks([fork, *forks]))
+        session.merge(merge_forks([fork, *forks], on_overlap=self.on_overlap))
         try:
             return self.commit.run(session)
         except (ConflictError, RebaseFailedError):
@@ -221,8 +229,13 @@ class _CommitTask:
         return None
 
 
-def _forks(fork: ForkSession, writes: Sequence[ArrayWrite], split_every: int | None) -> list[Delayed]:
+def _forks(
+    fork: ForkSession, writes: Sequence[ArrayWrite], split_every: int | None, on_overlap: OnOverlap
+) -> list[Delayed]:
     """Return one object for each array: the fork through which it is written."""
-    merged = [store_graph(write.source, reopen(write.target, fork), write.region, split_every) for write in writes]
+    merged = [
+        store_graph(write.source, reopen(write.target, fork), write.region, split_every, on_overlap)
+        for write in writes
+    ]
     # A Delayed does not fuse the tasks of arrays, so they are fused here, all together: they may share sources.
     return [array.to_delayed(optimize_graph=False).item() for array in dask.optimize(*merged)]

@@ -16,7 +16,8 @@ import zarr
 from xarray.backends import ZarrStore
 
 from icechunk_engine.errors import ErrorKind, InvalidInputError, NodeNotFoundError
-from icechunk_engine.session import ForkSession, Session, workspace_of
+from icechunk_engine.session import Session, workspace_of
+from icechunk_engine.transaction.merge import OnOverlap
 
 from ._xarray_compat import validate_encoding, validate_region
 from .codec_pipelines import fuse_codec_pipeline
@@ -86,22 +87,24 @@ class ArrayWrites:
             for future in [pool.submit(write.run) for write in self.memory]:
                 future.result()
 
-    def write_dask(self, session: Session, split_every: int | None, options: Mapping[str, Any]) -> None:
+    def write_dask(
+        self, session: Session, split_every: int | None, on_overlap: OnOverlap, options: Mapping[str, Any]
+    ) -> None:
         """Write the dask arrays through a fork, and merge the fork."""
-        if self.dask:
-            session.merge(self.store(session.fork(), split_every, options))
-
-    def store(self, fork: ForkSession, split_every: int | None, options: Mapping[str, Any]) -> ForkSession:
-        """Write the dask arrays through a fork, which must not have edits. Returns the fork."""
+        if not self.dask:
+            return
         from .dask_writer import store_dask  # dask is an optional dependency
 
-        return store_dask(
+        fork = session.fork()
+        merged = store_dask(
             sources=[write.source for write in self.dask],
             targets=[reopen(write.target, fork) for write in self.dask],
             regions=[write.region for write in self.dask],
             split_every=split_every,
+            on_overlap=on_overlap,
             **options,
         )
+        session.merge(merged, on_overlap=on_overlap)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

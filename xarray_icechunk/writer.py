@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from icechunk_engine.errors import ErrorKind, InvalidInputError
 from icechunk_engine.session import Session
 from icechunk_engine.transaction.conflicts import ConflictDetector, ConflictSolver
+from icechunk_engine.transaction.merge import OnOverlap
 from icechunk_engine.types import Json
 
 from .datasets_to_write import (
@@ -44,6 +45,7 @@ def to_icechunk(
     encoding: Mapping[Any, Any] | None = None,
     chunkmanager_store_kwargs: MutableMapping[Any, Any] | None = None,
     split_every: int | None = None,
+    on_overlap: OnOverlap = "raise",
     write_inherited_coords: bool = False,
     write_empty_chunks: bool | None = None,
     compute: bool = True,
@@ -98,6 +100,9 @@ def to_icechunk(
         Passed to :func:`dask.compute`, for example ``{"retries": 2}``.
     split_every : int, optional
         Number of forks that one dask task merges.
+    on_overlap : {"raise", "last"}
+        If two tasks write to one Zarr chunk, which ``safe_chunks=False`` allows: raise an error, or let one of them
+        win. Threads share memory, so between them nothing is noticed.
     write_inherited_coords : bool
         For a tree: also write coordinates to the nodes that inherit them.
     write_empty_chunks : bool, optional
@@ -193,6 +198,7 @@ def to_icechunk(
         compute=compute,
         template=template,
         split_every=split_every,
+        on_overlap=on_overlap,
         dask_options=dict(chunkmanager_store_kwargs or {}),
     )
     if own is not None:
@@ -214,9 +220,12 @@ class _Job:
     compute: bool
     template: bool
     split_every: int | None
+    on_overlap: OnOverlap
     dask_options: Mapping[str, Any]
 
     def __post_init__(self) -> None:
+        if self.on_overlap not in ("raise", "last"):
+            raise _refusal(f"on_overlap={self.on_overlap!r} is not supported: choose 'raise' or 'last'")
         if self.compute:
             return
         if self.template:
@@ -244,7 +253,7 @@ class _Job:
             with session.all_or_nothing():
                 writes = self.write.write_metadata(session)
                 writes.write_memory(session)
-                return delayed_merge(session, writes.dask, self.split_every)
+                return delayed_merge(session, writes.dask, self.split_every, self.on_overlap)
         if reads_session:
             # The data stay as they are while they are read, because the session does not change before the merge.
             fork = session.fork()
@@ -276,13 +285,15 @@ class _Job:
         fork = session.fork()
         writes = write_metadata(fork)
         writes.write_memory(fork)
-        return delayed_commit(repository, destination.branch, fork, writes.dask, self.split_every, commit)
+        return delayed_commit(
+            repository, destination.branch, fork, writes.dask, self.split_every, self.on_overlap, commit
+        )
 
     def _run(self, session: Session, writes: ArrayWrites) -> None:
         """Write the arrays."""
         writes.write_memory(session)
         if not self.template:
-            writes.write_dask(session, self.split_every, self.dask_options)
+            writes.write_dask(session, self.split_every, self.on_overlap, self.dask_options)
 
 
 def _default_message(

@@ -16,6 +16,7 @@ import zarr
 from distributed import Client
 
 import xarray_icechunk as xi
+from icechunk_engine.errors import SessionStateError
 from xarray_icechunk import dask_writer
 
 from .conftest import write
@@ -171,6 +172,31 @@ def test_write_that_is_repeated(
     write(repo, chunked(big), chunkmanager_store_kwargs={"retries": 1})
     assert flag.exists()
     require_equal(location, big)
+
+
+@pytest.mark.parametrize("how", ["call", "delayed"])
+def test_two_tasks_that_write_to_one_chunk(cluster_of_processes: Client, repo: Any, big: xr.Dataset, how: str) -> None:
+    """Each reads the other half of the chunk before it is written, so one half would be lost."""
+    halves = big[["line"]].chunk(t=5)
+    options: dict[str, Any] = {"safe_chunks": False, "encoding": {"line": {"chunks": (10,)}}}
+
+    def write_halves(on_overlap: Any) -> None:
+        session = repo.writable_session("main")
+        if how == "call":
+            xi.to_icechunk(halves, session, on_overlap=on_overlap, **options)
+        else:
+            delayed: Any = xi.to_icechunk(halves, session, on_overlap=on_overlap, compute=False, **options)
+            delayed.compute()
+        session.commit(on_overlap)
+
+    with cluster_of_processes.as_current():
+        with pytest.raises(SessionStateError, match="line"):
+            write_halves("raise")
+        assert len(list(repo.ancestry(branch="main"))) == 1
+        write_halves("last")
+    line = xi.open_dataset(repo).line
+    assert ((line == big.line) | line.isnull()).all()
+    assert line.isnull().sum() == 50
 
 
 def test_worker_that_dies(

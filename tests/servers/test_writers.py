@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+from typing import Any
 
 import dask.array
 import numpy as np
@@ -17,7 +18,7 @@ from icechunk_engine.storage import Storage
 from tests.profiles import by_profile
 
 from . import writing
-from .conftest import s3_at
+from .conftest import BUCKET, Running, s3_at
 
 
 @pytest.mark.long
@@ -65,3 +66,29 @@ def test_a_cluster_writes_one_commit(store: Storage, cluster_of_processes: Clien
         xr.testing.assert_identical(opened.load(), expected)
     np.testing.assert_allclose(total, float(expected.v.sum()))
     assert len(list(repo.ancestry(branch="main"))) == 2
+
+
+@pytest.mark.long
+def test_one_call_with_a_url(s3_server: Running, place: str, cluster_of_processes: Client) -> None:
+    """Creates, writes on the cluster and commits; later calls append, fill a region, and write when computed."""
+    options = {"key": "key", "secret": "secret", "endpoint_url": s3_server.url, "region": "us-east-1"}
+    url = f"s3://{BUCKET}/{place}"
+    values = dask.array.random.default_rng(0).random((40, 300), chunks=(10, 100))
+    dataset = xr.Dataset({"v": (("y", "x"), values)}, coords={"y": np.arange(40)})
+    with pytest.raises(ValueError, match="overlap multiple Dask chunks"):
+        xi.to_icechunk(dataset, url, storage_options=options, encoding={"v": {"chunks": (15, 100)}})
+    assert not Repository.exists(s3_at(s3_server, place))
+    with cluster_of_processes.as_current():
+        xi.to_icechunk(dataset.isel(y=slice(0, 20)), url, storage_options=options, message="first")
+        xi.to_icechunk(dataset.isel(y=slice(20, 40)), url, storage_options=options, append_dim="y", message="second")
+        patch = dataset[["v"]].isel(y=slice(10, 20)) + 1
+        delayed: Any = xi.to_icechunk(patch, url, storage_options=options, region="auto", compute=False)
+        assert cluster_of_processes.compute(delayed).result() == delayed.compute()
+        expected = dataset.compute()
+    expected.v[10:20] += 1
+    with xi.open_dataset(url, storage_options=options) as opened:
+        xr.testing.assert_identical(opened.load(), expected)
+    history = [
+        snapshot.message for snapshot in xi.open_repository(url, storage_options=options).ancestry(branch="main")
+    ]
+    assert history == ["Write a region of 'v' in /", "second", "first", "Repository initialized"]
