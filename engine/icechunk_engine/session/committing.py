@@ -16,9 +16,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from icechunk_engine.catalog.base import Catalog
 from icechunk_engine.catalog.changes import AddCommit, AddDetachedSnapshot, AmendCommit
-from icechunk_engine.catalog.compare_and_swap import wait_after_lost_commit
 from icechunk_engine.catalog.opening import open_catalog
 from icechunk_engine.catalog.preconditions import require_amendable
+from icechunk_engine.catalog.remote_queue import RemoteQueue
 from icechunk_engine.errors import ConflictError, ErrorKind, IcechunkError, SessionStateError
 from icechunk_engine.ids import SnapshotId
 from icechunk_engine.session.lost_commits import CommitAttempts
@@ -59,8 +59,9 @@ class Committer:
         """Commit the edits to the branch. Returns the id of the new snapshot."""
 
         def commit(branch: str, state: WorkspaceState) -> NewSnapshot:
-            with self._workspace.context.assets.storage.commit_queue():
-                return self._commit_with_rebases(state, branch, message, metadata, solver, max_rebases)
+            assets = self._workspace.context.assets
+            with assets.storage.commit_queue(), RemoteQueue(assets, branch) as queue:
+                return self._commit_with_rebases(state, branch, message, metadata, solver, max_rebases, queue)
 
         return self._end("commit", commit, allow_empty=allow_empty)
 
@@ -72,6 +73,7 @@ class Committer:
         metadata: Metadata | None,
         solver: ConflictSolver | None,
         max_rebases: int,
+        queue: RemoteQueue,
     ) -> NewSnapshot:
         """Commit. After a lost race rebase a copy of the edits and try again, reusing the manifests that still hold.
 
@@ -80,7 +82,7 @@ class Committer:
         assets = self._workspace.context.assets
         memo: ManifestMemo = {}
         base_id, changes, num_rebases = state.snapshot_id, state.changes, 0
-        catalog = open_catalog(assets)
+        catalog = queue.begin()
         while True:
             catalog.require_online()
             started = time.monotonic()
@@ -106,9 +108,7 @@ class Committer:
                 return new
             num_rebases += 1
             if base_id == catalog.branch_tip(branch):  # the race was lost after we looked at the branch
-                if assets.storage.is_remote:
-                    wait_after_lost_commit(num_rebases, time.monotonic() - started)
-                catalog = open_catalog(assets)
+                catalog = queue.begin_again(num_rebases, time.monotonic() - started)
             base_id, changes = rebase_changes(assets, catalog, branch, base_id, changes, solver)
 
     def _explained(self, error: ConflictError, branch: str, base_id: SnapshotId, changes: ChangeSet) -> ConflictError:

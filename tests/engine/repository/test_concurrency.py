@@ -18,9 +18,6 @@ import zarr
 import icechunk_engine as ic
 from icechunk_engine.catalog import compare_and_swap
 from icechunk_engine.storage.local import commit_queue
-from icechunk_engine.storage.wrappers import StorageCall
-from icechunk_engine.testing.faults import FaultStorage
-from icechunk_engine.testing.latency import LatencyStorage
 from tests.profiles import by_profile
 
 PROCESSES, COMMITS = 8, by_profile(quick=12, thorough=50)
@@ -201,33 +198,6 @@ def _newest_whole(path: str, at_least: int) -> int:
     values = zarr.open_array(repo.readonly_session("main").store, path="a", mode="r")[:]
     assert np.array_equal(values, np.full(800, newest))
     return newest
-
-
-@pytest.mark.parametrize("far", [True, False])
-def test_who_lost_gives_way_where_requests_take_time(monkeypatch: pytest.MonkeyPatch, far: bool) -> None:
-    """Each time somebody else commits between the look at the branch and the swap."""
-    place = ic.in_memory_storage()
-    repo = ic.Repository.create(place)
-    with repo.transaction("main", message="start") as store:
-        zarr.create_array(store, name="a", shape=(10,), chunks=(1,), dtype="int8")
-    rivals = iter(range(1, 4))
-
-    def overtake(n: int, call: StorageCall, moment: str) -> None:
-        if call.method == "replace" and moment == "before" and (rival := next(rivals, None)) is not None:
-            with repo.transaction("main", message="rival") as store:
-                zarr.open_array(store, path="a", mode="r+")[rival] = rival
-
-    overtaken = FaultStorage(LatencyStorage(place, write_latency_ms=1) if far else place)
-    overtaken.is_remote = far
-    session = ic.Repository.open(overtaken).writable_session("main")
-    zarr.open_array(session.store, path="a", mode="r+")[0] = 9
-    bounds: list[float] = []
-    monkeypatch.setattr(random, "uniform", lambda low, high: bounds.append(high) or low)
-    overtaken.hook = overtake
-    session.commit("mine", rebase_with=ic.ConflictDetector())
-    assert bounds == ([1, 2, 3] if far else [])
-    values = zarr.open_array(repo.readonly_session("main").store, path="a", mode="r")[:4]
-    assert np.asarray(values).tolist() == [9, 1, 2, 3]
 
 
 def test_who_prepared_for_long_does_not_wait_for_as_long(monkeypatch: pytest.MonkeyPatch) -> None:
