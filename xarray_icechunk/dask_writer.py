@@ -26,7 +26,7 @@ from dask.base import compute
 from numpy.typing import NDArray
 
 from icechunk_engine.errors import ErrorKind, InvalidInputError
-from icechunk_engine.session import ForkSession
+from icechunk_engine.session import ForkSession, fork_for_graph
 from icechunk_engine.transaction.merge import OnOverlap
 
 from .reopening import reopen
@@ -121,7 +121,7 @@ def store_dask(
             ErrorKind.NOT_ALLOWED,
         )
     forks = [_fork_of_array(target) for target in targets]
-    fresh = {id(fork): fork.fork() for fork in forks}
+    fresh = {id(fork): fork_for_graph(fork) for fork in forks}
     merged = [
         store_graph(source, reopen(target, fresh[id(fork)]), region, split_every, on_overlap)
         for source, target, fork, region in zip(sources, targets, forks, regions, strict=True)

@@ -28,7 +28,7 @@ from dask.delayed import Delayed
 from icechunk_engine.errors import ConflictError, ErrorKind, RebaseFailedError, SessionStateError
 from icechunk_engine.ids import SnapshotId
 from icechunk_engine.repository import Repository
-from icechunk_engine.session import ForkSession, Session, SessionMode, workspace_of
+from icechunk_engine.session import ForkSession, Session, SessionMode, fork_for_graph, workspace_of
 from icechunk_engine.transaction.merge import OnOverlap
 
 from .dask_writer import merge_forks, store_graph
@@ -108,7 +108,8 @@ def delayed_merge(
 
     def build() -> Delayed:
         _require_open(session)
-        forks = _forks(session.fork(), writes, split_every, on_overlap) if writes else []
+        fork = fork_for_graph(session, is_merged=False)
+        forks = _forks(fork, writes, split_every, on_overlap) if writes else []
         bring_home = functools.partial(_bring_home, on_overlap=on_overlap)
         result: Delayed = dask.delayed(bring_home, pure=False)(forks, _Home(session), dask_key_name=key)
         return result
@@ -185,7 +186,7 @@ def delayed_commit(
     task = _CommitTask(repository, branch, fork.snapshot_id, token, commit, on_overlap)
 
     def build() -> Delayed:
-        forks = _forks(fork.fork(), writes, split_every, on_overlap) if writes else []
+        forks = _forks(fork_for_graph(fork), writes, split_every, on_overlap) if writes else []
         result: Delayed = dask.delayed(task, pure=False)(fork, forks, dask_key_name=key)
         return result
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from icechunk_engine.errors import ErrorKind, InvalidInputError
-from icechunk_engine.session import Session
+from icechunk_engine.session import Session, fork_for_graph
 from icechunk_engine.transaction.conflicts import ConflictDetector, ConflictSolver
 from icechunk_engine.transaction.merge import OnOverlap
 from icechunk_engine.types import Json
@@ -282,7 +282,7 @@ class _Job:
             return commit.run(session)
         from .delayed_writes import delayed_commit  # dask is an optional dependency
 
-        fork = session.fork()
+        fork = fork_for_graph(session)
         writes = write_metadata(fork)
         writes.write_memory(fork)
         return delayed_commit(

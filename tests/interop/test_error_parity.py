@@ -514,11 +514,6 @@ def pickle_a_session(ic: Any, path: Path) -> object:
     return pickle.dumps(filled(ic).writable_session("main"))
 
 
-@case("You must opt-in to pickle writable sessions in a distributed context using Session.fork()")
-def pickle_a_store(ic: Any, path: Path) -> object:
-    return pickle.dumps(filled(ic).writable_session("main").store)
-
-
 @case("node not found at ")
 def shift_nothing(ic: Any, path: Path) -> object:
     return filled(ic).writable_session("main").shift_array("/nope", [1])

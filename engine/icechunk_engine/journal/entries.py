@@ -18,14 +18,17 @@ class NodeSet(NamedTuple):
     ----------
     node
         The node. Its manifests do not travel.
-    replaced_digest
-        Digest of the document that it replaced; None if the writer created the node.
+    is_update
+        False if the writer created the node.
+    is_resized
+        The writer changed the shape of the array after it had created it.
     source_number
         Position of the edit's source in ``JournalEntry.sources``.
     """
 
     node: Node
-    replaced_digest: bytes | None
+    is_update: bool
+    is_resized: bool
     source_number: int
 
 
@@ -74,8 +77,12 @@ class JournalEntry:
         Id of the explicit fork that the writer is a copy of; None if it is none.
     sources
         The sources of the edits.
+    flush_promise
+        Promise of another process to flush the chunks; None if they were flushed before the entry was stored.
+    seen
+        The last source of edits that each ancestor had when the writer left it. The writer had seen all up to these.
     overwrites
-        Sources, as writer and epoch, whose chunks these edits replace on purpose.
+        Further sources that the writer had seen, as writer and epoch.
     nodes_set, nodes_deleted, arrays
         The edits.
     """
@@ -86,7 +93,14 @@ class JournalEntry:
     origin_id: SnapshotId
     fork: str | None
     sources: tuple[EditSource, ...]
+    flush_promise: str | None = None
+    seen: tuple[EditSource, ...]
     overwrites: tuple[tuple[str, int], ...]
     nodes_set: list[NodeSet]
     nodes_deleted: list[NodeDeleted]
     arrays: list[ArrayEdits]
+
+    @property
+    def has_edits(self) -> bool:
+        """False for a mark, which only says that its writer wrote."""
+        return bool(self.arrays or self.nodes_set or self.nodes_deleted)

@@ -71,7 +71,6 @@ _MAX_HEADER_SIZE = 2**22
 """Room for tens of thousands of sources. As Python objects they take some thirty times as much memory as here."""
 _MAX_NUMBER = 2**63 - 1
 _MAX_TASK_NAME = 2**16
-_MAX_DIGEST_SIZE = 64
 
 _COMPRESS_FROM = 2**12
 """A smaller body is stored plain: a request costs more time than these bytes."""
@@ -83,10 +82,11 @@ _ORIGIN = re.compile(r"[0-9a-f]{24}")
 _FORK = re.compile(r"[0-9A-Za-z_-]{1,64}")
 
 # One descriptor each. An array: id, rank, mask of constant columns, number of rows, number and size of locations and
-# of etags, size of inline data, size of the path. A node that was set: id, source, sizes of digest, path and document.
+# of etags, size of inline data, size of the path. A node that was set: id, source, flags, sizes of path and document.
 # One that was deleted: id, source, size of the path.
 _ARRAY = struct.Struct("<8sIIQQQQQQQ")
 _NODE_SET = struct.Struct("<8siIQQ")
+_IS_UPDATE, _IS_RESIZED = 1, 2  # flags of a node that was set
 _NODE_DELETED = struct.Struct("<8siI")
 
 _U1, _U4, _U8, _I4, _I8 = map(np.dtype, ("u1", "<u4", "<u8", "<i4", "<i8"))
@@ -117,6 +117,8 @@ def encode_entry(entry: JournalEntry) -> bytes:
             "origin": entry.origin_id.raw.hex(),
             "fork": entry.fork,
             "sources": entry.sources,
+            "flush_promise": entry.flush_promise,
+            "seen": entry.seen,
             "overwrites": entry.overwrites,
             "counts": (len(entry.arrays), len(entry.nodes_set), len(entry.nodes_deleted)),
         }
@@ -131,10 +133,10 @@ def encode_entry(entry: JournalEntry) -> bytes:
     columns: list[Buffer] = []
     texts: list[bytes] = []
     descriptors = [_place_array(array, columns) for array in entry.arrays]
-    for node, digest, source in entry.nodes_set:
-        path, digest = node.path.encode(), digest or b""
-        descriptors.append(_NODE_SET.pack(node.node_id.raw, source, len(digest), len(path), len(node.user_data)))
-        texts += path, digest, node.user_data
+    for node, is_update, is_resized, source in entry.nodes_set:
+        path, flags = node.path.encode(), _IS_UPDATE * is_update | _IS_RESIZED * is_resized
+        descriptors.append(_NODE_SET.pack(node.node_id.raw, source, flags, len(path), len(node.user_data)))
+        texts += path, node.user_data
     for path_text, node_id, source in entry.nodes_deleted:
         path = path_text.encode()
         descriptors.append(_NODE_DELETED.pack(node_id.raw, source, len(path)))
@@ -301,6 +303,8 @@ def _decode(data: bytes) -> JournalEntry:
         origin_id=header.origin_id,
         fork=header.fork,
         sources=header.sources,
+        flush_promise=header.flush_promise,
+        seen=header.seen,
         overwrites=header.overwrites,
         arrays=[_read_array(body, fields, n_sources) for fields in arrays],
         nodes_set=[_read_node(body, fields, n_sources) for fields in sets],
@@ -356,6 +360,8 @@ class _Header(NamedTuple):
     origin_id: SnapshotId
     fork: str | None
     sources: tuple[EditSource, ...]
+    flush_promise: str | None
+    seen: tuple[EditSource, ...]
     overwrites: tuple[tuple[str, int], ...]
     counts: tuple[int, int, int]
 
@@ -381,12 +387,16 @@ class _Header(NamedTuple):
             lamport=_number(found.get("lamport")),
             origin_id=SnapshotId(bytes.fromhex(origin)),
             fork=fork,
-            sources=tuple(
-                [EditSource(_writer(w), _number(e), _task(t)) for w, e, t in _rows(found.get("sources"), 3)]
-            ),
+            sources=_sources(found.get("sources")),
+            flush_promise=_name(found.get("flush_promise")),
+            seen=_sources(found.get("seen")),
             overwrites=tuple([(_writer(w), _number(e)) for w, e in _rows(found.get("overwrites"), 2)]),
             counts=(n_arrays, n_set, n_deleted),
         )
+
+
+def _sources(value: object) -> tuple[EditSource, ...]:
+    return tuple([EditSource(_writer(w), _number(e), _name(t)) for w, e, t in _rows(value, 3)])
 
 
 def _rows(value: object, width: int) -> list[list[object]]:
@@ -407,15 +417,15 @@ def _number(value: object) -> int:
     return value
 
 
-def _task(value: object) -> str | None:
+def _name(value: object) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str) or len(value) > _MAX_TASK_NAME:
-        _refuse("the name of a task is not a text of sensible length")
+        _refuse("a name is not a text of sensible length")
     try:
         value.encode()
     except UnicodeEncodeError:
-        _refuse("the name of a task is not text")
+        _refuse("a name is not text")
     return value
 
 
@@ -563,15 +573,16 @@ def _check_refs(refs: ChunkRefs, mask: int) -> None:
 
 
 def _read_node(body: _Body, fields: tuple[Any, ...], n_sources: int) -> NodeSet:
-    raw_id, source, digest_size, path_size, document_size = fields
+    raw_id, source, flags, path_size, document_size = fields
     if not 0 <= source < n_sources:
         _refuse("a node names a source that does not exist")
-    if digest_size > _MAX_DIGEST_SIZE:
-        _refuse(f"a digest has {digest_size} bytes")
+    if flags & ~(_IS_UPDATE | _IS_RESIZED):
+        _refuse(f"a node has unknown flags {flags}")
     path = body.path(path_size)
-    digest, document = body.raw(digest_size), body.raw(document_size)
+    document = body.raw(document_size)
     _, shape = parse_node_metadata(document, for_write=True, path=path)
-    return NodeSet(Node(node_id=NodeId(raw_id), path=path, user_data=document, shape=shape), digest or None, source)
+    node = Node(node_id=NodeId(raw_id), path=path, user_data=document, shape=shape)
+    return NodeSet(node, bool(flags & _IS_UPDATE), bool(flags & _IS_RESIZED), source)
 
 
 def _read_deletion(body: _Body, fields: tuple[Any, ...], n_sources: int) -> NodeDeleted:

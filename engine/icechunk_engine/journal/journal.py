@@ -182,6 +182,8 @@ class Journal:
     def put_entry(self, entry: JournalEntry, *, durable: bool = False) -> None:
         """Store an entry. One PUT and one HEAD; one DELETE more if the session has ended.
 
+        An entry without edits is a mark: it only says that its writer wrote, and needs no record. One PUT.
+
         Parameters
         ----------
         durable
@@ -198,7 +200,8 @@ class Journal:
             self.storage.create(key, data)  # flushes what was written before, then shows the entry whole or not at all
         else:
             self.storage.put(key, data)
-        self.require_open([key])
+        if entry.has_edits:
+            self.require_open([key])
 
     def require_open(self, written: Iterable[str]) -> None:
         """Check that the session took reports when the objects ``written`` were put. One HEAD.

@@ -1,7 +1,7 @@
 """Sessions and their stores: what users read, edit and commit with."""
 
-from icechunk_engine.session.forking import ForkPoint
-from icechunk_engine.session.session import ForkSession, IcechunkStore, Session, workspace_of
+from icechunk_engine.session.ledger import ForkPoint
+from icechunk_engine.session.session import ForkSession, IcechunkStore, Session, fork_for_graph, workspace_of
 from icechunk_engine.workspace.permissions import SessionMode
 
 __all__ = [
@@ -10,5 +10,6 @@ __all__ = [
     "IcechunkStore",
     "Session",
     "SessionMode",
+    "fork_for_graph",
     "workspace_of",
 ]

@@ -1,7 +1,14 @@
-"""Forks: what a session carries to another process, and how its edits come back.
+"""Forks: what a session carries to another process.
 
 A fork starts from a snapshot. A session without edits forks at its own snapshot, without I/O. A session with edits
 first stores them as a snapshot that no branch points to, and forks there, so that the fork stays small.
+
+What arrives in another process is a *copy*. Each copy brings its edits back in one of two ways:
+
+- The copy of a fork comes back itself, and is merged (:func:`merge_forks`). It reports only that it wrote, so that the
+  session misses it if it does not come back.
+- The copy of a store reports its edits before each write returns (:mod:`.worker_reports`), and the session collects
+  them (:mod:`.home_reports`). So you can pass the store of a writable session to any library that writes in parallel.
 
 The invariants:
 
@@ -12,76 +19,99 @@ The invariants:
   the host of the session's process leave the flush to its commit (:mod:`icechunk_engine.transaction.durable_chunks`).
 - *What travels has a complete source.* Forking, pickling and merging end an epoch, so later edits have another source
   (:mod:`icechunk_engine.transaction.edit_sources`).
-- *Nothing is lost silently.* A writable session that is not a fork cannot be pickled, because the edits of the copy
-  would never come back. Two edits of which one would be lost are refused (:mod:`icechunk_engine.transaction.merge`).
+- *Nothing is lost silently.* A writable session that is not a fork cannot be pickled: its copy could not commit. Two
+  edits of which one would be lost are refused (:mod:`icechunk_engine.transaction.merge`). A session is not committed
+  while a copy that wrote is missing.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from icechunk_engine._runtime.cluster_support import load_cluster_support
 from icechunk_engine.errors import ErrorKind, InvalidInputError, SessionStateError
 from icechunk_engine.ids import SnapshotId
+from icechunk_engine.session.home_reports import HomeReports
+from icechunk_engine.session.ledger import ForkOrigin, ForkPoint, Ledger, Reporting
+from icechunk_engine.session.merging import merge_into, num_seen
+from icechunk_engine.session.worker_reports import WorkerReports
 from icechunk_engine.storage.base import FlushPromise
+from icechunk_engine.transaction.change_set import ChangeSet
 from icechunk_engine.transaction.durable_chunks import flush_or_leave_it
-from icechunk_engine.transaction.edit_sources import EditSource
-from icechunk_engine.transaction.equal_chunks import require_equal_chunks
-from icechunk_engine.transaction.merge import Incoming, OnOverlap, merge_changes
+from icechunk_engine.transaction.edit_sources import EditSource, EditSources
+from icechunk_engine.transaction.merge import Incoming, OnOverlap
 from icechunk_engine.transaction.new_snapshot import write_snapshot
 from icechunk_engine.workspace.context import RepositoryContext
 from icechunk_engine.workspace.permissions import Permissions, SessionMode
 from icechunk_engine.workspace.state import WorkspaceState
 from icechunk_engine.workspace.workspace import EditsToken, Workspace
 
-_MAX_MERGE_ATTEMPTS = 100
-"""Attempts to merge while other threads keep editing the session."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ForkPoint:
-    """Where a fork left its parent.
-
-    Attributes
-    ----------
-    origin_id
-        The committed snapshot that the session and all its forks are based on.
-    seen
-        The last source of edits that each ancestor had at the fork, oldest ancestor first. The fork has seen this
-        source and all that came before it.
-    flush_promise
-        The promise of the process that made the first fork to flush what its forks write; None if it gave none.
-    """
-
-    origin_id: SnapshotId
-    seen: tuple[EditSource, ...]
-    flush_promise: FlushPromise | None = None
+_MAX_EMBEDDED_BYTES = 16 * 1024
+"""Up to this size, the edits of a session travel with the copies of its store. Larger ones are stored once."""
 
 
 # --- forking ---------------------------------------------------------------------------------------------------------
 
 
-def start_fork(workspace: Workspace, parent_point: ForkPoint | None) -> tuple[SnapshotId, ForkPoint]:
-    """Return the snapshot that a fork starts from and its fork point. Stores the edits, if there are any."""
+def start_fork(workspace: Workspace, parent_point: ForkPoint | None, token: str) -> tuple[SnapshotId, ForkPoint]:
+    """Return the snapshot that a fork starts from and its fork point. Stores the edits, if there are any.
+
+    Parameters
+    ----------
+    token
+        That of the session.
+    """
     with workspace.lock:
         workspace.permissions.require_forkable()
         workspace.end_epoch()
         state = workspace.state.copy()
-    base_id = state.snapshot_id
-    if not state.changes.is_empty:
-        assets = workspace.context.assets
-        new = write_snapshot(
-            assets, assets.snapshot(base_id), state.changes, message="fork point", metadata={}, is_final=False
-        )
-        base_id = new.info.id
-    seen = (*(() if parent_point is None else parent_point.seen), *state.changes.sources.entries[-1:])
-    promise = workspace.context.assets.storage.promise_flush() if parent_point is None else parent_point.flush_promise
-    return base_id, ForkPoint(origin_id=_origin(state, parent_point), seen=seen, flush_promise=promise)
+    point = ForkPoint(
+        origin_id=origin_id_of(workspace, parent_point),
+        origin=ForkOrigin(token=token, fork_id=os.urandom(8).hex()),
+        seen=_seen(state, parent_point),
+        flush_promise=_flush_promise(workspace, parent_point),
+    )
+    return _stored_base(workspace, state), point
 
 
-def _origin(state: WorkspaceState, point: ForkPoint | None) -> SnapshotId:
-    return state.snapshot_id if point is None else point.origin_id
+def _stored_base(workspace: Workspace, state: WorkspaceState) -> SnapshotId:
+    """Return a snapshot that holds a state. Stores one if the state has edits."""
+    if state.changes.is_empty:
+        return state.snapshot_id
+    assets = workspace.context.assets
+    base = assets.snapshot(state.snapshot_id)
+    return write_snapshot(assets, base, state.changes, message="fork point", metadata={}, is_final=False).info.id
+
+
+def _seen(state: WorkspaceState, parent_point: ForkPoint | None) -> tuple[EditSource, ...]:
+    inherited = () if parent_point is None else parent_point.seen
+    return (*inherited, *state.changes.sources.entries[-1:])
+
+
+def _flush_promise(workspace: Workspace, parent_point: ForkPoint | None) -> FlushPromise | None:
+    return workspace.context.assets.storage.promise_flush() if parent_point is None else parent_point.flush_promise
+
+
+def origin_id_of(workspace: Workspace, point: ForkPoint | None) -> SnapshotId:
+    """Return the committed snapshot that a session or fork goes back to."""
+    return workspace.state.snapshot_id if point is None else point.origin_id
+
+
+def watch_copies(workspace: Workspace, ledger: Ledger, point: ForkPoint | None, reporting: Reporting) -> None:
+    """Take reports of the copies of a session or fork from now on. Call it before a copy leaves.
+
+    The first copy of a store costs a PUT, copies of forks nothing.
+    """
+    origin_id = origin_id_of(workspace, point)
+    if reporting is Reporting.edits:
+        ledger.open(origin_id)
+    ledger.has_copies = True
+    if workspace.exchange is None:
+        fork_id = None if point is None else point.origin.fork_id
+        workspace.exchange = HomeReports(workspace, ledger, fork_id, origin_id)
 
 
 # --- what a pickle carries -------------------------------------------------------------------------------------------
@@ -106,6 +136,8 @@ class CarriedSession:
         As in the workspace.
     fork_point
         None for a read-only session.
+    reporting
+        What the copy reports.
     """
 
     context: RepositoryContext
@@ -114,16 +146,22 @@ class CarriedSession:
     edits_token: EditsToken | None
     unchanged_writes: Sequence[str]
     fork_point: ForkPoint | None
+    reporting: Reporting
 
     def unpack(self) -> Workspace:
         """Return a workspace with these edits. Does no I/O."""
-        permissions = Permissions(self.mode, is_fork=self.fork_point is not None)
+        point = self.fork_point
+        permissions = Permissions(self.mode, is_fork=point is not None)
         workspace = Workspace(self.context, self.state, permissions, edits_token=self.edits_token)
         workspace.unchanged_writes.update(dict.fromkeys(self.unchanged_writes))
+        if point is not None:
+            load_cluster_support()
+            if self.reporting is not Reporting.nothing:
+                workspace.exchange = WorkerReports(workspace, point, self.reporting)
         return workspace
 
 
-def pack(workspace: Workspace, fork_point: ForkPoint | None) -> CarriedSession:
+def pack(workspace: Workspace, fork_point: ForkPoint | None, reporting: Reporting) -> CarriedSession:
     """Return what a pickle of a session carries, with its chunks flushed or left to a process that has promised it.
 
     Raises
@@ -134,28 +172,78 @@ def pack(workspace: Workspace, fork_point: ForkPoint | None) -> CarriedSession:
         ``not-durable``: the disk refused some of its chunks.
     """
     if not workspace.read_only and fork_point is None:
-        raise InvalidInputError(  # official raises a ValueError, too
-            "You must opt-in to pickle writable sessions in a distributed context using Session.fork(), because "
-            "the edits of a copy would be lost. Send fork = session.fork() to the workers, and merge the forks that "
-            "they return with session.merge(*forks). With xarray, xarray_icechunk.to_icechunk(ds, session) does all "
-            "of this. To read in workers, use repo.readonly_session(...)",
-            ErrorKind.PICKLE,
-        )
+        raise InvalidInputError(UNPICKLABLE, ErrorKind.PICKLE)  # official raises a ValueError, too
+    workspace.report()
     with workspace.lock:
         workspace.end_epoch()
-        carried = CarriedSession(
-            context=workspace.context,
-            mode=workspace.permissions.mode,
-            state=workspace.state.copy(),  # pickled after the lock is released
-            edits_token=None if workspace.read_only else workspace.edits_token,
-            unchanged_writes=tuple(workspace.unchanged_writes),
-            fork_point=fork_point,
-        )
-    assets, state = workspace.context.assets, carried.state
-    if not state.changes.is_empty:
-        promise = None if fork_point is None else fork_point.flush_promise
-        flush_or_leave_it(assets.storage, state.changes, lambda: assets.snapshot(state.snapshot_id).nodes, promise)
+        carried = _carried(workspace, workspace.state.copy(), fork_point, reporting)
+    _flush_or_leave_it(carried)
     return carried
+
+
+UNPICKLABLE = (
+    "You must opt-in to pickle writable sessions in a distributed context using Session.fork(), because a copy could "
+    "not commit, and its edits would be lost. To write with xarray, dask or zarr in other processes, pass "
+    "session.store: what they write comes back to this session. Or send fork = session.fork() to your tasks, return "
+    "it, and call session.merge(*forks). To read in workers, use repo.readonly_session(...)"
+)
+"""The error that users see if they send a writable session to another process."""
+
+
+def pack_for_store(workspace: Workspace, point: ForkPoint | None, token: str) -> CarriedSession:
+    """Return what a pickle of a writable session's store carries: a copy that reports its edits.
+
+    Parameters
+    ----------
+    point
+        None for the session itself.
+    token
+        That of the session.
+    """
+    if point is not None:
+        return pack(workspace, point, Reporting.edits)
+    with workspace.lock:
+        workspace.permissions.require_forkable()
+        workspace.end_epoch()
+        state = workspace.state.copy()
+    point = ForkPoint(
+        origin_id=state.snapshot_id,
+        origin=ForkOrigin(token=token, fork_id=None),
+        seen=_seen(state, None),
+        flush_promise=_flush_promise(workspace, None),
+    )
+    if _num_bytes(state.changes) > _MAX_EMBEDDED_BYTES:
+        state = WorkspaceState(_stored_base(workspace, state), ChangeSet())
+    carried = _carried(workspace, state, point, Reporting.edits)
+    _flush_or_leave_it(carried)
+    return carried
+
+
+def _carried(
+    workspace: Workspace, state: WorkspaceState, point: ForkPoint | None, reporting: Reporting
+) -> CarriedSession:
+    return CarriedSession(
+        context=workspace.context,
+        mode=workspace.permissions.mode,
+        state=state,  # pickled after the lock is released
+        edits_token=None if workspace.read_only else workspace.edits_token,
+        unchanged_writes=tuple(workspace.unchanged_writes),
+        fork_point=point,
+        reporting=reporting,
+    )
+
+
+def _flush_or_leave_it(carried: CarriedSession) -> None:
+    assets, state, point = carried.context.assets, carried.state, carried.fork_point
+    if not state.changes.is_empty:
+        promise = None if point is None else point.flush_promise
+        flush_or_leave_it(assets.storage, state.changes, lambda: assets.snapshot(state.snapshot_id).nodes, promise)
+
+
+def _num_bytes(changes: ChangeSet) -> int:
+    nodes = (*changes.new_nodes.values(), *changes.updated_nodes.values())
+    columns = sum(edits.collapse().nbytes for edits in changes.chunks.values())
+    return columns + sum(len(node.user_data) for node in nodes)
 
 
 # --- merging ---------------------------------------------------------------------------------------------------------
@@ -189,28 +277,35 @@ def merge_forks(
     SessionStateError
         ``merge-not-allowed``, ``merge-failed``; the workspace is unchanged.
     """
+    for arrival in arrivals:
+        _require_fork_of(workspace, own_point, arrival)
+    _collect_reports(workspace, arrivals, on_overlap)
     loaded = [(arrival, _complete_copy(arrival.workspace)) for arrival in arrivals]
-    for _ in range(_MAX_MERGE_ATTEMPTS):
-        workspace.permissions.require_writable()
-        workspace.loaded_state()
+
+    def incoming(state: WorkspaceState) -> Sequence[Incoming]:
+        return [
+            Incoming(changes=theirs.changes, num_seen=num_seen(state.changes, () if point is None else point.seen))
+            for (_, point, _), theirs in loaded
+        ]
+
+    if merge_into(workspace, incoming, on_overlap) and workspace.exchange is not None:
         with workspace.lock:
-            token, merged = workspace.edits_token, workspace.state.copy()
-        incoming = [_incoming(workspace, own_point, merged, arrival, theirs) for arrival, theirs in loaded]
-        doubts = merge_changes(merged.nodes, merged.changes, incoming, on_overlap, workspace.edits_token[0])
-        if len(merged.changes.sources) == len(workspace.state.changes.sources):
-            return  # everything is known
-        require_equal_chunks(workspace.context.assets.storage, doubts)
-        with workspace.lock:
-            workspace.permissions.require_writable()
-            if token == workspace.edits_token:
-                workspace.end_epoch()
-                workspace.replace_state(merged)
-                return
-    raise SessionStateError(
-        "cannot merge: other threads kept editing this session. It is unchanged; wait for these threads to finish, "
-        "then try again",
-        ErrorKind.CONCURRENCY,
-    )
+            for _, theirs in loaded:
+                workspace.exchange.record_changes(theirs.changes)
+
+
+def _collect_reports(workspace: Workspace, arrivals: Sequence[Arrival], on_overlap: OnOverlap) -> None:
+    """Collect what copies of the forks have reported. Refuse forks whose copies wrote and have not come back."""
+    known = EditSources(workspace.state.changes.sources.entries)
+    for arrival in arrivals:
+        for source in arrival.workspace.state.changes.sources.entries:
+            known.number(source)
+    for arrival in arrivals:
+        reports = arrival.workspace.exchange
+        if isinstance(reports, HomeReports):
+            reports.collect(on_overlap)
+            if not arrival.workspace.state.changes.sources.entries:
+                reports.require_original(known)
 
 
 def _complete_copy(workspace: Workspace) -> WorkspaceState:
@@ -220,19 +315,16 @@ def _complete_copy(workspace: Workspace) -> WorkspaceState:
         return workspace.state.copy()
 
 
-def _incoming(
-    workspace: Workspace, own_point: ForkPoint | None, state: WorkspaceState, arrival: Arrival, theirs: WorkspaceState
-) -> Incoming:
-    """Return the edits of a fork of this session. Raises SessionStateError (``merge-not-allowed``) for any other."""
-    origin, point = _origin(state, own_point), arrival.point
+def _require_fork_of(workspace: Workspace, own_point: ForkPoint | None, arrival: Arrival) -> None:
+    """Raise SessionStateError (``merge-not-allowed``) unless an arrival is a fork of this session."""
+    origin, point = origin_id_of(workspace, own_point), arrival.point
     here, there = workspace.storage_identity, arrival.workspace.storage_identity
     if point is None or point.origin_id != origin:
         what = f"is not a fork based on snapshot {origin}"
     elif here != there:
         what = f"belongs to the repository at {there}, and this session to the one at {here}"
     else:
-        num_seen = max((state.changes.sources.find(source) + 1 for source in point.seen), default=0)
-        return Incoming(changes=theirs.changes, num_seen=num_seen)
+        return
     raise SessionStateError(
         f"can only merge forks of this session: {arrival.session!r} {what}. Make forks with session.fork(), and merge "
         f"them before you commit the session",

@@ -10,10 +10,15 @@ The session and its store stand in one module because each returns the other: ``
 from __future__ import annotations
 
 import html
+import sys
+import warnings
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
+from dataclasses import replace
+from typing import SupportsIndex
 
 from icechunk_engine import paths
+from icechunk_engine._runtime.cluster_support import is_client
 from icechunk_engine._runtime.observing import operation
 from icechunk_engine._runtime.pools import async_twin
 from icechunk_engine.columns.chunk_refs import ChunkType
@@ -21,8 +26,21 @@ from icechunk_engine.config import RepositoryConfig
 from icechunk_engine.errors import ErrorKind, InvalidInputError, NodeNotFoundError, ReadOnlyError
 from icechunk_engine.errors.foreign import describe
 from icechunk_engine.ids import SnapshotId
+from icechunk_engine.session.closing import ReportsClosed
 from icechunk_engine.session.committing import Committer
-from icechunk_engine.session.forking import Arrival, CarriedSession, ForkPoint, merge_forks, pack, start_fork
+from icechunk_engine.session.forking import (
+    UNPICKLABLE,
+    Arrival,
+    CarriedSession,
+    merge_forks,
+    pack,
+    pack_for_store,
+    start_fork,
+    watch_copies,
+)
+from icechunk_engine.session.home_reports import HomeReports
+from icechunk_engine.session.ledger import ForkPoint, Ledger, Reporting
+from icechunk_engine.session.refusals import RefusedCopy
 from icechunk_engine.transaction.change_set import ChangeSet
 from icechunk_engine.transaction.conflicts import ConflictSolver
 from icechunk_engine.transaction.diff import Diff
@@ -32,10 +50,10 @@ from icechunk_engine.types import Json
 from icechunk_engine.workspace.context import RepositoryContext
 from icechunk_engine.workspace.permissions import Permissions, SessionMode
 from icechunk_engine.workspace.state import WorkspaceState
-from icechunk_engine.workspace.workspace import Workspace
+from icechunk_engine.workspace.workspace import EditsToken, Workspace
 from icechunk_engine.zarr_store.workspace_store import WorkspaceStore
 
-_OWN_ATTRIBUTES = frozenset({"_workspace", "_fork_point", "_committer"})
+_OWN_ATTRIBUTES = frozenset({"_workspace", "_fork_point", "_committer", "_ledger", "_reporting", "_store_copy"})
 """Attributes that :meth:`Session._set_up` makes."""
 
 
@@ -45,8 +63,9 @@ class Session:
     Do not make sessions yourself: call :meth:`Repository.readonly_session`, :meth:`Repository.writable_session` or
     :meth:`Repository.rearrange_session`. You can use a session from several threads.
 
-    A read-only session pickles. A writable session does not: send ``session.fork()`` to the workers instead.
-    Unpickling does no I/O; each process fetches the snapshot when it first needs it.
+    A read-only session pickles. A writable session does not: pass ``session.store`` to libraries that write in other
+    processes, or send ``session.fork()`` to your own tasks. Unpickling does no I/O; each process fetches the snapshot
+    when it first needs it.
     """
 
     def __init__(
@@ -59,22 +78,75 @@ class Session:
         fork_point: ForkPoint | None = None,
     ) -> None:
         permissions = Permissions(mode, branch=branch, is_fork=fork_point is not None)
-        self._set_up(Workspace(context, WorkspaceState(snapshot_id, ChangeSet()), permissions), fork_point)
+        workspace = Workspace(context, WorkspaceState(snapshot_id, ChangeSet()), permissions)
+        self._set_up(workspace, fork_point, Reporting.nothing)
 
-    def _set_up(self, workspace: Workspace, fork_point: ForkPoint | None) -> None:
+    def _set_up(
+        self, workspace: Workspace, fork_point: ForkPoint | None, reporting: Reporting, ledger: Ledger | None = None
+    ) -> None:
         self._workspace = workspace
         self._fork_point = fork_point
         self._committer = Committer(workspace)
+        self._reporting = reporting
+        self._ledger = ledger
+        self._store_copy: tuple[EditsToken, CarriedSession] | None = None
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[object, ...]:
+        if not self.read_only and self._fork_point is None and is_client():
+            return RefusedCopy, (UNPICKLABLE,)
+        return super().__reduce_ex__(protocol)
 
     def __getstate__(self) -> tuple[CarriedSession, dict[str, object]]:
-        # Attributes that users and their subclasses have set travel, too.
-        theirs = {name: value for name, value in vars(self).items() if name not in _OWN_ATTRIBUTES}
-        return pack(self._workspace, self._fork_point), theirs
+        if self._fork_point is not None and self._reporting is not Reporting.nothing:
+            self._watch_copies(Reporting.mark)
+        return pack(self._workspace, self._fork_point, self._reporting), self._attributes_of_users()
+
+    def _attributes_of_users(self) -> dict[str, object]:
+        """Attributes that users and their subclasses have set. They travel, too."""
+        return {name: value for name, value in vars(self).items() if name not in _OWN_ATTRIBUTES}
 
     def __setstate__(self, state: tuple[CarriedSession, dict[str, object]]) -> None:
         carried, theirs = state
-        self._set_up(carried.unpack(), carried.fork_point)
+        point = carried.fork_point
+        ledger = None if point is None else Ledger(carried.context.assets.storage, token=point.origin.token)
+        self._set_up(carried.unpack(), point, carried.reporting, ledger)
         vars(self).update(theirs)
+
+    def _require_ledger(self) -> Ledger:
+        if self._ledger is None:
+            self._ledger = Ledger(self._workspace.context.assets.storage, self.branch)
+        return self._ledger
+
+    def _watch_copies(self, reporting: Reporting) -> None:
+        watch_copies(self._workspace, self._require_ledger(), self._fork_point, reporting)
+
+    def _carried_for_store(self) -> CarriedSession:
+        """Return what a pickle of the store carries. Equal until the next edit: dask pickles a store many times."""
+        self._workspace.permissions.require_forkable()
+        self._watch_copies(Reporting.edits)
+        known = self._store_copy
+        if known is None or known[0] != self._workspace.edits_token:
+            carried = pack_for_store(self._workspace, self._fork_point, self._require_ledger().token)
+            known = self._store_copy = self._workspace.edits_token, carried
+        return known[1]
+
+    def __del__(self) -> None:
+        with suppress(Exception):  # the interpreter may be going away
+            if self._has_lost_edits and not sys.is_finalizing():
+                what = "merged" if self._workspace.permissions.is_fork else "committed"
+                warnings.warn(
+                    f"a session with uncommitted edits went away, and nobody {what} them: {self!r}",
+                    ResourceWarning,
+                    stacklevel=2,
+                    source=self,
+                )
+
+    @property
+    def _has_lost_edits(self) -> bool:
+        workspace = self._workspace
+        if not workspace.permissions.is_fork:
+            return not workspace.read_only and workspace.has_changes
+        return self._reporting is Reporting.mark and workspace.has_unshared_edits
 
     # --- properties --------------------------------------------------------------------------------------------
 
@@ -106,6 +178,7 @@ class Session:
     @property
     def has_uncommitted_changes(self) -> bool:
         """True if a commit would change something."""
+        self._workspace.look()
         return self._workspace.has_changes
 
     @property
@@ -150,7 +223,7 @@ class Session:
             yield "branch", repr(branch)
         yield "snapshot", self.snapshot_id
         if not self.read_only:
-            yield "uncommitted", "yes" if self.has_uncommitted_changes else "no"
+            yield "uncommitted", "yes" if self._workspace.has_changes else "no"
         yield "storage", self._workspace.storage_identity
 
     @property
@@ -164,6 +237,7 @@ class Session:
 
     def status(self) -> Diff:
         """Return the uncommitted edits."""
+        self._workspace.look()
         return self._workspace.diff()
 
     def get_node_id(self, path: str) -> str:
@@ -174,6 +248,7 @@ class Session:
         NodeNotFoundError
             No node at this path.
         """
+        self._workspace.look()
         node = self._workspace.get_node(paths.normalize(path))
         if node is None:
             raise NodeNotFoundError(f"no group or array at {path!r}")
@@ -189,6 +264,7 @@ class Session:
         batch_size
             Number of indices that are turned into tuples at a time.
         """
+        await async_twin(self._workspace.look)()
         indices = (await async_twin(self._workspace.chunk_refs)(array_path)).indices
         for start in range(0, len(indices), batch_size):
             batch = indices[start : start + batch_size]
@@ -204,6 +280,7 @@ class Session:
         NodeNotFoundError
             The array does not exist.
         """
+        self._workspace.look()
         reader = self._workspace.require_array_reader(paths.normalize(array_path))
         ref = reader.locate(tuple(chunk_coordinates))
         return ChunkType.uninitialized if ref is None else ChunkType(ref.kind)
@@ -212,6 +289,7 @@ class Session:
 
     def all_virtual_chunk_locations(self) -> list[str]:
         """Return the distinct URLs of all virtual chunks, ordered by array path and first chunk."""
+        self._workspace.look()
         return self._workspace.virtual_locations()
 
     all_virtual_chunk_locations_async = async_twin(all_virtual_chunk_locations)
@@ -220,6 +298,10 @@ class Session:
 
     def discard_changes(self) -> None:
         """Drop all uncommitted edits. Chunks that were already stored remain until garbage collection."""
+        if self._ledger is not None and self._ledger.has_copies and self._workspace.exchange is None:
+            self._watch_copies(Reporting.mark)
+        if isinstance(self._workspace.exchange, HomeReports):
+            self._workspace.exchange.forget_present()
         self._workspace.discard_edits()
 
     def all_or_nothing(self) -> AbstractContextManager[None]:
@@ -270,7 +352,9 @@ class Session:
             ``invalid-array-metadata``: the chunk grid is not regular. ``invalid-chunk-index``: the offset has the
             wrong rank.
         """
+        self._workspace.look()
         self._workspace.shift_array(array_path, chunk_offset)
+        self._workspace.report()
 
     def reindex_array(self, array_path: str, forward: IndexMap, backward: IndexMap | None = None) -> None:
         """Move chunks of an array to the indices that a function returns. Copies no data.
@@ -290,7 +374,9 @@ class Session:
             ``invalid-array-metadata``: the chunk grid is not regular. ``invalid-chunk-index``: an index outside the
             grid.
         """
+        self._workspace.look()
         self._workspace.reindex_array(array_path, forward, backward)
+        self._workspace.report()
 
     # --- forks -------------------------------------------------------------------------------------------------
 
@@ -305,8 +391,16 @@ class Session:
         SessionStateError
             ``cannot-fork-read-only-session``.
         """
-        base_id, fork_point = start_fork(self._workspace, self._fork_point)
-        return ForkSession(self._workspace.context, base_id, mode=SessionMode.writable, fork_point=fork_point)
+        return self._fork(Reporting.mark)
+
+    def _fork(self, reporting: Reporting, *, is_for_graph: bool = False) -> ForkSession:
+        ledger = self._require_ledger()
+        self._workspace.look()
+        base_id, fork_point = start_fork(self._workspace, self._fork_point, ledger.token)
+        fork_point = replace(fork_point, is_for_graph=is_for_graph)
+        fork = ForkSession(self._workspace.context, base_id, mode=SessionMode.writable, fork_point=fork_point)
+        fork._reporting, fork._ledger = reporting, ledger
+        return fork
 
     @operation(lambda self, *_, **__: f"merging forks into a session of {self._workspace.storage_identity}")
     def merge(self, *others: ForkSession, on_overlap: OnOverlap = "raise") -> None:
@@ -341,9 +435,12 @@ class Session:
                     f"is store.session"
                 )
         self._workspace.permissions.require_writable()
+        if isinstance(self._workspace.exchange, HomeReports):
+            self._workspace.exchange.collect(on_overlap)
         arrivals = [Arrival(other._workspace, other._fork_point, other) for other in others if other is not self]
         if arrivals:
             merge_forks(self._workspace, self._fork_point, arrivals, on_overlap)
+            self._workspace.report()
 
     merge_async = async_twin(merge)
 
@@ -358,6 +455,7 @@ class Session:
         rebase_with: ConflictSolver | None = None,
         rebase_tries: int = 1_000,
         allow_empty: bool = False,
+        allow_unmerged: bool = False,
     ) -> str:
         """Commit the edits: publish them as a new snapshot at the tip of the branch.
 
@@ -377,6 +475,8 @@ class Session:
             Maximum number of rebases.
         allow_empty
             Commit even if nothing changed.
+        allow_unmerged
+            Commit even if copies of forks wrote in other processes and were not merged.
 
         Returns
         -------
@@ -387,16 +487,18 @@ class Session:
         ConflictError
             Another commit came first.
         SessionStateError
-            ``no-changes-to-commit``, ``commit-not-allowed``.
+            ``no-changes-to-commit``; ``commit-not-allowed``, also if copies of forks are missing; ``merge-failed``:
+            edits that workers reported conflict.
         StorageError
             ``not-durable``: the disk refused files of this commit. Write the chunks named in the error again.
         FormatError
             ``snapshot-timestamp``: this machine's clock differs from the storage's by more than ten minutes.
         """
         _require_arguments(message, rebase_with)
-        return self._committer.commit(
-            message, metadata, solver=rebase_with, max_rebases=rebase_tries, allow_empty=allow_empty
-        )
+        with ReportsClosed(self._workspace, self._ledger, allow_unmerged=allow_unmerged):
+            return self._committer.commit(
+                message, metadata, solver=rebase_with, max_rebases=rebase_tries, allow_empty=allow_empty
+            )
 
     commit_async = async_twin(commit)
 
@@ -429,7 +531,8 @@ class Session:
             ``snapshot-timestamp``: this machine's clock differs from the storage's by more than ten minutes.
         """
         _require_arguments(message)
-        return self._committer.amend(message, metadata, allow_empty=allow_empty)
+        with ReportsClosed(self._workspace, self._ledger):
+            return self._committer.amend(message, metadata, allow_empty=allow_empty)
 
     amend_async = async_twin(amend)
 
@@ -442,7 +545,8 @@ class Session:
         Id of the snapshot. You can read it, tag it, or reset a branch to it.
         """
         _require_arguments(message)
-        return self._committer.flush(message, metadata)
+        with ReportsClosed(self._workspace, self._ledger):
+            return self._committer.flush(message, metadata)
 
     flush_async = async_twin(flush)
 
@@ -456,7 +560,9 @@ class Session:
             The solver could not settle every conflict; the session is unchanged.
         """
         _require_arguments("", solver)
-        self._committer.rebase(solver)
+        with ReportsClosed(self._workspace, self._ledger):
+            self._committer.rebase(solver)
+        self._ledger = None  # forks and stores that were sent before are of another base
 
     rebase_async = async_twin(rebase)
 
@@ -473,6 +579,17 @@ class ForkSession(Session):
 
     It reads, writes and pickles, but cannot commit. Merge its edits back with ``session.merge(fork)``.
     """
+
+
+def fork_for_graph(session: Session, *, is_merged: bool = True) -> ForkSession:
+    """Return a fork for a graph of tasks that returns all copies. Not part of the public API.
+
+    Parameters
+    ----------
+    is_merged
+        The caller merges what the graph returns. Otherwise the user must, and the session notices if he does not.
+    """
+    return session._fork(Reporting.nothing if is_merged else Reporting.mark, is_for_graph=True)
 
 
 def workspace_of(session: Session) -> Workspace:
@@ -492,7 +609,11 @@ class IcechunkStore(WorkspaceStore):
 
     Notes
     -----
-    Closing a store does not change its session. A store pickles if its session does: read-only sessions and forks.
+    Closing a store does not change its session.
+
+    A store pickles. In another process it reads and writes a copy of the session. If the session is writable, the
+    copy reports each write to the journal of the session before the write returns. The session collects these edits
+    when you next use it.
     """
 
     def __init__(self, session: Session, read_only: bool | None = None) -> None:
@@ -539,7 +660,15 @@ class IcechunkStore(WorkspaceStore):
         return "icechunk-store", self._session.__dask_tokenize__()
 
     def __reduce__(self) -> tuple[object, ...]:
-        return type(self), (self._session, self._read_only or None), {"_is_open": self._is_open}
+        session, settings = self._session, {"_is_open": self._is_open}
+        point = session._fork_point
+        if session.read_only or (point is not None and point.is_for_graph):
+            return type(self), (session, self._read_only or None), settings
+        if session.mode is SessionMode.rearrange and is_client():
+            return RefusedCopy, (UNPICKLABLE,)
+        # The copy of a writable session's store reports its edits, so they come back.
+        carried = session._carried_for_store(), session._attributes_of_users()
+        return _store_of_copy, (type(self), carried, self._read_only or None), settings
 
     def __copy__(self) -> IcechunkStore:
         return self
@@ -547,3 +676,11 @@ class IcechunkStore(WorkspaceStore):
     def __deepcopy__(self, memo: dict[int, object]) -> IcechunkStore:
         # Copies of an array read and write the same session: its edits must not split in two.
         return self
+
+
+def _store_of_copy(
+    kind: type[IcechunkStore], carried: tuple[CarriedSession, dict[str, object]], read_only: bool | None
+) -> IcechunkStore:
+    session = ForkSession.__new__(ForkSession)
+    session.__setstate__(carried)
+    return kind(session, read_only)

@@ -43,6 +43,8 @@ from icechunk_engine.transaction.hierarchy import find_node, placement_problem
 
 type OnOverlap = Literal["raise", "last"]
 
+_NOTHING_SEEN: tuple[int, frozenset[tuple[str, int]]] = 0, frozenset()
+
 _SHOWN = 3
 """Chunks that an error names."""
 
@@ -58,12 +60,12 @@ class Incoming:
     num_seen
         The writer had seen the first so many sources of the receiver.
     also_seen
-        Further sources that the writer had seen.
+        Further sources that the writer had seen: writers and epochs.
     """
 
     changes: ChangeSet
     num_seen: int
-    also_seen: Collection[EditSource] = ()
+    also_seen: Collection[tuple[str, int]] = ()
 
 
 class Doubts(NamedTuple):
@@ -137,7 +139,7 @@ class _Merge:
     _parts: dict[NodeId, list[_Part]] = field(default_factory=dict)
     _twins: dict[NodeId, Node] = field(default_factory=dict)  # nodes that stand for others created at the same path
     _created: dict[NodeId, str] = field(default_factory=dict)  # paths of the receiver's new nodes
-    _seen: dict[int, tuple[int, frozenset[EditSource]]] = field(default_factory=dict)  # by number of a new source
+    _seen: dict[int, tuple[int, frozenset[tuple[str, int]]]] = field(default_factory=dict)  # by number of a new source
     _numbers: SourceNumbers = field(default_factory=lambda: np.empty(0, np.int32))  # of the present arrival's sources
     _is_new: NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))
 
@@ -149,7 +151,7 @@ class _Merge:
     def _take_sources(self, arrival: Incoming) -> None:
         ours, theirs = self.into.sources, arrival.changes.sources.entries
         is_new = [source not in ours for source in theirs]
-        seen = arrival.num_seen, frozenset((*theirs, *arrival.also_seen))
+        seen = arrival.num_seen, frozenset((*((one.writer, one.epoch) for one in theirs), *arrival.also_seen))
         self._numbers = np.fromiter(map(ours.number, theirs), np.int32, len(theirs))
         self._is_new = np.array(is_new, np.bool_)
         for number in self._numbers[self._is_new].tolist():
@@ -162,9 +164,9 @@ class _Merge:
         """Return True if an edit of source ``new`` must not replace one of source ``old``."""
         if old == new:
             return False
-        num_seen, also_seen = self._seen.get(new, (0, frozenset()))
+        num_seen, also_seen = self._seen.get(new, _NOTHING_SEEN)
         one, other = self.into.sources.entries[old], self.into.sources.entries[new]
-        was_seen = old < num_seen or one in also_seen or one.writer == other.writer
+        was_seen = old < num_seen or (one.writer, one.epoch) in also_seen or one.writer == other.writer
         is_retry = one.task is not None and one.task == other.task
         return not (was_seen or is_retry)
 

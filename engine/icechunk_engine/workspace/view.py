@@ -25,6 +25,7 @@ from icechunk_engine.virtual import containers as container_rules
 from icechunk_engine.workspace.array_reader import ArrayReader, refs_with_edits
 from icechunk_engine.workspace.chunk_bytes import chunk_is_remote, fetch_chunk
 from icechunk_engine.workspace.context import RepositoryContext
+from icechunk_engine.workspace.exchange import Exchange
 from icechunk_engine.workspace.state import WorkspaceState
 
 _BATCH_NODES = 256
@@ -40,6 +41,8 @@ class SnapshotView:
         The repository.
     state
         The current base and edits. Take it once for each lookup: another thread may replace it.
+    exchange
+        What is exchanged with other processes; None if nothing is.
     lock
         Guards the state and its edits. Never hold it across I/O (:mod:`icechunk_engine._runtime.locks`).
     """
@@ -48,6 +51,7 @@ class SnapshotView:
         self.context = context
         self.state = state
         self.lock = memory_lock()
+        self.exchange: Exchange | None = None
 
     @property
     def snapshot_id(self) -> str:
@@ -73,6 +77,25 @@ class SnapshotView:
     def has_changes(self) -> bool:
         """True if a commit would change something."""
         return not self.state.changes.is_empty
+
+    # --- other processes ---------------------------------------------------------------------------------------
+
+    def look(self, *, for_chunks: bool = True) -> None:
+        """Bring in the edits of other processes, if there are any to expect. Call it before an operation that reads.
+
+        Do not call this on an event loop if the storage is remote.
+        """
+        if self.exchange is not None:
+            self.exchange.look(for_chunks=for_chunks)
+
+    def look_again(self) -> bool:
+        """Bring in the edits of other processes after something was missing. Returns True if there were any."""
+        return self.exchange is not None and self.exchange.look_again()
+
+    def report(self) -> None:
+        """Tell other processes about the edits, if they must know. Call it after an operation that edits."""
+        if self.exchange is not None:
+            self.exchange.report()
 
     # --- the base ----------------------------------------------------------------------------------------------
 

@@ -42,12 +42,10 @@ from icechunk_engine.transaction.reindex import IndexMap, reindexed, shifted
 from icechunk_engine.virtual import containers as container_rules
 from icechunk_engine.workspace.array_reader import ArrayReader
 from icechunk_engine.workspace.context import RepositoryContext
+from icechunk_engine.workspace.exchange import Edit
 from icechunk_engine.workspace.permissions import Permissions, SessionMode
 from icechunk_engine.workspace.state import WorkspaceState
 from icechunk_engine.workspace.view import SnapshotView
-
-type Edit = Callable[[ChangeSet, int], None]
-"""An edit, as a function of the change set and the number that the source of the edit has there."""
 
 type EditsToken = tuple[str, int]
 """Lineage and revision of some edits. Two states with equal tokens have the same edits, across processes too."""
@@ -148,6 +146,17 @@ class Workspace(SnapshotView):
         self.state = state
         self._advance_token()
 
+    @property
+    def current_epoch(self) -> tuple[str, int]:
+        """Writer and epoch of the source of present edits."""
+        return self._lineage, self._epoch
+
+    @property
+    def has_unshared_edits(self) -> bool:
+        """True if somebody edited this workspace since the last epoch ended."""
+        sources = self.state.changes.sources.entries
+        return bool(sources) and sources[-1][:2] == self.current_epoch
+
     def end_epoch(self) -> None:
         """Call this when somebody else gets the edits: later ones must have another source."""
         self._epoch += 1
@@ -160,8 +169,10 @@ class Workspace(SnapshotView):
     def _apply(self, state: WorkspaceState, edit: Edit) -> None:
         """Make an edit."""
         self._advance_token()
-        task = current_task() if self._names_tasks else None
-        edit(state.changes, state.changes.sources.number(EditSource(self._lineage, self._epoch, task)))
+        source = EditSource(self._lineage, self._epoch, current_task() if self._names_tasks else None)
+        edit(state.changes, state.changes.sources.number(source))
+        if self.exchange is not None:
+            self.exchange.record(edit, source)
 
     def _apply_to_nodes(self, state: WorkspaceState, edit: Edit) -> None:
         """Make an edit of nodes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import NamedTuple
 
 from zarr.abc.store import Store
@@ -13,6 +14,7 @@ from icechunk_engine.columns.chunk_refs import ChunkRefs
 from icechunk_engine.errors import ErrorKind, ReadOnlyError, SessionStateError
 from icechunk_engine.keys import ChunkIndex
 from icechunk_engine.workspace.workspace import Workspace
+from icechunk_engine.zarr_store.joint_looks import JointLooks
 
 MAX_IN_PLACE_BYTES = 256 * 1024
 """Local reads and writes up to this size block the event loop for less time than a hop to a thread takes."""
@@ -41,6 +43,7 @@ class BaseStore(Store):
     def __init__(self, workspace: Workspace, *, read_only: bool) -> None:
         super().__init__(read_only=read_only)
         self._workspace = workspace
+        self._looks = JointLooks()
         self._paths: dict[str, str] = {}
 
     @property
@@ -67,6 +70,29 @@ class BaseStore(Store):
             "store method `set_partial_values` is not implemented by Icechunk; set the whole chunk",
             ErrorKind.UNIMPLEMENTED,
         )
+
+    async def _prepare(self, *, for_chunks: bool = False) -> None:
+        """Fetch the snapshot, and bring in the edits of other processes. An event loop never waits for a network."""
+        workspace = self._workspace
+        await workspace.fetch_remote_snapshot()
+        if workspace.exchange is None:
+            return
+        if workspace.storage_is_remote:
+            await self._looks.look(partial(workspace.look, for_chunks=for_chunks))
+        else:
+            workspace.look(for_chunks=for_chunks)
+
+    async def _look_again(self) -> bool:
+        """Bring in the edits of other processes after something was missing. Returns True if there were any."""
+        workspace = self._workspace
+        if workspace.exchange is None:
+            return False
+        return await in_thread(workspace.look_again) if workspace.storage_is_remote else workspace.look_again()
+
+    async def _report(self) -> None:
+        """Tell other processes about the edits, if they must know."""
+        if self._workspace.exchange is not None:
+            await self._workspace.exchange.report_async()
 
     def _target(self, key: str) -> Target | None:
         """Return what a key addresses; None for the names of Zarr v2 documents.

@@ -34,7 +34,7 @@ class ListingStore(BaseStore):
 
     async def is_empty(self, prefix: str) -> bool:
         """Return True if a directory contains no key."""
-        await self._workspace.fetch_remote_snapshot()
+        await self._prepare()
         path = node_path(prefix)
         if path is not None and (self._workspace.get_node(path) is not None or self._workspace.child_names(path)):
             return False
@@ -49,7 +49,7 @@ class ListingStore(BaseStore):
 
     async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
         """Iterate over all keys in a directory, and over the key itself if ``prefix`` is a key."""
-        await self._workspace.fetch_remote_snapshot()
+        await self._prepare()
         async for node, refs in self._nodes_with_refs(self._nodes_in(prefix)):
             yield keys.metadata_key(node.path)
             if refs is not None:
@@ -75,7 +75,7 @@ class ListingStore(BaseStore):
 
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
         """Iterate over the distinct names of keys and directories directly in a directory."""
-        await self._workspace.fetch_remote_snapshot()
+        await self._prepare()
         path = node_path(prefix)
         names: dict[str, None] = {}
         if path is not None:
@@ -96,7 +96,7 @@ class ListingStore(BaseStore):
     async def getsize_prefix(self, prefix: str) -> int:
         """Return the total length of all values in a directory, in bytes. Reads manifests only."""
         total = 0
-        await self._workspace.fetch_remote_snapshot()
+        await self._prepare()
         async for node, refs in self._nodes_with_refs(self._nodes_in(prefix)):
             total += len(node.user_data) + (0 if refs is None else int(refs.lengths.sum()))
         found = chunk_directory(self._workspace, prefix)

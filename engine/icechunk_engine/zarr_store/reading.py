@@ -65,8 +65,10 @@ class ReadingStore(BaseStore):
         if target is None:
             return None
         if target.chunk_index is None:
-            await self._workspace.fetch_remote_snapshot()
+            await self._prepare()
             document = self._workspace.read_metadata(target.path)
+            if document is None and await self._look_again():
+                document = self._workspace.read_metadata(target.path)
             return None if document is None else prototype.buffer.from_bytes(take_range(document, byte_range))
         try:
             ref = await self._locate(target.path, target.chunk_index)
@@ -79,9 +81,25 @@ class ReadingStore(BaseStore):
             raise
 
     async def _locate(self, path: str, index: ChunkIndex) -> ChunkRef | None:
+        if self._workspace.exchange is not None:
+            await self._prepare(for_chunks=True)
+        found = await self._locate_now(path, index)
+        return await self._locate_now(path, index) if found is None and await self._look_again() else found
+
+    async def _locate_now(self, path: str, index: ChunkIndex) -> ChunkRef | None:
         if self._workspace.storage_is_remote:
             return await self._workspace.locate_chunk_async(path, index)
         return self._workspace.locate_chunk(path, index)
+
+    def _locate_sync(self, path: str, index: ChunkIndex) -> ChunkRef | None:
+        self._workspace.look()
+        found = self._workspace.locate_chunk(path, index)
+        return self._workspace.locate_chunk(path, index) if found is None and self._workspace.look_again() else found
+
+    def _read_document(self, path: str) -> bytes | None:
+        self._workspace.look(for_chunks=False)
+        found = self._workspace.read_metadata(path)
+        return self._workspace.read_metadata(path) if found is None and self._workspace.look_again() else found
 
     async def _fetch(self, ref: ChunkRef, start: int, stop: int) -> bytes:
         if self._workspace.chunk_is_remote(ref):
@@ -94,7 +112,7 @@ class ReadingStore(BaseStore):
 
     def _read_chunk(self, path: str, index: ChunkIndex, byte_range: ByteRequest | None) -> bytes | None:
         try:
-            ref = self._workspace.locate_chunk(path, index)
+            ref = self._locate_sync(path, index)
             if ref is None:
                 return None
             start, stop = bounds_of(byte_range, ref.length)
@@ -116,7 +134,7 @@ class ReadingStore(BaseStore):
         if target is None:
             return None
         if target.chunk_index is None:
-            document = self._workspace.read_metadata(target.path)
+            document = self._read_document(target.path)
             data = None if document is None else take_range(document, byte_range)
         else:
             data = self._read_chunk(target.path, target.chunk_index, byte_range)
@@ -207,27 +225,24 @@ class ReadingStore(BaseStore):
         """Return a node's document or a chunk's reference. Raises _MissingKeyError if it does not exist."""
         target = self._require_target(key)
         if target.chunk_index is None:
-            await self._workspace.fetch_remote_snapshot()
-            return self._document(target.path)
+            await self._prepare()
+            document = self._workspace.read_metadata(target.path)
+            if document is None and await self._look_again():
+                document = self._workspace.read_metadata(target.path)
+            return _require_document(target, document)
         return _require_chunk(target, await self._locate(target.path, target.chunk_index))
 
     def _source_sync(self, key: str) -> bytes | ChunkRef:
         target = self._require_target(key)
         if target.chunk_index is None:
-            return self._document(target.path)
-        return _require_chunk(target, self._workspace.locate_chunk(target.path, target.chunk_index))
+            return _require_document(target, self._read_document(target.path))
+        return _require_chunk(target, self._locate_sync(target.path, target.chunk_index))
 
     def _require_target(self, key: str) -> Target:
         target = self._target(key)
         if target is None:
             raise _MissingKeyError(f"no key {key!r}: the store holds Zarr format 3 only", ErrorKind.KEY_NOT_FOUND)
         return target
-
-    def _document(self, path: str) -> bytes:
-        document = self._workspace.read_metadata(path)
-        if document is None:
-            raise _MissingKeyError(f"no group or array at {path!r}", ErrorKind.NODE_NOT_FOUND)
-        return document
 
     def _plan(
         self,
@@ -262,6 +277,12 @@ class ReadingStore(BaseStore):
         """
         source = await self._source(key)
         return len(source) if isinstance(source, bytes) else source.length
+
+
+def _require_document(target: Target, document: bytes | None) -> bytes:
+    if document is None:
+        raise _MissingKeyError(f"no group or array at {target.path!r}", ErrorKind.NODE_NOT_FOUND)
+    return document
 
 
 def _require_chunk(target: Target, ref: ChunkRef | None) -> ChunkRef:

@@ -77,6 +77,7 @@ class VirtualReferences(BaseStore):
         etag, last_modified = split_checksum(checksum)
         ref = single_reference(location, offset, length, etag, last_modified)
         self._workspace.set_chunk_ref(target.path, target.chunk_index, ref, validate_container=validate_container)
+        self._workspace.report()
 
     set_virtual_ref_async = async_twin(set_virtual_ref)
 
@@ -173,6 +174,7 @@ class VirtualReferences(BaseStore):
         if len(refs) == 0:
             return None
         refused = self._workspace.set_chunk_refs(path, refs, validate_containers=validate_containers)
+        self._workspace.report()
         if refused is None or not refused.any():
             return None
         return list(map(tuple, refs.indices[np.flatnonzero(refused)].tolist()))
@@ -207,7 +209,7 @@ class VirtualReferences(BaseStore):
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-        await self._workspace.fetch_remote_snapshot()
+        await self._prepare()
         refs = await self._chunk_refs(self._array(array_path).node.path)
         for batch in reference_batches(refs, batch_size, self._workspace.absolute_location):
             yield batch
@@ -215,6 +217,8 @@ class VirtualReferences(BaseStore):
     def _array(self, array_path: str) -> ArrayReader:
         path = paths.normalize(array_path)
         reader = self._workspace.array_reader(path)
+        if reader is None and self._workspace.look_again():
+            reader = self._workspace.array_reader(path)
         if reader is not None:
             return reader
         if self._workspace.get_node(path) is None:

@@ -11,7 +11,8 @@ from zarr.abc.buffer import Buffer
 
 from icechunk_engine._runtime.pools import in_thread, request
 from icechunk_engine.columns.chunk_refs import NATIVE
-from icechunk_engine.errors import ErrorKind, SessionStateError
+from icechunk_engine.errors import ErrorKind, InvalidInputError, NodeNotFoundError, SessionStateError
+from icechunk_engine.keys import ChunkIndex
 from icechunk_engine.zarr_store.base import MAX_IN_PLACE_BYTES, BaseStore, Target
 from icechunk_engine.zarr_store.directories import chunk_directory, node_path
 
@@ -35,28 +36,45 @@ class WritingStore(BaseStore):
         """
         target = self._writable_target(key, value)
         if target.chunk_index is None:
-            await self._workspace.fetch_remote_snapshot()
+            await self._prepare()
             self._workspace.set_metadata(target.path, value.to_bytes())
-            return
-        data = _payload(value)
+        else:
+            data = _payload(value)
+            try:
+                await self._set_chunk(target.path, target.chunk_index, data)
+            except (NodeNotFoundError, InvalidInputError):
+                if not await self._look_again():
+                    raise
+                await self._set_chunk(target.path, target.chunk_index, data)  # another process has made the place
+        await self._report()
+
+    async def _set_chunk(self, path: str, index: ChunkIndex, data: bytes | memoryview) -> None:
         if self._workspace.storage_is_remote:
             await self._workspace.fetch_remote_snapshot()
-            ref = self._workspace.new_chunk(target.path, target.chunk_index, data)
+            ref = self._workspace.new_chunk(path, index, data)
             if ref.kind == NATIVE:
                 await request(self._workspace.store_chunk, ref, data)
-            self._workspace.put_chunk(target.path, target.chunk_index, ref)
+            self._workspace.put_chunk(path, index, ref)
         elif len(data) <= MAX_IN_PLACE_BYTES:
-            self._workspace.set_chunk(target.path, target.chunk_index, data)
+            self._workspace.set_chunk(path, index, data)
         else:
-            await in_thread(self._workspace.set_chunk, target.path, target.chunk_index, data)
+            await in_thread(self._workspace.set_chunk, path, index, data)
 
     def set_sync(self, key: str, value: Buffer) -> None:
         """Synchronous twin of :meth:`set`."""
         target = self._writable_target(key, value)
         if target.chunk_index is None:
+            self._workspace.look(for_chunks=False)
             self._workspace.set_metadata(target.path, value.to_bytes())
         else:
-            self._workspace.set_chunk(target.path, target.chunk_index, _payload(value))
+            data = _payload(value)
+            try:
+                self._workspace.set_chunk(target.path, target.chunk_index, data)
+            except (NodeNotFoundError, InvalidInputError):
+                if not self._workspace.look_again():
+                    raise
+                self._workspace.set_chunk(target.path, target.chunk_index, data)
+        self._workspace.report()
 
     async def set_if_not_exists(self, key: str, value: Buffer) -> None:
         """Store a value, unless the key already has one."""
@@ -85,17 +103,23 @@ class WritingStore(BaseStore):
         """
         self._check_writable()
         target = self._target(key)
-        if target is not None and self._workspace.storage_is_remote:
+        if target is None:
+            return
+        await self._prepare()
+        if self._workspace.storage_is_remote:
             await in_thread(self._delete, target)
-        elif target is not None:
+        else:
             self._delete(target)
+        await self._report()
 
     def delete_sync(self, key: str) -> None:
         """Synchronous twin of :meth:`delete`."""
         self._check_writable()
         target = self._target(key)
         if target is not None:
+            self._workspace.look()
             self._delete(target)
+            self._workspace.report()
 
     def _delete(self, target: Target) -> None:
         if target.chunk_index is None:
@@ -106,7 +130,7 @@ class WritingStore(BaseStore):
     async def delete_dir(self, prefix: str) -> None:
         """Delete everything in a directory: the nodes at and below a path, or the chunks in ``array/c/0``."""
         self._check_writable()
-        await self._workspace.fetch_remote_snapshot()
+        await self._prepare()
         path = node_path(prefix)
         if path is not None:
             self._workspace.delete_directory(path)
@@ -115,16 +139,21 @@ class WritingStore(BaseStore):
             await in_thread(self._workspace.delete_chunks_under, found.path, found.index_prefix)
         elif found is not None:
             self._workspace.delete_chunks_under(found.path, found.index_prefix)
+        await self._report()
 
     async def clear(self) -> None:
         """Delete all groups and arrays of the session. The history of the repository keeps them."""
-        await self._workspace.fetch_remote_snapshot()
-        self.sync_clear()
+        self._check_writable()
+        await self._prepare()
+        self._workspace.delete_all()
+        await self._report()
 
     def sync_clear(self) -> None:
         """Synchronous twin of :meth:`clear`."""
         self._check_writable()
+        self._workspace.look()
         self._workspace.delete_all()
+        self._workspace.report()
 
 
 def _payload(value: Buffer) -> bytes | memoryview:

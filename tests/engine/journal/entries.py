@@ -48,6 +48,7 @@ def entry(seq: int = 0, *, writer: str = WRITER, lamport: int = 0, refs: ChunkRe
         origin_id=SnapshotId(b"origin-of-it"),
         fork=None,
         sources=(EditSource(writer, 0),),
+        seen=(),
         overwrites=(),
         nodes_set=[],
         nodes_deleted=[],
@@ -103,7 +104,6 @@ def entries(draw: st.DrawFn) -> JournalEntry:
     sources = draw(st.lists(st.builds(EditSource, _WRITERS, _NUMBERS, tasks), min_size=1, max_size=4))
     number = st.integers(0, len(sources) - 1)
     nodes = st.builds(node, _PATHS, st.sampled_from([GROUP, ARRAY]), _NODE_IDS)
-    digests = st.none() | st.binary(min_size=1, max_size=64)
     return JournalEntry(
         writer=draw(_WRITERS),
         seq=draw(_NUMBERS),
@@ -111,8 +111,10 @@ def entries(draw: st.DrawFn) -> JournalEntry:
         origin_id=SnapshotId(draw(st.binary(min_size=12, max_size=12))),
         fork=draw(st.none() | st.sampled_from(["f" * 32, "3f-_"])),
         sources=tuple(sources),
+        flush_promise=draw(tasks),
+        seen=tuple(draw(st.lists(st.builds(EditSource, _WRITERS, _NUMBERS, tasks), max_size=2))),
         overwrites=tuple(draw(st.lists(st.tuples(_WRITERS, _NUMBERS), max_size=3))),
-        nodes_set=draw(st.lists(st.builds(NodeSet, nodes, digests, number), max_size=3)),
+        nodes_set=draw(st.lists(st.builds(NodeSet, nodes, st.booleans(), st.booleans(), number), max_size=3)),
         nodes_deleted=draw(st.lists(st.builds(NodeDeleted, _PATHS, _NODE_IDS, number), max_size=3)),
         arrays=draw(st.lists(_array_edits(len(sources)), max_size=3)),
     )
@@ -137,7 +139,16 @@ def facts(found: JournalEntry) -> object:
         )
         for array in found.arrays
     ]
-    head = found.writer, found.seq, found.lamport, found.origin_id, found.fork, found.sources, found.overwrites
+    head = (
+        found.writer,
+        found.seq,
+        found.lamport,
+        found.origin_id,
+        found.fork,
+        found.sources,
+        found.seen,
+        found.overwrites,
+    )
     return head, found.nodes_set, found.nodes_deleted, arrays
 
 

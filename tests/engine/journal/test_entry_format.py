@@ -54,9 +54,10 @@ def rich_entry() -> JournalEntry:
     return dataclasses.replace(
         entry(refs=refs),
         sources=(EditSource(WRITER, 0, "('store', 0)"), EditSource("ab" * 16, 3)),
+        seen=(EditSource(WRITER, 7, "t"),),
         overwrites=(("ab" * 16, 3),),
         fork="f" * 32,
-        nodes_set=[NodeSet(node("/g", GROUP), None, 0), NodeSet(node("/a", ARRAY), b"d" * 16, 1)],
+        nodes_set=[NodeSet(node("/g", GROUP), False, False, 0), NodeSet(node("/a", ARRAY), True, True, 1)],
         nodes_deleted=[NodeDeleted("/old", NodeId.random(), 1)],
     )
 
@@ -202,6 +203,8 @@ HOSTILE_HEADERS: list[Callable[[dict[str, Any]], Any]] = [
     lambda header: header.update(sources=[]),
     lambda header: header.update(sources={}),
     lambda header: header.update(overwrites=[[]]),
+    lambda header: header.update(seen=[[]]),
+    lambda header: header.pop("seen"),
     lambda header: header.update(counts=[1, 2]),
     lambda header: header.update(counts=[2**62, 0, 0]),
     lambda header: header.update(counts=[0, 2, 1]),
@@ -297,7 +300,7 @@ def test_hostile_source_numbers(number: int) -> None:
         with pytest.raises(FormatError, match="a source that does not exist"):
             decode_entry(encode_entry(dataclasses.replace(good, arrays=[edits])))
     for nodes in (
-        {"nodes_set": [NodeSet(node("/g", GROUP), None, number)]},
+        {"nodes_set": [NodeSet(node("/g", GROUP), False, False, number)]},
         {"nodes_deleted": [NodeDeleted("/g", NodeId.random(), number)]},
     ):
         with pytest.raises(FormatError, match="a source that does not exist"):
@@ -309,7 +312,7 @@ def test_hostile_paths(path: str) -> None:
     good = entry()
     found = [
         {"arrays": [good.arrays[0]._replace(path=path)]},
-        {"nodes_set": [NodeSet(dataclasses.replace(node("/g", GROUP), path=path), None, 0)]},
+        {"nodes_set": [NodeSet(dataclasses.replace(node("/g", GROUP), path=path), False, False, 0)]},
         {"nodes_deleted": [NodeDeleted(path, NodeId.random(), 0)]},
     ]
     for changed in found:
@@ -321,7 +324,7 @@ def test_hostile_paths(path: str) -> None:
 def test_hostile_documents(document: bytes) -> None:
     bad = dataclasses.replace(node("/g", GROUP), user_data=document)
     with pytest.raises(FormatError, match="bad metadata"):
-        decode_entry(encode_entry(dataclasses.replace(entry(), nodes_set=[NodeSet(bad, None, 0)])))
+        decode_entry(encode_entry(dataclasses.replace(entry(), nodes_set=[NodeSet(bad, False, False, 0)])))
 
 
 def test_small_entries_cannot_claim_much_memory() -> None:

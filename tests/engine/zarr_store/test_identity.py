@@ -13,7 +13,7 @@ from dask.base import tokenize
 
 from icechunk_engine.errors import ErrorKind, IcechunkError, ReadOnlyError
 from icechunk_engine.repository import Repository
-from icechunk_engine.session import Session, workspace_of
+from icechunk_engine.session import ForkSession, Session, workspace_of
 from icechunk_engine.storage import Storage
 from icechunk_engine.store import IcechunkStore
 from tests.engine.zarr_store.support import GROUP, array_document, put
@@ -44,12 +44,18 @@ def test_a_store_has_no_path(store: IcechunkStore) -> None:
     assert not hasattr(store, "path")
 
 
-def test_writable_stores_do_not_pickle(store: IcechunkStore) -> None:
-    for each in (store, store.with_read_only(True)):  # a read-only copy would lose the uncommitted edits
-        with pytest.raises(ValueError, match="fork") as caught:
-            pickle.dumps(each)
-        assert isinstance(caught.value, IcechunkError)
-        assert caught.value.kind is ErrorKind.PICKLE
+def test_writable_sessions_do_not_pickle_but_their_stores_do(store: IcechunkStore) -> None:
+    with pytest.raises(ValueError, match="fork") as caught:
+        pickle.dumps(store.session)
+    assert isinstance(caught.value, IcechunkError)
+    assert caught.value.kind is ErrorKind.PICKLE
+    for each in (store, store.with_read_only(True)):
+        dumped = pickle.dumps(each)
+        assert pickle.dumps(each) == dumped
+        copy = pickle.loads(dumped)
+        assert copy.read_only == each.read_only
+        assert isinstance(copy.session, ForkSession)
+        assert pickle.dumps(copy) == dumped
 
 
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))

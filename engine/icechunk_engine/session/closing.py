@@ -1,0 +1,69 @@
+"""Stop taking reports while a session ends, so that no edit of a worker is lost between two snapshots.
+
+The order matters (:mod:`icechunk_engine.journal.journal`): the record goes first, then the last reports are collected,
+then the session ends, then the journal is removed. If the session does not end, it takes reports again.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from icechunk_engine.errors import IcechunkError
+from icechunk_engine.session.home_reports import HomeReports
+from icechunk_engine.session.ledger import Ledger
+from icechunk_engine.workspace.workspace import Workspace
+
+
+class ReportsClosed:
+    """A context in which a session ends. Does nothing for a session without copies in other processes.
+
+    Parameters
+    ----------
+    ledger
+        None if the session was never forked or pickled.
+    allow_unmerged
+        End even if copies of forks wrote and were not merged.
+
+    Raises
+    ------
+    SessionStateError
+        On entering. ``merge-failed``: reports conflict. ``commit-not-allowed``: copies of forks are missing.
+    """
+
+    def __init__(self, workspace: Workspace, ledger: Ledger | None, *, allow_unmerged: bool = False) -> None:
+        self._workspace = workspace
+        self._ledger = ledger if ledger is not None and ledger.has_copies else None
+        self._allow_unmerged = allow_unmerged
+        self._origin_id = workspace.state.snapshot_id
+
+    def __enter__(self) -> None:
+        ledger, workspace = self._ledger, self._workspace
+        if ledger is None or workspace.read_only or workspace.permissions.is_fork:
+            self._ledger = None
+            return
+        reports = workspace.exchange
+        if not isinstance(reports, HomeReports):
+            reports = HomeReports(workspace, ledger, None, self._origin_id)
+        try:
+            ledger.close()
+            reports.collect("raise")
+            if not self._allow_unmerged:
+                reports.require_complete(workspace.state.changes.sources)
+        except BaseException:
+            self._take_reports_again()
+            raise
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._ledger is None:
+            return
+        if kind is not None:
+            self._take_reports_again()
+            return
+        self._workspace.exchange = None
+        with suppress(IcechunkError):  # the session has ended; maintenance removes what is left
+            self._ledger.remove()
+
+    def _take_reports_again(self) -> None:
+        if self._ledger is not None:
+            with suppress(IcechunkError):  # the first error counts; copies that report now are refused
+                self._ledger.open(self._origin_id)

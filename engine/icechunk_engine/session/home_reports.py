@@ -1,0 +1,148 @@
+"""The session that copies came from: it collects what they reported.
+
+The session looks at its journal before each read, status, merge, fork and commit, as long as copies are under way. A
+conflict between two reports is raised there, each time, until the user settles it: with ``merge(on_overlap="last")``
+or by discarding the edits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from icechunk_engine._runtime.locks import memory_lock
+from icechunk_engine.errors import ErrorKind, SessionStateError
+from icechunk_engine.ids import SnapshotId
+from icechunk_engine.journal.change_entries import change_set_of
+from icechunk_engine.journal.entries import JournalEntry
+from icechunk_engine.session.ledger import Ledger
+from icechunk_engine.session.merging import merge_into, num_seen
+from icechunk_engine.transaction.edit_sources import EditSources
+from icechunk_engine.transaction.merge import Incoming, OnOverlap
+from icechunk_engine.workspace.exchange import Exchange
+from icechunk_engine.workspace.state import WorkspaceState
+from icechunk_engine.workspace.workspace import Workspace
+
+_SHOWN = 3
+
+
+class HomeReports(Exchange):
+    """The exchange of a session or fork in the process that made it.
+
+    Parameters
+    ----------
+    workspace
+        The session or fork.
+    ledger
+        The journal of the session.
+    fork_id
+        Take the reports of copies of this fork; None: those of copies of the session's own store.
+    origin_id
+        The committed snapshot that the session is based on. Reports of any other are ignored.
+    """
+
+    def __init__(self, workspace: Workspace, ledger: Ledger, fork_id: str | None, origin_id: SnapshotId) -> None:
+        self._workspace = workspace
+        self._ledger = ledger
+        self._fork_id = fork_id
+        self._origin_id = origin_id
+        self._lock = memory_lock()
+        self._collected: dict[str, JournalEntry | None] = {}  # the entries of others stay, to ask for them later
+
+    def look(self, *, for_chunks: bool = False) -> None:
+        """Collect new reports. One LIST, and a GET for each new report."""
+        self.collect("raise")
+
+    def collect(self, on_overlap: OnOverlap) -> None:
+        """Merge new reports of our copies. Raises as a merge does; the reports then stay new."""
+        if not self._ledger.has_copies or self._workspace.read_only:
+            return
+        new = self._fetch_new()
+        mine = {key: entry for key, entry in new.items() if self._is_mine(entry)}
+        entries = sorted(mine.values(), key=lambda entry: (entry.lamport, entry.writer, entry.seq))
+        arrivals = [(change_set_of(entry), entry) for entry in entries if entry.has_edits]
+
+        def incoming(state: WorkspaceState) -> Sequence[Incoming]:
+            return [
+                Incoming(
+                    changes=changes,
+                    num_seen=num_seen(state.changes, entry.seen),
+                    also_seen=entry.overwrites,
+                )
+                for changes, entry in arrivals
+            ]
+
+        if arrivals:
+            merge_into(self._workspace, incoming, on_overlap)
+        with self._lock:
+            self._collected.update(new)
+            self._collected.update((key, None) for key, entry in mine.items() if entry.has_edits)
+
+    def _fetch_new(self) -> dict[str, JournalEntry]:
+        with self._lock:
+            known = set(self._collected)
+        journal = self._ledger.journal
+        return {
+            journal.entry_key(entry.writer, entry.seq): entry
+            for entry in journal.fetch_entries(journal.list_entries(after=known))
+        }
+
+    def _is_mine(self, entry: JournalEntry) -> bool:
+        return entry.fork == self._fork_id and entry.origin_id == self._origin_id
+
+    def forget_present(self) -> None:
+        """Ignore all reports up to now, also those of copies of forks, because the session discards its edits."""
+        if self._ledger.has_copies:
+            new = self._fetch_new()
+            with self._lock:
+                self._collected.update(dict.fromkeys([*self._collected, *new]))
+
+    # --- copies that have not come back --------------------------------------------------------------------------
+
+    def missing(self, known: EditSources) -> list[JournalEntry]:
+        """Return reports of copies that wrote, and whose edits are not among ``known`` sources.
+
+        A copy counts as known if another run of its task is.
+        """
+        tasks = {source.task for source in known.entries if source.task is not None}
+        with self._lock:
+            entries = [entry for entry in self._collected.values() if entry is not None]
+        return [
+            entry
+            for entry in entries
+            if any(source not in known and source.task not in tasks for source in entry.sources)
+        ]
+
+    def require_original(self, known: EditSources) -> None:
+        """Refuse to merge a fork without edits, if copies of it wrote and none of them has been merged."""
+        self.look()
+        missing = [entry for entry in self.missing(known) if self._is_mine(entry)]
+        if missing:
+            raise SessionStateError(
+                f"cannot merge this fork: it has no edits, but copies of it that were sent to other processes have, "
+                f"and they were not returned ({_named(missing)}). Return the fork from each task, and merge what the "
+                f"tasks return: session.merge(*returned)",
+                ErrorKind.MERGE_FAILED,
+            )
+
+    def require_complete(self, known: EditSources) -> None:
+        """Refuse to commit while copies of forks wrote and were not merged."""
+        missing = self.missing(known)
+        if missing:
+            raise SessionStateError(
+                f"cannot commit: copies of forks wrote in other processes, and they were not merged "
+                f"({_named(missing)}). Merge what the tasks return: session.merge(*returned). To commit without these "
+                f"edits, pass allow_unmerged=True",
+                ErrorKind.COMMIT_NOT_ALLOWED,
+            )
+
+
+def _named(entries: Sequence[JournalEntry]) -> str:
+    names = list(
+        dict.fromkeys(
+            f"writer {writer[:8]}" if task is None else f"task {task}"
+            for entry in entries
+            for writer, _, task in entry.sources
+        )
+    )
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

@@ -1,0 +1,116 @@
+"""What a session knows about the copies of its forks and stores that other processes got.
+
+All copies of one session, and their copies, share its *token*. It names the session's journal, where copies report
+what they wrote (:mod:`icechunk_engine.journal.journal`). The record of the session is written before the first copy
+leaves, because a copy may report only while the record exists.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import Enum
+
+from icechunk_engine.ids import SnapshotId, encode_base32
+from icechunk_engine.journal.journal import Journal, SessionRecord
+from icechunk_engine.storage.base import FlushPromise, Storage
+from icechunk_engine.transaction.edit_sources import EditSource
+
+
+class Reporting(Enum):
+    """What a copy reports to the session that it came from."""
+
+    nothing = 0
+    """Somebody else makes sure that it comes back."""
+    mark = 1
+    """That it wrote something. Its edits come back with the copy itself."""
+    edits = 2
+    """Its edits."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForkOrigin:
+    """Which session a copy came from.
+
+    Attributes
+    ----------
+    token
+        Names the session.
+    fork_id
+        Names the fork whose copy this is; None for copies of the session's own store.
+    """
+
+    token: str
+    fork_id: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForkPoint:
+    """Where a fork left its parent.
+
+    Attributes
+    ----------
+    origin_id
+        The committed snapshot that the session and all its forks are based on.
+    origin
+        Names the session, and the fork.
+    seen
+        The last source of edits that each ancestor had at the fork, oldest ancestor first. The fork has seen this
+        source and all that came before it.
+    flush_promise
+        The promise of the session's process to flush the chunks of others; None if each process must flush for itself.
+    is_for_graph
+        True if a graph of tasks returns all copies of the fork, also those of its store.
+    """
+
+    origin_id: SnapshotId
+    origin: ForkOrigin
+    seen: tuple[EditSource, ...]
+    flush_promise: FlushPromise | None = None
+    is_for_graph: bool = False
+
+
+class Ledger:
+    """The journal of a session, which is opened when the first copy leaves.
+
+    Parameters
+    ----------
+    branch
+        The branch that the session will commit to, for the record.
+    token
+        The token of the session that a copy came from; a new one by default.
+
+    Attributes
+    ----------
+    has_copies
+        True once a copy may have left.
+    """
+
+    def __init__(self, storage: Storage, branch: str | None = None, token: str | None = None) -> None:
+        self.token = token or encode_base32(os.urandom(12))
+        self.journal = Journal(storage, self.token)
+        self.has_copies = token is not None
+        self._branch = branch
+        self._is_open = token is not None
+
+    def open(self, origin_id: SnapshotId) -> None:
+        """Take reports. One PUT the first time, and after :meth:`close`."""
+        if not self._is_open:
+            now = datetime.now(UTC)
+            self.has_copies = True
+            self.journal.open(
+                SessionRecord(origin_id=origin_id, branch=self._branch, created_at=now, host=platform.node())
+            )
+            self._is_open = True
+
+    def close(self) -> None:
+        """Take no more reports. One DELETE."""
+        self._is_open = False
+        self.journal.close()
+
+    def remove(self) -> None:
+        """Remove the journal after the commit."""
+        self.has_copies = False
+        self.journal.remove_all()

@@ -1,0 +1,171 @@
+"""A copy in a worker: it reports its edits to the session that it came from, and finds those of other workers.
+
+A copy reports before each write returns. So a task that has ended has reported, and whoever waits for the task finds
+its edits. A copy sees the edits of other workers when it first reads a chunk, and when it misses a node or a chunk.
+It does not look before each write: a task that writes whole chunks makes no request to read others' reports.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from icechunk_engine.errors import ErrorKind, SessionStateError
+from icechunk_engine.ids import NodeId
+from icechunk_engine.journal.announcing import Announcer
+from icechunk_engine.journal.change_entries import add_changes, change_set_of, entry_parts
+from icechunk_engine.journal.entries import JournalEntry
+from icechunk_engine.journal.journal import Journal
+from icechunk_engine.session.ledger import ForkPoint, Reporting
+from icechunk_engine.session.merging import merge_into
+from icechunk_engine.transaction.change_set import ChangeSet
+from icechunk_engine.transaction.edit_sources import EditSource
+from icechunk_engine.transaction.merge import Incoming
+from icechunk_engine.workspace.exchange import Edit, Exchange
+from icechunk_engine.workspace.state import WorkspaceState
+from icechunk_engine.workspace.workspace import Workspace
+
+
+class WorkerReports(Exchange):
+    """The exchange of a copy.
+
+    Parameters
+    ----------
+    workspace
+        The copy.
+    point
+        Where it left the session.
+    reporting
+        What it reports.
+    """
+
+    def __init__(self, workspace: Workspace, point: ForkPoint, reporting: Reporting) -> None:
+        storage, promise = workspace.context.assets.storage, point.flush_promise
+        self._workspace = workspace
+        self._point = point
+        self._flush_promise = promise if promise is not None and storage.leaves_flush_to(promise) else None
+        self._reporting = reporting
+        self._journal = Journal(storage, point.origin.token)
+        # Chunks are durable before the home knows them, or the home flushes them at its commit.
+        self._announcer = Announcer(self._journal, self, durable=self._flush_promise is None)
+        self._unreported = ChangeSet()
+        self._in_flight: ChangeSet | None = None
+        self._last_marked: tuple[str, int] | None = None
+        self._collected: set[str] = set()
+        self._lamport = 0
+        self._has_looked = False
+
+    # --- reporting -----------------------------------------------------------------------------------------------
+
+    def record(self, edit: Edit, source: EditSource) -> None:
+        """Note an edit."""
+        number = self._unreported.sources.number(source)
+        if self._reporting is Reporting.edits:
+            edit(self._unreported, number)
+
+    def record_changes(self, changes: ChangeSet) -> None:
+        """Note merged edits."""
+        if self._reporting is Reporting.edits:
+            add_changes(self._unreported, changes)
+
+    @property
+    def _must_report(self) -> bool:
+        if self._reporting is Reporting.mark:
+            return bool(self._unreported.sources) and self._last_marked != self._workspace.current_epoch
+        return bool(self._unreported.sources) or self._in_flight is not None
+
+    def report(self) -> None:
+        """Report all edits so far. One PUT and one HEAD; a copy that only marks its edits does so once an epoch."""
+        if self._must_report:
+            self._announcer.announce()
+
+    async def report_async(self) -> None:
+        """Async twin of :meth:`report`."""
+        if self._must_report:
+            await self._announcer.announce_async()
+
+    def take(self) -> JournalEntry | None:
+        """Return all unreported edits as one entry. Later edits have another source."""
+        workspace = self._workspace
+        with workspace.lock:
+            if not self._unreported.sources and self._in_flight is None:
+                return None
+            if self._in_flight is None:
+                self._in_flight = self._unreported
+            else:
+                add_changes(self._in_flight, self._unreported)
+            self._unreported = ChangeSet()
+            writer, seq = workspace.current_epoch
+            if self._reporting is Reporting.mark:
+                self._last_marked = writer, seq
+            else:
+                workspace.end_epoch()
+            parts = entry_parts(self._in_flight, self._array_paths(workspace.state))
+            overwrites = self._overwrites(workspace.state, parts.sources)
+        self._lamport += 1
+        return JournalEntry(
+            writer=writer,
+            seq=seq,
+            lamport=self._lamport,
+            origin_id=self._point.origin_id,
+            fork=self._point.origin.fork_id,
+            flush_promise=self._flush_promise,
+            seen=self._point.seen,
+            overwrites=overwrites,
+            sources=parts.sources,
+            nodes_set=parts.nodes_set,
+            nodes_deleted=parts.nodes_deleted,
+            arrays=parts.arrays,
+        )
+
+    def reported(self, entry: JournalEntry) -> None:
+        """Forget the edits in an entry."""
+        self._in_flight = None
+
+    def _array_paths(self, state: WorkspaceState) -> dict[NodeId, str]:
+        """Return the paths of the arrays in flight. Their nodes are in memory: chunks were written to them."""
+        assert self._in_flight is not None
+        made = {node.node_id: path for path, node in state.changes.new_nodes.items()}
+        result = {}
+        for node_id in self._in_flight.chunks:
+            row = -1 if state.base is None else state.base.nodes.row_of_id(node_id)
+            result[node_id] = made.get(node_id) or (state.nodes.path(row) if row >= 0 else "/")
+        return result
+
+    def _overwrites(self, state: WorkspaceState, own: tuple[EditSource, ...]) -> tuple[tuple[str, int], ...]:
+        """Return the sources of others that this copy had seen. They came by reports, so the home has them, too."""
+        mine = {(writer, epoch) for writer, epoch, _ in own}
+        found = ((source.writer, source.epoch) for source in state.changes.sources.entries)
+        return tuple(dict.fromkeys(source for source in found if source not in mine))
+
+    # --- edits of others -----------------------------------------------------------------------------------------
+
+    def look(self, *, for_chunks: bool) -> None:
+        """Collect the reports of others before the first chunk is read. One LIST, and a GET for each new report."""
+        if for_chunks and not self._has_looked and self._reporting is Reporting.edits:
+            self.look_again()
+
+    def look_again(self) -> bool:
+        """Collect the reports of others. Returns True if there were any."""
+        if self._reporting is not Reporting.edits:
+            return False
+        self._has_looked = True
+        keys = self._journal.list_entries(after=self._collected)
+        entries = self._journal.fetch_entries(keys)
+        found = False
+        for entry in entries:
+            self._lamport = max(self._lamport, entry.lamport)
+            if entry.fork != self._point.origin.fork_id or entry.origin_id != self._point.origin_id:
+                continue
+            incoming = Incoming(changes=change_set_of(entry), num_seen=0)
+            try:
+                # Whether it conflicts with other edits is decided at home. Here it is only to be seen.
+                found |= merge_into(self._workspace, partial(_only, incoming), "last")
+            except SessionStateError as error:
+                if error.kind is not ErrorKind.MERGE_FAILED:
+                    raise
+        self._collected.update(keys)
+        return found
+
+
+def _only(incoming: Incoming, _: WorkspaceState) -> list[Incoming]:
+    return [incoming]

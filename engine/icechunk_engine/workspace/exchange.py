@@ -1,0 +1,45 @@
+"""How a workspace exchanges edits with other processes. An interface: what it does is decided in the session layer.
+
+A workspace without an exchange is alone. One that shares its edits calls its exchange at these moments:
+
+- before a read, so that the edits of others can be brought in;
+- after it missed something that others may have made since;
+- with each edit, under the lock;
+- after an operation with edits, before it returns to its caller, so that others can be told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from icechunk_engine.transaction.change_set import ChangeSet
+from icechunk_engine.transaction.edit_sources import EditSource
+
+type Edit = Callable[[ChangeSet, int], None]
+"""An edit, as a function of a change set and the number that the source of the edit has there."""
+
+
+class Exchange:
+    """What a workspace tells and asks other processes. Each method does nothing unless a subclass needs it.
+
+    Methods make requests unless they say otherwise.
+    """
+
+    def look(self, *, for_chunks: bool) -> None:
+        """Bring in the edits of others before nodes or chunks are read."""
+
+    def look_again(self) -> bool:
+        """Bring in the edits of others after something was missing. Returns True if there were any."""
+        return False
+
+    def record(self, edit: Edit, source: EditSource) -> None:
+        """Note an edit, under the workspace's lock. Makes no request."""
+
+    def record_changes(self, changes: ChangeSet) -> None:
+        """Note merged edits, under the workspace's lock. Makes no request."""
+
+    def report(self) -> None:
+        """Tell others about all edits that were noted before the call."""
+
+    async def report_async(self) -> None:
+        """Async twin of :meth:`report`, which never blocks the event loop behind a network."""
