@@ -42,7 +42,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from itertools import batched, repeat
+from itertools import batched, repeat, takewhile
 
 from icechunk_engine._runtime.locks import forget_in_child, memory_lock
 from icechunk_engine.storage.local import disk_sync
@@ -81,6 +81,7 @@ class UnsyncedFiles:
         "_id",
         "_is_asking",
         "_is_flushing_soon",
+        "_last_checked",
         "_lost_directories",
         "_must_ask_each_file",
         "_n_failures",
@@ -88,6 +89,7 @@ class UnsyncedFiles:
         "_paths",
         "_root",
         "_watch_fd",
+        "_wrote_elsewhere",
         "lost",
         "of_parent",
     )
@@ -108,6 +110,8 @@ class UnsyncedFiles:
         self._n_gaps = 0  # times at which no descriptor watched
         self._n_failures = 0  # times at which the disk reported an error
         self._has_promised = False
+        self._wrote_elsewhere = False
+        self._last_checked: str | None = None
         self._is_asking = False  # a watching descriptor was taken away to be asked, and has not answered
         self.lost: Losses = {}
         self._lost_directories: Losses = {}
@@ -197,12 +201,18 @@ class UnsyncedFiles:
             return losses
 
     def wrote_elsewhere(self) -> bool:
-        """Return True if files that are not flushed are on another file system than the folder."""
-        directories = set(map(os.path.dirname, self._paths.copy()))
+        """Return True if files of this process were on another file system than the folder, or if that is unknown."""
+        last, paths = self._last_checked, self._paths.copy()
+        new = list(takewhile(lambda path: path is not last, reversed(paths)))  # callers ask often
         try:
-            return len({os.stat(directory).st_dev for directory in (self._root, *directories)}) > 1
+            device = os.stat(self._root).st_dev
+            directories = set(map(os.path.dirname, new))
+            self._wrote_elsewhere |= any(os.stat(directory).st_dev != device for directory in directories)
         except OSError:  # one was removed
             return True
+        if new:
+            self._last_checked = new[0]
+        return self._wrote_elsewhere
 
     def mark_lost(self, path: str, error: OSError) -> None:
         """Note that a file, or the name of one, may not survive a crash."""

@@ -237,15 +237,19 @@ def test_files_on_another_file_system_are_flushed_by_their_writer(
 ) -> None:
     domain = promised(storage).split("/")[0]
     promise, other_device = FlushPromise(f"{domain}/{os.getppid()}/00000000.0.0"), os.stat("/proc").st_dev
-    storage.put("chunks/A", b"1")
     stat = os.stat
 
-    def elsewhere(path: str) -> os.stat_result:
-        found = stat(path)
-        return os.stat_result((*found[:2], other_device, *found[3:])) if path.endswith("/chunks") else found
+    def elsewhere(path: str, **kwargs: bool) -> os.stat_result:
+        found = stat(path, **kwargs)
+        is_chunks = str(path).endswith("/chunks")
+        return os.stat_result((*found[:2], other_device, *found[3:])) if is_chunks else found
 
+    storage.put("chunks/A", b"1")
     assert storage.leaves_flush_to(promise)
-    monkeypatch.setattr(os, "stat", elsewhere)
+    storage.put("chunks/B", b"1")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", elsewhere)
+        assert not storage.leaves_flush_to(promise)
     assert not storage.leaves_flush_to(promise)
 
 
