@@ -33,8 +33,8 @@ from icechunk_engine.columns.tables import (
     broadcast_column,
     column_bounds,
     concat_tables,
+    gather_ranges,
     lex_order,
-    ragged_positions,
     rows_differ,
 )
 from icechunk_engine.ids import ChunkId
@@ -197,6 +197,11 @@ class ChunkRefs:
         return int(self.indices.shape[1])
 
     @property
+    def is_sorted(self) -> bool:
+        """True if the rows are sorted by index, and no two have the same."""
+        return len(self) < 2 or _strictly_increasing(self.indices)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of memory that the columns hold; a broadcast column counts as its one value."""
         total = self.locations.nbytes + self.etags.nbytes + self.inline_data.nbytes
@@ -238,6 +243,30 @@ class ChunkRefs:
             inline_data=inline_data,
         )
 
+    def narrow(self, rows: slice) -> ChunkRefs:
+        """Return consecutive references, with little more than the strings and payloads that they use.
+
+        Nothing but a few codes and offsets is copied. :meth:`compact` also drops what lies between, and copies.
+        """
+        start, stop, _ = rows.indices(len(self))
+        if stop - start == len(self):
+            return self
+        part = self.take(slice(start, stop))
+        locations, location_codes = _narrow_table(part.locations, part.location_codes)
+        etags, etag_codes = _narrow_table(part.etags, part.etag_codes)
+        offsets, data = part.offsets, part.inline_data
+        if len(data):
+            offsets, data = _narrow_payloads(part.kinds == INLINE, offsets, part.lengths, data)
+        return dataclasses.replace(
+            part,
+            locations=locations,
+            location_codes=location_codes,
+            etags=etags,
+            etag_codes=etag_codes,
+            offsets=offsets,
+            inline_data=data,
+        )
+
     def latest(self) -> ChunkRefs:
         """Return the references sorted by index. If several rows have one index, only the last one stays."""
         rows = self.latest_rows()
@@ -249,7 +278,7 @@ class ChunkRefs:
             return None
         if self.ndim == 0:
             return slice(len(self) - 1, len(self))
-        if _strictly_increasing(self.indices):
+        if self.is_sorted:
             return None
         order = lex_order(self.indices)  # stable, so the last of several equal rows is the latest edit
         rows: I64 = order[np.append(rows_differ(self.indices[order]), True)]
@@ -278,7 +307,7 @@ class ChunkRefs:
             data = np.empty(0, np.uint8)
         elif int(self.lengths[inline].sum()) != len(data):
             lengths = self.lengths[inline].astype(np.int64)
-            data = data[ragged_positions(offsets[inline], lengths)]
+            data = gather_ranges(data, offsets[inline], lengths)
             offsets = offsets.copy()
             offsets[inline] = (np.cumsum(lengths) - lengths).astype(np.uint64)
         return dataclasses.replace(
@@ -384,6 +413,29 @@ def _compact_table(table: BytesTable, codes: NDArray[np.int32]) -> tuple[BytesTa
         return table, codes
     renumber = np.cumsum(used, dtype=np.int32) - 1
     return table.take(np.flatnonzero(used)), np.where(codes >= 0, renumber[codes], np.int32(NO_CODE))
+
+
+def _narrow_table(table: BytesTable, codes: NDArray[np.int32]) -> tuple[BytesTable, NDArray[np.int32]]:
+    """Return the strings between the first and the last one that is used. Their bytes are shared."""
+    if len(table) == 0 or len(codes) == 0:
+        return BytesTable.empty(), codes
+    lowest, highest = int(codes.min()), int(codes.max())
+    if highest < 0:
+        return BytesTable.empty(), codes
+    if lowest < 0:
+        lowest = int(codes[codes >= 0].min())
+    if highest - lowest + 1 == len(table):
+        return table, codes
+    starts = table.starts[lowest : highest + 2]
+    narrowed = BytesTable(table.data[starts[0] : starts[-1]], starts - starts[0])
+    return narrowed, np.maximum(codes - np.int32(lowest), np.int32(NO_CODE))
+
+
+def _narrow_payloads(inline: NDArray[np.bool_], offsets: U64, lengths: U64, data: U8) -> tuple[U64, U8]:
+    """Return the payloads between the first and the last one that is used, and the offsets in them."""
+    first = int(offsets.min(where=inline, initial=len(data)))
+    stop = int((offsets + lengths).max(where=inline, initial=0))
+    return np.where(inline, offsets - np.uint64(first), offsets), data[first:stop]
 
 
 def concat(parts: Sequence[ChunkRefs]) -> ChunkRefs:

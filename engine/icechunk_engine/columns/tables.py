@@ -91,6 +91,12 @@ def scatter_ranges[T: np.generic](out: NDArray[T], starts: Integers, lengths: In
     if len(starts) == 1:
         out[int(starts[0]) : int(starts[0]) + len(items)] = items
         return
+    width = int(lengths[0]) if len(starts) else 0
+    if width and out.itemsize == 1 and bool((lengths == width).all()):
+        # numpy scatters strings of one length as one item each.
+        windows = np.ndarray((len(out) - width + 1,), f"V{width}", out, strides=(1,))
+        windows[starts] = np.ascontiguousarray(items).view(f"V{width}")
+        return
     if len(items) < _MIN_SLICE * len(starts):
         out[ragged_positions(starts, lengths)] = items
         return

@@ -167,12 +167,12 @@ class BlockTables:
         self._lanes.append(_Lane(slot, 4, None, _partial(codes >= 0)))
         self._shared.append(_Shared(slot, table, table.lengths, codes, terminated))
 
-    def place(self, arena: Arena) -> I64:
+    def place(self, arena: Arena) -> I64 | BlockPositions:
         """Reserve the tables and everything that they point to.
 
         Returns
         -------
-        The positions of the tables, ``int64 (n,)``.
+        The positions of the tables.
         """
         if self._n == 0:
             return np.empty(0, np.int64)
@@ -205,6 +205,26 @@ def _layout_of(lanes: tuple[tuple[int, int, str], ...]) -> TableLayout:
 
 def _partial(present: Mask | None) -> Mask | None:
     return None if present is None or bool(present.all()) else present
+
+
+class BlockPositions:
+    """The positions of tables in blocks, computed when they are needed. Those of millions would take much memory."""
+
+    __slots__ = ("_bases", "_n", "_rows")
+
+    def __init__(self, n: int, rows: int, bases: I64) -> None:
+        self._n = n
+        self._rows = rows
+        self._bases = bases
+
+    def __len__(self) -> int:
+        return self._n
+
+    def __getitem__(self, part: slice) -> I64:
+        """Return the positions of consecutive tables, ``int64``."""
+        blocks, rows = np.divmod(np.arange(*part.indices(self._n), dtype=np.int64), self._rows)
+        positions: I64 = self._bases[blocks] + 4 * rows
+        return positions
 
 
 class _Blocks:
@@ -256,7 +276,7 @@ class _Blocks:
         vtables, end = end, end + n_vtables * (4 + 2 * n_slots)
         return _Layout(rows, lanes, vectors, vtables, -(-end // 8) * 8, own, templates)
 
-    def place(self, arena: Arena) -> I64:
+    def place(self, arena: Arena) -> BlockPositions:
         """Reserve all blocks as one place, and strings without copies after them; return the tables' positions."""
         # The copies of one field follow those of another, so each plan begins where the one before ended.
         ends = np.full(self.n_blocks, self.full.end, np.int64)
@@ -271,9 +291,7 @@ class _Blocks:
             if shared.slot not in self.copies:
                 place = arena.strings if shared.terminated else arena.byte_vectors
                 self.targets[shared.slot] = place(shared.table)
-        shifts = np.repeat(self.bases[:-1] - 4 * self.row_starts[:-1], np.diff(self.row_starts))
-        positions: I64 = shifts + 4 * np.arange(self.n, dtype=np.int64)
-        return positions
+        return BlockPositions(self.n, self.rows, self.bases[:-1])
 
     def _plan_copies(self, shared: _Shared, ends: I64) -> I64:
         """Give each block its own copies of the strings it uses, unless that would take too much space.

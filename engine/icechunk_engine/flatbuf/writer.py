@@ -32,7 +32,7 @@ import math
 import struct
 from collections.abc import Buffer, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -494,6 +494,13 @@ def _require_forward(least: int, greatest: int) -> None:
         raise InternalError("an offset in a flatbuffer does not point forwards. Reserve parents before children")
 
 
+class Positions(Protocol):
+    """Positions in a buffer: an ``int64`` array, or something that computes them."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, part: slice, /) -> I64: ...
+
+
 class OffsetVectors:
     """Reserved vectors of offsets. Point them at their targets before you write the buffer.
 
@@ -508,11 +515,11 @@ class OffsetVectors:
     def __init__(self, positions: I64, lengths: I64) -> None:
         self.positions = positions
         self._lengths = lengths
-        self._targets: I64 | None = None
+        self._targets: Positions | None = None
 
-    def point(self, targets: Integers) -> None:
+    def point(self, targets: Positions) -> None:
         """Set the positions of all targets, vector after vector."""
-        self._targets = np.asarray(targets, np.int64)
+        self._targets = targets
 
     def content(self) -> Iterator[Buffer]:
         """Yield the bytes of the vectors."""
@@ -524,7 +531,7 @@ class OffsetVectors:
             first = int(self.positions[0]) + 4
             if total <= _FEW:
                 fields = range(first, first + 4 * total, 4)
-                yield struct.pack(f"<{1 + total}I", total, *map(_distance, fields, targets.tolist()))
+                yield struct.pack(f"<{1 + total}I", total, *map(_distance, fields, targets[:].tolist()))
                 return
             yield total.to_bytes(4, "little")
             for start in range(0, total, _SLAB_ROWS):
@@ -537,5 +544,5 @@ class OffsetVectors:
         prefixes = (self.positions - base) // 4
         items = ragged_positions(prefixes + 1, self._lengths)
         words[prefixes] = self._lengths
-        words[items] = forward(base + 4 * items, targets)
+        words[items] = forward(base + 4 * items, targets[:])
         yield words

@@ -32,7 +32,7 @@ from icechunk_engine.columns.tables import (
 from icechunk_engine.flatbuf.blocks import BlockTables
 from icechunk_engine.flatbuf.distinct import distinct_ranges
 from icechunk_engine.flatbuf.reader import Buffer, Tables, Vectors, is_utf8
-from icechunk_engine.flatbuf.writer import Arena
+from icechunk_engine.flatbuf.writer import Arena, Positions
 from icechunk_engine.format import locations
 from icechunk_engine.format.schema import MAX_NDIM, OBJECT_ID_SIZE
 from icechunk_engine.format.schema import ChunkRef as Slot
@@ -46,7 +46,7 @@ _SLAB_ROWS = 2**14
 """References that are read at once. The arrays gathered on the way then stay in the cache."""
 
 
-def place_refs(arena: Arena, refs: ChunkRefs, frames: BytesTable | None) -> I64:
+def place_refs(arena: Arena, refs: ChunkRefs, frames: BytesTable | None) -> Positions:
     """Reserve the tables of references that are sorted by index; return their positions.
 
     Parameters

@@ -25,12 +25,16 @@ import numpy as np
 from icechunk_engine import paths
 from icechunk_engine.columns.chunk_finder import ChunkFinder
 from icechunk_engine.columns.chunk_refs import ChunkRef, ChunkRefs, concat
+from icechunk_engine.columns.sorted_parts import SortedParts
 from icechunk_engine.columns.tables import I64, Integers, broadcast_column
 from icechunk_engine.format.nodes import Node
 from icechunk_engine.format.zarr_metadata import chunk_encoding
 from icechunk_engine.ids import NodeId
 from icechunk_engine.keys import ChunkIndex
 from icechunk_engine.transaction.edit_sources import EditSources, SourceNumbers
+
+_JOINED_ROWS = 1 << 16
+"""Up to this many edits of an array are always joined: the next reader then finds them joined."""
 
 
 class _Run(NamedTuple):
@@ -141,6 +145,13 @@ class ChunkEdits:
         run = self._collapsed()
         return run.refs, run.sources
 
+    def sorted_parts(self) -> SortedParts:
+        """Return all edits, deletions included. Many edits are not joined, which would double their memory."""
+        if len(self) <= _JOINED_ROWS:
+            return SortedParts(self.ndim, [self.collapse()])
+        self._seal()
+        return SortedParts(self.ndim, [run.refs for run in self._runs])
+
     def overlap(self, indices: Integers) -> Overlap:
         """Return the latest edits of those of the given chunks that have been edited.
 
@@ -184,20 +195,18 @@ class ChunkEdits:
     def _index_runs(self) -> None:
         """Give every run a finder. Merge runs so that each is less than half as long as the one before.
 
+        The runs that came since the last call are first merged into one.
         There are then few runs to search, and each edit takes part in few merges: both grow with the logarithm of the
         number of edits.
         """
         if len(self._finders) == len(self._runs):
             return
         runs, finders = self._runs[: len(self._finders)], self._finders.copy()
-        for run in self._runs[len(self._finders) :]:
-            merged = run.latest()
-            while runs and len(runs[-1].refs) <= 2 * len(merged.refs):
-                merged = _join([runs.pop(), merged]).latest()
-                finders.pop()
-            runs.append(merged)
-            finders.append(ChunkFinder(merged.refs))
-        self._runs, self._finders = runs, finders
+        merged = _join(self._runs[len(self._finders) :]).latest()
+        while runs and len(runs[-1].refs) <= 2 * len(merged.refs):
+            merged = _join([runs.pop(), merged]).latest()
+            finders.pop()
+        self._runs, self._finders = [*runs, merged], [*finders, ChunkFinder(merged.refs)]
 
     def __reduce__(self) -> tuple[object, ...]:
         refs, sources = self.collapse_with_sources()

@@ -28,7 +28,7 @@ def log_of_changes(snapshot_id: SnapshotId, changes: ChangeSet) -> TransactionLo
         deleted_arrays=_sorted_ids(node.node_id for node in deleted if node.is_array),
         updated_arrays=_sorted_ids(node.node_id for node in updated if node.is_array),
         updated_groups=_sorted_ids(node.node_id for node in updated if not node.is_array),
-        updated_chunks={node_id: edits.collapse().indices for node_id, edits in changes.chunks.items() if edits},
+        updated_chunks={node_id: edits.sorted_parts().indices() for node_id, edits in changes.chunks.items() if edits},
         moved_nodes=moves_of_changes(changes),
     )
 

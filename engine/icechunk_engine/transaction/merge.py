@@ -24,7 +24,7 @@ The merge relies on the common start. In unrelated sessions, one path can be two
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple, NoReturn
 
@@ -32,12 +32,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icechunk_engine.columns.chunk_refs import DELETED, INLINE, NATIVE, VIRTUAL, ChunkRefs, concat
+from icechunk_engine.columns.sorted_parts import SortedParts
 from icechunk_engine.columns.tables import I64, U8, lex_order, rows_differ
 from icechunk_engine.errors import ErrorKind, SessionStateError
 from icechunk_engine.format.nodes import Node, NodeTable
 from icechunk_engine.format.zarr_metadata import chunk_encoding
 from icechunk_engine.ids import NodeId
-from icechunk_engine.transaction.change_set import ChangeSet
+from icechunk_engine.transaction.change_set import ChangeSet, ChunkEdits
 from icechunk_engine.transaction.edit_sources import EditSource, SourceNumbers
 from icechunk_engine.transaction.hierarchy import find_node, placement_problem
 
@@ -47,6 +48,9 @@ _NOTHING_SEEN: tuple[int, frozenset[tuple[str, int]]] = 0, frozenset()
 
 _SHOWN = 3
 """Chunks that an error names."""
+
+_ENOUGH_ROWS = 4096
+"""Edits that are worth the Python objects of a part."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,9 +124,11 @@ def merge_changes(
     return merge.doubts
 
 
-@dataclass(slots=True)
-class _Part:
-    """Chunk edits of one arrival for one array, with the receiver's numbers of their sources."""
+class _Part(NamedTuple):
+    """Chunk edits of one arrival for one array, with the receiver's numbers of their sources.
+
+    They are sorted by index, and there is at least one.
+    """
 
     refs: ChunkRefs
     sources: SourceNumbers
@@ -355,32 +361,36 @@ class _Merge:
         if not parts:
             return
         array = self._targets[node_id]
-        refs = concat([part.refs for part in parts])
-        if len({int(part.sources[0]) for part in parts}) == 1 and all(part.sources.strides[0] == 0 for part in parts):
-            sources = np.broadcast_to(parts[0].sources[0], len(refs))
-        else:
-            sources = np.concatenate([part.sources for part in parts])
-        if len(parts) > 1:
-            refs, sources = self._without_repeats(array, refs, sources)
         edits = self.into.edits_of(array)
-        if edits:
-            positions, old_refs, old_sources = edits.overlap(refs.indices)
-            self._check(array, old_refs, old_sources, refs.take(positions), sources[positions])
-        edits.set_many(refs, sources)
+        if edits or len(parts) > 1:
+            self._check_overlaps(array, edits, parts)
+        for refs, sources in _joined(parts):
+            edits.set_many(refs, sources)
+
+    def _check_overlaps(self, array: Node, edits: ChunkEdits, parts: Sequence[_Part]) -> None:
+        """Check the edits that parts replace: edits of the receiver, and those of the parts before."""
+        ordered = SortedParts(edits.ndim, [refs for refs, _ in parts])
+        for chosen in ordered.slices(ordered.borders()):
+            if chosen:
+                block = _join([_Part(parts[i].refs.narrow(rows), parts[i].sources[rows]) for i, rows in chosen])
+                refs, sources = self._without_repeats(array, *block)
+                if edits:
+                    positions, old_refs, old_sources = edits.overlap(refs.indices)
+                    self._check(array, old_refs, old_sources, refs.take(positions), sources[positions])
 
     def _without_repeats(
         self, array: Node, refs: ChunkRefs, sources: SourceNumbers
     ) -> tuple[ChunkRefs, SourceNumbers]:
         """Return the last edit of each chunk, sorted by index, after checking those that it replaces."""
+        if refs.is_sorted:
+            return refs, sources
         order = lex_order(refs.indices)
-        is_last = (
-            np.append(rows_differ(refs.indices[order]), True) if len(order) > 1 else np.ones(len(order), np.bool_)
-        )
+        is_last = np.append(rows_differ(refs.indices[order]), True)
         if not bool(is_last.all()):
             old, new = order[:-1][~is_last[:-1]], order[1:][~is_last[:-1]]
             self._check(array, refs.take(old), sources[old], refs.take(new), sources[new])
         rows = order[is_last]
-        return refs.take(rows), sources if sources.strides[0] == 0 and len(rows) == len(sources) else sources[rows]
+        return refs.take(rows), sources[rows]
 
     def _check(
         self, array: Node, old: ChunkRefs, old_sources: SourceNumbers, new: ChunkRefs, new_sources: SourceNumbers
@@ -416,6 +426,28 @@ class _Merge:
             f"values stay, pass on_overlap='last'",
             ErrorKind.MERGE_FAILED,
         )
+
+
+def _join(parts: Sequence[_Part]) -> _Part:
+    if len(parts) == 1:
+        return parts[0]
+    firsts = {int(sources[0]) for _, sources in parts}
+    refs = concat([refs for refs, _ in parts])
+    if len(firsts) == 1 and all(sources.strides[0] == 0 for _, sources in parts):
+        return _Part(refs, np.broadcast_to(parts[0].sources[0], len(refs)))
+    return _Part(refs, np.concatenate([sources for _, sources in parts]))
+
+
+def _joined(parts: Sequence[_Part]) -> Iterator[_Part]:
+    """Yield the same edits in fewer parts. Large ones stay as they are, so that their columns need not be copied."""
+    small: list[_Part] = []
+    for part in parts:
+        small.append(part)
+        if sum(len(refs) for refs, _ in small) >= _ENOUGH_ROWS:
+            yield _join(small)
+            small = []
+    if small:
+        yield _join(small)
 
 
 def _compare(old: ChunkRefs, new: ChunkRefs) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import batched
+from typing import NamedTuple
 
 from icechunk_engine._runtime.pools import map_heavy, start_heavy
 from icechunk_engine.assets import AssetManager, WrittenManifest
@@ -28,6 +29,7 @@ from icechunk_engine.catalog.clock_check import now_us, require_right_clock
 from icechunk_engine.catalog.dates import require_date
 from icechunk_engine.catalog.opening import open_catalog
 from icechunk_engine.columns.chunk_refs import ChunkRefs
+from icechunk_engine.columns.sorted_parts import SortedParts
 from icechunk_engine.columns.tables import U8
 from icechunk_engine.config import ResolvedConfig
 from icechunk_engine.format import layout
@@ -46,6 +48,12 @@ from icechunk_engine.types import Json
 
 _HEAVY_NUM_REFS = 4096
 """From this number of references on, a manifest is encoded on another thread: it takes some milliseconds."""
+
+_WAITING_BYTES = 1 << 25
+"""Bytes of encoded manifests that wait for the end of a commit, to be written together with its other files."""
+
+_REMEMBERED_BYTES = 1 << 26
+"""Bytes of new manifests that a commit leaves in the cache for its readers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +105,8 @@ def write_snapshot(
     log_file = start_heavy(
         lambda: encode_transaction_log(log, level=level, spec_version=spec_version), log.num_chunks >= _HEAVY_NUM_REFS
     )
-    nodes, written, files = _make_manifests(assets, base, changes, {} if memo is None else memo)
+    files = _Files(assets)
+    nodes, written = _make_manifests(assets, base, changes, {} if memo is None else memo, files)
     table = base.nodes.replace(_gone_rows(base, changes, nodes), nodes)
     snapshot = Snapshot(
         snapshot_id=snapshot_id,
@@ -109,12 +118,12 @@ def write_snapshot(
         nodes=table,
         spec_version=spec_version,
     )
-    files[layout.snapshot_key(snapshot_id)] = encode_snapshot(snapshot, level=level)
-    files[layout.transaction_log_key(snapshot_id)] = log_file.result()
-    assets.write(files)
+    files.add(layout.snapshot_key(snapshot_id), encode_snapshot(snapshot, level=level))
+    files.add(layout.transaction_log_key(snapshot_id), log_file.result())
+    files.write()
     if is_final:
         require_right_clock(assets.storage, layout.snapshot_key(snapshot_id), began_us, now_us())
-        make_durable(assets.storage, changes, lambda: base.nodes, files.keys())
+        make_durable(assets.storage, changes, lambda: base.nodes, files.keys)
     assets.remember_snapshot(snapshot)
     info = SnapshotRecord(
         id=snapshot_id,
@@ -127,14 +136,37 @@ def write_snapshot(
     return NewSnapshot(snapshot=snapshot, info=info)
 
 
+class _Files:
+    """Writes new files, many at once behind a network, and holds few bytes of those that are still to be written."""
+
+    def __init__(self, assets: AssetManager) -> None:
+        self.keys: list[str] = []
+        self._assets = assets
+        self._waiting: dict[str, bytes] = {}
+        self._nbytes = 0
+
+    def add(self, key: str, data: bytes) -> None:
+        """Add a file. It is written now or later."""
+        self.keys.append(key)
+        self._waiting[key] = data
+        self._nbytes += len(data)
+        if self._nbytes > _WAITING_BYTES:
+            self.write()
+
+    def write(self) -> None:
+        """Write all files that wait."""
+        self._assets.write(self._waiting)
+        self._waiting, self._nbytes = {}, 0
+
+
 def _make_manifests(
-    assets: AssetManager, base: Snapshot, changes: ChangeSet, memo: ManifestMemo
-) -> tuple[list[Node], list[WrittenManifest], dict[str, bytes]]:
-    """Encode the manifests of all changed arrays.
+    assets: AssetManager, base: Snapshot, changes: ChangeSet, memo: ManifestMemo, files: _Files
+) -> tuple[list[Node], list[WrittenManifest]]:
+    """Encode the manifests of all changed arrays, and add them to ``files``.
 
     Returns
     -------
-    The changed, new and moved nodes in their final form, their new manifests, and the files to write.
+    The changed, new and moved nodes in their final form, and their new manifests.
     """
     counts = base.manifest_files.counts()
     touched = _touched_nodes(base, changes)
@@ -146,8 +178,8 @@ def _make_manifests(
                 continue
             edits = changes.chunks.get(node.node_id)
             inputs = ManifestInputs(node.user_data, (edits.lineage, edits.revision) if edits else None)
-            columns = edits.collapse() if edits else ChunkRefs.empty(node.shape.ndim)
-            plan = ArrayPlan(node, columns, counts, assets.config)
+            parts = edits.sorted_parts() if edits else SortedParts(node.shape.ndim, ())
+            plan = ArrayPlan(node, parts, counts, assets.config)
             known = memo.get(node.node_id)
             if known is None or known.inputs != inputs or not plan.allows(known):
                 new[node.node_id] = _NewManifests(inputs, [], [])
@@ -159,24 +191,27 @@ def _make_manifests(
                 yield plan.node.node_id, piece
             new[plan.node.node_id].replaced = plan.replaced
 
-    files: dict[str, bytes] = {}
-    encoded = map_heavy(
+    remembered_bytes = 0
+    for made in map_heavy(
         lambda item: _encode_piece(*item, assets), pieces(), lambda item: len(item[1]) >= _HEAVY_NUM_REFS
-    )
-    for node_id, ref, file, data in encoded:
-        files[layout.manifest_key(ref.manifest_id)] = data
-        new[node_id].refs.append(ref)
-        new[node_id].written.append(file)
-    # The files are written later. If that fails, the whole commit fails, and nobody uses the memo.
+    ):
+        remembered_bytes += made.manifest.nbytes
+        if remembered_bytes <= _REMEMBERED_BYTES:
+            assets.remember_manifest(made.manifest)
+        files.add(layout.manifest_key(made.ref.manifest_id), made.data)
+        of_array = new[made.node_id]
+        of_array.refs.append(made.ref)
+        of_array.written.append(WrittenManifest(made.ref.manifest_id, len(made.data), made.manifest.num_chunk_refs))
+    # If a file cannot be written, the whole commit fails, and nobody uses the memo.
     memo |= {
-        node_id: ArrayMemo(made.inputs, made.replaced, tuple(made.refs), tuple(made.written))
-        for node_id, made in new.items()
+        node_id: ArrayMemo(of_array.inputs, of_array.replaced, tuple(of_array.refs), tuple(of_array.written))
+        for node_id, of_array in new.items()
     }
     arrays = [(node, memo[node.node_id]) for node in touched if node.shape is not None]
     nodes = [node for node in touched if node.shape is None]
     nodes += [replace(node, manifests=_manifests_after(node, known)) for node, known in arrays]
     nodes += changes.moved_nodes.values()
-    return nodes, [file for _, known in arrays for file in known.written], files
+    return nodes, [file for _, known in arrays for file in known.written]
 
 
 def _manifests_after(node: Node, known: ArrayMemo) -> tuple[ManifestRef, ...]:
@@ -218,9 +253,16 @@ def _touched_nodes(base: Snapshot, changes: ChangeSet) -> list[Node]:
     return touched
 
 
-def _encode_piece(
-    node_id: NodeId, piece: ChunkRefs, assets: AssetManager
-) -> tuple[NodeId, ManifestRef, WrittenManifest, bytes]:
+class _EncodedManifest(NamedTuple):
+    """A manifest of one array, and its file."""
+
+    node_id: NodeId
+    ref: ManifestRef
+    manifest: Manifest
+    data: bytes
+
+
+def _encode_piece(node_id: NodeId, piece: ChunkRefs, assets: AssetManager) -> _EncodedManifest:
     manifest_id = ManifestId.random()
     manifest = Manifest(manifest_id=manifest_id, arrays=((node_id, piece.compact()),))
     data = encode_manifest(
@@ -229,10 +271,9 @@ def _encode_piece(
         location_compression=_location_compression(assets.config),
         spec_version=assets.spec_version,
     )
-    assets.remember_manifest(manifest)
     extents = piece.extents().tolist() if piece.ndim else []
     ref = ManifestRef(manifest_id, tuple((start, stop) for start, stop in extents))
-    return node_id, ref, WrittenManifest(manifest_id, len(data), len(piece)), data
+    return _EncodedManifest(node_id, ref, manifest, data)
 
 
 def _location_compression(config: ResolvedConfig) -> LocationCompression | None:

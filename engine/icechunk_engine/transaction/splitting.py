@@ -27,12 +27,13 @@ the old chunks would reappear.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from icechunk_engine.columns.chunk_refs import INLINE, ChunkRefs
+from icechunk_engine.columns.sorted_parts import SortedParts
 from icechunk_engine.columns.tables import I64, U32, Mask, column_bounds
 from icechunk_engine.config import ManifestSplittingConfig
 from icechunk_engine.format.manifest import MAX_APPARENT_SIZE, apparent_size
@@ -156,13 +157,60 @@ def _intersects_any(extents: U32, starts: I64, stops: I64) -> bool:
     return bool(((extents[:, 0] < stops) & (extents[:, 1] > starts)).all(axis=1).any())
 
 
-def overlapping_manifests(extents: U32, pieces: Sequence[ChunkRefs]) -> Mask:
+def overlapping_manifests(extents: U32, pieces: Iterable[ChunkRefs]) -> Mask:
     """Return the mask of the manifests that overlap the box of a new piece, and so must be rewritten, too."""
     mask = np.zeros(len(extents), np.bool_)
     for piece in pieces:
         box = piece.extents()
         mask |= ((extents[:, :, 0] < box[:, 1]) & (extents[:, :, 1] > box[:, 0])).all(axis=1)
     return mask
+
+
+def independent_borders(refs: SortedParts, rule: SplitRule, live: Callable[[ChunkRefs], ChunkRefs]) -> U32:
+    """Return borders of ranges that can be split one after another: :func:`split` makes the same pieces of all rows.
+
+    Parameters
+    ----------
+    live
+        Returns those rows of a block that go into manifests. The block has only indices and kinds.
+    """
+    if rule.edges is not None and refs.ndim:
+        edge = min(rule.edges[0], 2**32 - 1)
+        borders: U32 = np.unique(refs.borders() // np.uint32(edge) * np.uint32(edge))
+        return borders[borders > 0]
+    if refs.ndim == 0 or len(refs) <= rule.max_refs:
+        return np.empty(0, np.uint32)
+    bare = refs.without_places()
+    columns = (live(block).indices[:, 0] for block in bare.blocks(bare.borders()))
+    return np.array(_greedy_borders(columns, rule.max_refs), np.uint32)
+
+
+def _greedy_borders(columns: Iterable[U32], limit: int) -> list[int]:
+    """Return where :func:`_split_by_count` cuts axis 0, from the sorted coordinates of all rows.
+
+    Parameters
+    ----------
+    columns
+        The coordinates, in several arrays. No coordinate is in two of them.
+    """
+    borders: list[int] = []
+    n_open = 0  # rows of the last piece so far, which the next slabs may join
+    for column in columns:
+        if len(column) == 0:
+            continue
+        slab_starts = np.append(0, np.flatnonzero(np.diff(column)) + 1)
+        slab_stops = np.append(slab_starts[1:], len(column))
+        first_row, slab = -n_open, 0
+        while True:
+            last = max(int(np.searchsorted(slab_stops, first_row + limit, "right")), slab)
+            if last == slab and first_row == slab_starts[slab]:
+                last += 1  # a piece has at least one slab
+            if last == len(slab_stops):
+                break
+            first_row, slab = int(slab_starts[last]), last
+            borders.append(int(column[first_row]))
+        n_open = len(column) - first_row
+    return borders
 
 
 def split(refs: ChunkRefs, rule: SplitRule, grid: Sequence[int]) -> list[ChunkRefs]:
