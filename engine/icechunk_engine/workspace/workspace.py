@@ -83,6 +83,7 @@ class Workspace(SnapshotView):
         self._is_copy = edits_token is not None
         self._lineage, self._revision = edits_token or (_new_lineage(permissions), 0)
         self._epoch = 0
+        self._source: EditSource | None = None  # of edits that are made now, if one was made
         self._names_tasks = self._is_copy and permissions.is_fork
 
     @property
@@ -160,19 +161,28 @@ class Workspace(SnapshotView):
     def end_epoch(self) -> None:
         """Call this when somebody else gets the edits: later ones must have another source."""
         self._epoch += 1
+        self._source = None
 
     def _advance_token(self) -> None:
         if self._is_copy:
             self._lineage, self._is_copy = _new_lineage(self.permissions), False
+            self._source = None
         self._revision += 1
 
     def _apply(self, state: WorkspaceState, edit: Edit) -> None:
         """Make an edit."""
         self._advance_token()
-        source = EditSource(self._lineage, self._epoch, current_task() if self._names_tasks else None)
+        source = self._current_source()
         edit(state.changes, state.changes.sources.number(source))
         if self.exchange is not None:
             self.exchange.record(edit, source)
+
+    def _current_source(self) -> EditSource:
+        task = current_task() if self._names_tasks else None
+        source = self._source
+        if source is None or source.task != task:
+            source = self._source = EditSource(self._lineage, self._epoch, task)
+        return source
 
     def _apply_to_nodes(self, state: WorkspaceState, edit: Edit) -> None:
         """Make an edit of nodes."""
