@@ -16,7 +16,7 @@ import dask.array
 import numpy as np
 import pytest
 import xarray as xr
-from distributed import Client
+from distributed import Client, Status
 from distributed.diagnostics.plugin import SchedulerPlugin
 
 import xarray_icechunk as xi
@@ -54,8 +54,14 @@ class Killer(SchedulerPlugin):
                 self.n_killed += 1
 
     def _pids_of_workers_that_are_up(self) -> list[int]:
-        up = self._cluster.scheduler.workers
-        return [nanny.pid for nanny in self._cluster.workers.values() if nanny.worker_address in up]
+        registered = self._cluster.scheduler.workers
+        return [
+            nanny.pid
+            for nanny in self._cluster.workers.values()
+            if nanny.status == nanny.process.status == Status.running  # else it is starting or ending
+            and nanny.worker_address in registered
+            and nanny.pid is not None
+        ]
 
 
 @contextmanager
@@ -85,7 +91,11 @@ def with_to_icechunk(ds: xr.Dataset, session: Any) -> None:
     xi.to_icechunk(ds, session)
 
 
-@pytest.mark.parametrize("write", [with_to_icechunk])
+def with_to_zarr(ds: xr.Dataset, session: Any) -> None:
+    ds.to_zarr(session.store, zarr_format=3, consolidated=False)
+
+
+@pytest.mark.parametrize("write", [with_to_icechunk, with_to_zarr])
 @pytest.mark.parametrize("seed", range(N_ROUNDS))
 def test_killed_workers_lose_nothing(
     cluster_of_processes: Client, local_place: Place, write: Callable[[xr.Dataset, Any], None], seed: int

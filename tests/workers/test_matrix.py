@@ -62,7 +62,7 @@ def write_and_check(place: Place, write: Callable[[Any], Values]) -> None:
 
 @pytest.mark.parametrize(
     ("executor", "way", "where"),
-    cells(("threads",), tuple(writes.WHOLE), PLACES),
+    cells(("threads", "spawn", "forkserver", "distributed"), tuple(writes.WHOLE), PLACES),
 )
 def test_whole_arrays(request: pytest.FixtureRequest, executor: str, way: str, where: str) -> None:
     run: Executor = request.getfixturevalue(executor)
@@ -73,6 +73,8 @@ def test_whole_arrays(request: pytest.FixtureRequest, executor: str, way: str, w
 
 CUBED: dict[str, tuple[str, dict[str, str]]] = {
     "threads": ("threads", {}),
+    "spawn": ("processes", {"use_processes": "spawn"}),
+    "forkserver": ("processes", {"use_processes": "forkserver"}),
 }
 
 
@@ -93,7 +95,7 @@ def test_cubed(
     ("executor", "way_back", "function", "where"),
     cells(
         ("threads", "spawn", "forkserver", "delayed", "distributed", "loky"),
-        ("forks",),
+        tuple(writes.WAYS_BACK),
         tuple(writes.FUNCTIONS),
         PLACES,
     ),

@@ -67,3 +67,11 @@ class ReportsClosed:
         if self._ledger is not None:
             with suppress(IcechunkError):  # the first error counts; copies that report now are refused
                 self._ledger.open(self._origin_id)
+
+
+def end_reports(workspace: Workspace, ledger: Ledger) -> None:
+    """Take no more reports, and drop those that were not collected. Later writes of copies raise an error there."""
+    ledger.close()
+    workspace.exchange = None
+    with suppress(IcechunkError):  # nothing takes these reports any more; maintenance removes what is left
+        ledger.remove()

@@ -26,7 +26,7 @@ from icechunk_engine.config import RepositoryConfig
 from icechunk_engine.errors import ErrorKind, InvalidInputError, NodeNotFoundError, ReadOnlyError
 from icechunk_engine.errors.foreign import describe
 from icechunk_engine.ids import SnapshotId
-from icechunk_engine.session.closing import ReportsClosed
+from icechunk_engine.session.closing import ReportsClosed, end_reports
 from icechunk_engine.session.committing import Committer
 from icechunk_engine.session.forking import (
     UNPICKLABLE,
@@ -297,7 +297,15 @@ class Session:
     # --- editing -----------------------------------------------------------------------------------------------
 
     def discard_changes(self) -> None:
-        """Drop all uncommitted edits. Chunks that were already stored remain until garbage collection."""
+        """Drop all uncommitted edits. Chunks that were already stored remain until garbage collection.
+
+        This includes the edits of other processes that have :attr:`store`. If their tasks still write, they get an
+        error. Pass them the store again for new writes.
+        """
+        if self._ledger is not None and self._store_copy is not None and self._fork_point is None:
+            # A late report must not bring back what was discarded.
+            end_reports(self._workspace, self._ledger)
+            self._ledger = self._store_copy = None
         if self._ledger is not None and self._ledger.has_copies and self._workspace.exchange is None:
             self._watch_copies(Reporting.mark)
         if isinstance(self._workspace.exchange, HomeReports):

@@ -7,6 +7,7 @@ It does not look before each write: a task that writes whole chunks makes no req
 
 from __future__ import annotations
 
+import time
 from functools import partial
 
 from icechunk_engine.errors import ErrorKind, SessionStateError
@@ -101,7 +102,8 @@ class WorkerReports(Exchange):
                 workspace.end_epoch()
             parts = entry_parts(self._in_flight, self._array_paths(workspace.state))
             overwrites = self._overwrites(workspace.state, parts.sources)
-        self._lamport += 1
+        # Two runs of one task have not seen each other. The clock orders them: the last run counts.
+        self._lamport = max(self._lamport + 1, time.time_ns() // 1000)
         return JournalEntry(
             writer=writer,
             seq=seq,
