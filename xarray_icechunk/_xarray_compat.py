@@ -19,6 +19,7 @@ __all__ = [
     "BatchedCodecPipeline",
     "FusedCodecPipeline",
     "pipeline_fields",
+    "places_of_blocks",
     "set_pipeline",
     "validate_encoding",
     "validate_region",
@@ -64,6 +65,17 @@ def pipeline_fields(pipeline: BatchedCodecPipeline) -> dict[str, Any] | None:
 def set_pipeline(array: zarr.Array[Any], pipeline: BatchedCodecPipeline | FusedCodecPipeline) -> None:
     """Give this array object another pipeline. zarr 3.4.2 ``AsyncArray.codec_pipeline``, in a frozen dataclass."""
     object.__setattr__(array.async_array, "codec_pipeline", pipeline)
+
+
+def places_of_blocks(chunks: tuple[tuple[int, ...], ...]) -> object:
+    """Return an argument of ``dask.array.map_blocks`` that passes each block its place in the array, as slices.
+
+    dask 2026.8 ``dask.layers.ArraySliceDep``, with which ``dask.array.store`` does the same. The public ``block_id``
+    would not do: each task would have to carry the chunk sizes of the whole array.
+    """
+    from dask.layers import ArraySliceDep  # dask is an optional dependency
+
+    return ArraySliceDep(chunks)
 
 
 def validate_region(zarr_store: ZarrStore, dataset: Dataset) -> tuple[Dataset, dict[Hashable, slice]]:

@@ -29,6 +29,7 @@ from icechunk_engine.errors import ErrorKind, InvalidInputError
 from icechunk_engine.session import ForkSession, fork_for_graph
 from icechunk_engine.transaction.merge import OnOverlap
 
+from ._xarray_compat import places_of_blocks
 from .reopening import reopen
 
 __all__ = ["DaskArray", "ZarrArray", "merge_forks", "session_merge_reduction", "store_dask", "store_graph"]
@@ -52,7 +53,7 @@ class DaskArray(Protocol):
 class _ArrayLibrary(Protocol):
     """The functions of ``dask.array`` that are used here."""
 
-    def map_blocks(self, function: object, *arrays: DaskArray, **options: object) -> DaskArray: ...
+    def map_blocks(self, function: object, *arguments: object, **options: object) -> DaskArray: ...
     def reduction(self, array: DaskArray, **options: object) -> DaskArray: ...
 
 
@@ -220,20 +221,15 @@ class _Target:
     ----------
     region
         One range for each axis: the part of the array that is written.
-    starts
-        Where each block of the source begins along each axis, and where the last one ends.
     """
 
     array: ZarrArray
     region: tuple[range, ...]
-    starts: tuple[NDArray[np.int64], ...]
     token: str = field(default_factory=lambda: uuid4().hex)
 
-    def write(self, block: Any, block_id: tuple[int, ...]) -> None:
-        """Write one block of the source."""
-        parts = (
-            part[starts[i] : starts[i + 1]] for part, starts, i in zip(self.region, self.starts, block_id, strict=True)
-        )
+    def write(self, block: Any, place: tuple[slice, ...]) -> None:
+        """Write one block. ``place`` is its place in the source."""
+        parts = (region[part] for region, part in zip(self.region, place, strict=True))
         self.array[tuple(slice(part.start, part.stop, part.step) for part in parts)] = block
 
     def __dask_tokenize__(self) -> object:
@@ -263,11 +259,12 @@ def store_graph(
     """
     library = _array_library(source)
     name = f"icechunk-store-{target.path.rpartition('/')[2]}"
-    starts = tuple(np.cumsum([0, *lengths]).astype(np.int64) for lengths in source.chunks)
+    writer = _Target(array=target, region=_ranges(source, target, region))
     forks = library.map_blocks(
         _write_block,
         source,
-        target=_Target(array=target, region=_ranges(source, target, region), starts=starts),
+        places_of_blocks(source.chunks),
+        target=writer,
         token=name,
         dtype=object,
         meta=np.empty((0,) * len(source.shape), dtype=object),
@@ -326,8 +323,8 @@ def _array_library(array: object) -> _ArrayLibrary:
     return cast(_ArrayLibrary, library)
 
 
-def _write_block(block: Any, target: _Target, block_id: tuple[int, ...]) -> ForkSession:
-    target.write(block, block_id)
+def _write_block(block: Any, place: tuple[slice, ...], *, target: _Target) -> ForkSession:
+    target.write(block, place)
     return _fork_of_array(target.array)
 
 

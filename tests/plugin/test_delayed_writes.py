@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from typing import Any
 
+import cloudpickle
 import dask
 import dask.array as da
 import numpy as np
@@ -274,3 +275,16 @@ def test_data_of_the_same_session_are_refused(repo: Any, dataset: xr.Dataset) ->
         with pytest.raises(InvalidInputError, match="compute=False"):
             xi.to_icechunk(source, session, mode="w", compute=False)
     xr.testing.assert_identical(read(session), dataset)
+
+
+def test_tasks_stay_small(repo: Any) -> None:
+    """Each task is sent alone, so none may carry what grows with the number of blocks."""
+    session = repo.writable_session("main")
+    sizes = []
+    for n in (10, 1000):
+        group = f"g{n}"
+        ds = xr.Dataset({"a": ("x", da.zeros(n, chunks=1))})
+        delayed: Any = xi.to_icechunk(ds, session, group=group, compute=False)
+        tasks = [task for key, task in dict(delayed.dask).items() if "partial" not in str(key)]
+        sizes.append(max(len(cloudpickle.dumps(task)) for task in tasks if len(task.dependencies) == 0))
+    assert sizes[1] < sizes[0] + 500

@@ -157,8 +157,8 @@ class ForgetfulTarget:
         array: zarr.Array[Any] = self.target.array
         return array
 
-    def write(self, block: Any, block_id: tuple[int, ...]) -> None:
-        self.target.write(block, block_id)
+    def write(self, block: Any, place: tuple[slice, ...]) -> None:
+        self.target.write(block, place)
         if once(self.flag):
             raise RuntimeError("after the write")
 
