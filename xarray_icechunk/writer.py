@@ -110,7 +110,8 @@ def to_icechunk(
         zarr's setting, which is not to store them.
     compute : bool
         False writes metadata and arrays in memory now, and returns a :class:`dask.delayed.Delayed` that writes the
-        dask arrays. See the notes.
+        dask arrays. Compute it in any way and with any scheduler. Its edits come to the session, which you commit
+        afterwards. If you passed a repository, path or URL, it commits once, and its value is the id of the snapshot.
     template : bool
         Write metadata and arrays in memory, but not the values of dask arrays. They read as the fill value until
         you write them, for example region by region. No graph is built, so the number of chunks does not matter.
@@ -256,7 +257,7 @@ class _Job:
                 return delayed_merge(session, writes.dask, self.split_every, self.on_overlap)
         if reads_session:
             # The data stay as they are while they are read, because the session does not change before the merge.
-            fork = session.fork()
+            fork = fork_for_graph(session)
             self._run(fork, self.write.write_metadata(fork))
             session.merge(fork)
         else:
@@ -278,8 +279,12 @@ class _Job:
         repository = destination.open_or_create()
         session = repository.writable_session(destination.branch)
         if self.compute:
-            self._run(session, write_metadata(session))
-            return commit.run(session)
+            try:
+                self._run(session, write_metadata(session))
+                return commit.run(session)
+            finally:
+                if not session.read_only:  # not committed: nobody can use the edits any more
+                    session.discard_changes()
         from .delayed_writes import delayed_commit  # dask is an optional dependency
 
         fork = fork_for_graph(session)

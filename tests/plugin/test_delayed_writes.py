@@ -60,23 +60,16 @@ def test_a_session_gets_the_metadata_now_and_the_values_later(
     xr.testing.assert_identical(read(repo), dataset)
 
 
-def test_several_delayed_writes_together(repo: Any, dataset: xr.Dataset, lazy: xr.Dataset) -> None:
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_several_delayed_writes_together(repo: Any, dataset: xr.Dataset, lazy: xr.Dataset, scheduler: str) -> None:
     session = repo.writable_session("main")
     delayed: list[Any] = [xi.to_icechunk(lazy + n, session, group=f"g{n}", compute=False) for n in range(3)]
-    dask.compute(*delayed, scheduler="threads")  # in this process, so they merge by themselves
-    session.commit("three")
+    assert dask.compute(*delayed, scheduler=scheduler, num_workers=2) == (None, None, None)
+    xi.to_icechunk(dataset, session, group="more")
+    session.commit("four")
     for n in range(3):
         xr.testing.assert_equal(read(repo, group=f"g{n}"), dataset + n)
-
-
-@pytest.mark.long
-def test_forks_from_other_processes_are_merged_by_the_caller(repo: Any, dataset: xr.Dataset, lazy: xr.Dataset) -> None:
-    session = repo.writable_session("main")
-    delayed: list[Any] = [xi.to_icechunk(lazy + n, session, group=f"g{n}", compute=False) for n in range(2)]
-    session.merge(*dask.compute(*delayed, scheduler="processes", num_workers=2))
-    session.commit("two")
-    for n in range(2):
-        xr.testing.assert_equal(read(repo, group=f"g{n}"), dataset + n)
+    xr.testing.assert_identical(read(repo, group="more"), dataset)
 
 
 def test_computing_twice_changes_nothing(repo: Any, dataset: xr.Dataset, lazy: xr.Dataset) -> None:
@@ -126,8 +119,11 @@ def test_futures_of_a_cluster(
     session = repo.writable_session("main")
     delayed: Any = xi.to_icechunk(lazy, session, group="session", compute=False)
     with client.as_current():
-        delayed.compute()
+        assert client.compute(delayed).result() is None
+        client.compute(delayed).result()  # the same graph again changes nothing
         session.commit("session")
+        with pytest.raises(SessionStateError, match="committed"):
+            client.compute(delayed)
         futures = client.compute([xi.to_icechunk(lazy + n, repo, group=f"g{n}", compute=False) for n in range(2)])
         ids = client.gather(futures)
     assert sorted(ids) == sorted(snapshot.id for snapshot in list(repo.ancestry(branch="main"))[:2])

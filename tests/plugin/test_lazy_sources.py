@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
+from distributed import Client
 
 import xarray_icechunk as xi
 from icechunk_engine.session import Session
@@ -72,6 +73,18 @@ def test_computed_from_a_neighbour(session: Session) -> None:
     xi.to_icechunk(changed.drop_encoding(), session, mode="w")
     np.testing.assert_allclose(read(session).temperature, expected)
     assert (read(session)["count"] == 0).all()
+
+
+@pytest.mark.long
+def test_on_a_cluster(cluster_of_processes: Client, session: Session) -> None:
+    """Workers read through a copy of the session, made before it changes."""
+    expected = read(session)
+    source = xi.open_dataset(session, chunks={"time": 2})
+    shifted = source.assign(count=source["count"].roll(time=2))
+    with cluster_of_processes.as_current():
+        xi.to_icechunk(shifted, session, mode="w")
+    xr.testing.assert_identical(read(session), expected.assign(count=expected["count"].roll(time=2)))
+    session.commit("on a cluster")
 
 
 def test_into_another_group(session: Session) -> None:
