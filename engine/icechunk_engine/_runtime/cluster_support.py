@@ -1,7 +1,7 @@
-"""Load the plugin's support for a cluster library, if this process uses one.
+"""Load the plugin's support for dask and clusters, if this process uses them.
 
-The engine imports no such library. The plugin's module tells it the names of tasks
-(:mod:`icechunk_engine._runtime.task_names`), and whether a cluster would bury an error that pickling raises.
+The engine imports no such library. The plugin tells dask how to name our arrays. It tells the engine the names of
+tasks (:mod:`icechunk_engine._runtime.task_names`), and whether a cluster would bury an error that pickling raises.
 """
 
 from __future__ import annotations
@@ -11,13 +11,16 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 
-_SUPPORT = {"distributed": "xarray_icechunk.cluster"}
+_SUPPORT = {"dask.base": "xarray_icechunk.dask_tokens", "distributed": "xarray_icechunk.cluster"}
 
 _has_client: Callable[[], bool] | None = None
 
 
 def load_cluster_support() -> None:
-    """Load what fits the libraries that are imported. Takes about a microsecond if it is loaded."""
+    """Load what fits the libraries that are imported. Takes about a microsecond if it is loaded.
+
+    Call it when a process gets something that it may write to.
+    """
     for library, module in _SUPPORT.items():
         if library in sys.modules and module not in sys.modules:
             with suppress(ImportError):

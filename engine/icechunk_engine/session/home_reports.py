@@ -7,7 +7,7 @@ or by discarding the edits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from icechunk_engine._runtime.locks import memory_lock
 from icechunk_engine.errors import ErrorKind, SessionStateError
@@ -89,12 +89,21 @@ class HomeReports(Exchange):
     def _is_mine(self, entry: JournalEntry) -> bool:
         return entry.fork == self._fork_id and entry.origin_id == self._origin_id
 
-    def forget_present(self) -> None:
+    def forget(self) -> None:
+        """Ignore all new reports of our copies. One LIST, and a GET for each."""
+        self._forget(lambda entry: self._is_mine(entry) and entry.has_edits)
+
+    def forget_all(self) -> None:
         """Ignore all reports up to now, also those of copies of forks, because the session discards its edits."""
-        if self._ledger.has_copies:
+        self._forget(lambda entry: True)
+        with self._lock:
+            self._collected = dict.fromkeys(self._collected)
+
+    def _forget(self, is_meant: Callable[[JournalEntry], bool]) -> None:
+        if self._ledger.has_copies and not self._workspace.read_only:
             new = self._fetch_new()
             with self._lock:
-                self._collected.update(dict.fromkeys([*self._collected, *new]))
+                self._collected.update((key, None) for key, entry in new.items() if is_meant(entry))
 
     # --- copies that have not come back --------------------------------------------------------------------------
 

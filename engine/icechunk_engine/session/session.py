@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import SupportsIndex
 
 from icechunk_engine import paths
-from icechunk_engine._runtime.cluster_support import is_client
+from icechunk_engine._runtime.cluster_support import is_client, load_cluster_support
 from icechunk_engine._runtime.observing import operation
 from icechunk_engine._runtime.pools import async_twin
 from icechunk_engine.columns.chunk_refs import ChunkType
@@ -184,6 +184,8 @@ class Session:
     @property
     def store(self) -> IcechunkStore:
         """The Zarr store that reads and writes through this session."""
+        if not self.read_only:
+            load_cluster_support()
         store = IcechunkStore(self)
         store._is_open = True  # one that the class makes is opened by zarr
         return store
@@ -309,7 +311,7 @@ class Session:
         if self._ledger is not None and self._ledger.has_copies and self._workspace.exchange is None:
             self._watch_copies(Reporting.mark)
         if isinstance(self._workspace.exchange, HomeReports):
-            self._workspace.exchange.forget_present()
+            self._workspace.exchange.forget_all()
         self._workspace.discard_edits()
 
     def all_or_nothing(self) -> AbstractContextManager[None]:

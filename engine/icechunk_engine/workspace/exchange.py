@@ -32,6 +32,9 @@ class Exchange:
         """Bring in the edits of others after something was missing. Returns True if there were any."""
         return False
 
+    def forget(self) -> None:
+        """Ignore what others have reported since the last look, because the edits are being undone."""
+
     def record(self, edit: Edit, source: EditSource) -> None:
         """Note an edit, under the workspace's lock. Makes no request."""
 

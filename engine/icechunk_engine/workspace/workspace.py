@@ -28,7 +28,7 @@ from icechunk_engine import paths
 from icechunk_engine._runtime.task_names import current_task
 from icechunk_engine.catalog.opening import open_catalog
 from icechunk_engine.columns.chunk_refs import DELETED, INLINE, NATIVE, ChunkRef, ChunkRefs
-from icechunk_engine.errors import AlreadyExistsError, ErrorKind, InvalidInputError, SessionStateError
+from icechunk_engine.errors import AlreadyExistsError, ErrorKind, IcechunkError, InvalidInputError, SessionStateError
 from icechunk_engine.format import layout
 from icechunk_engine.format.nodes import Node
 from icechunk_engine.format.zarr_metadata import parse_node_metadata, regular_chunk_lengths
@@ -123,7 +123,7 @@ class Workspace(SnapshotView):
     def all_or_nothing(self) -> AbstractContextManager[None]:
         """Undo all edits since the start of the block if the block raises, unless the session was committed.
 
-        This includes the edits of other threads.
+        This includes the edits of other threads, and those that copies in other processes have reported.
         """
         return _AllOrNothing(self)
 
@@ -471,11 +471,19 @@ class _AllOrNothing:
         self._workspace = workspace
 
     def __enter__(self) -> None:
+        self._workspace.look()
         self._before = self._workspace.copy_state()
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            self._workspace.undo_edits(self._before)
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
+        if kind is None:
+            return
+        self._workspace.undo_edits(self._before)
+        if self._workspace.exchange is not None:
+            try:
+                self._workspace.exchange.forget()
+            except IcechunkError as failure:
+                assert error is not None
+                error.add_note(f"Edits that other processes reported may come back: {failure}")
 
 
 def _set_many(edits: ChunkEdits, source: int, *, refs: ChunkRefs) -> None:

@@ -146,6 +146,20 @@ def test_discarding_drops_the_reports(repo: Repository, session: ic.Session) -> 
     session.commit("later")
 
 
+def test_a_block_that_fails_undoes_what_copies_wrote_in_it(session: ic.Session) -> None:
+    before, during = sent(session.store), sent(session.store)
+    opened(before)[:2] = 1
+    with pytest.raises(ZeroDivisionError), session.all_or_nothing():
+        opened(session.store)[2:4] = 2
+        opened(during)[4:6] = 3
+        assert values(session.store) == [1, 1, 2, 2, 3, 3, 0, 0]
+        opened(during)[6:8] = 4
+        raise ZeroDivisionError
+    assert values(session.store) == [1, 1] + [0] * 6
+    opened(sent(session.store))[6:8] = 5
+    assert values(session.store) == [1, 1, 0, 0, 0, 0, 5, 5]
+
+
 def test_a_write_after_the_commit_is_refused(repo: Repository, session: ic.Session) -> None:
     early, late = sent(session.store), sent(session.store)
     opened(early)[:2] = 1
