@@ -97,6 +97,7 @@ from icechunk_engine.errors import (
     StorageError,
 )
 from icechunk_engine.format.decompression import set_decompression_limit
+from icechunk_engine.journal.sharing import SessionInfo
 from icechunk_engine.ops.doctor import doctor
 from icechunk_engine.ops.migrate import upgrade_icechunk_repository
 from icechunk_engine.repository import Repository
@@ -197,6 +198,7 @@ __all__ = [
     "S3Options",
     "S3StaticCredentials",
     "Session",
+    "SessionInfo",
     "SessionMode",
     "SessionStateError",
     "SnapshotInfo",

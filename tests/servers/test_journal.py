@@ -29,7 +29,7 @@ def test_a_session_that_ends_while_workers_report(store: Storage) -> None:
                 Journal(store, "token").put_entry(entry(seq, writer=f"{number}" * 32))
             except SessionStateError:
                 return
-            told.append(journal.entry_key(f"{number}" * 32, seq))
+            told.append(journal.entry_key(entry(seq, writer=f"{number}" * 32)))
 
     with ThreadPoolExecutor(4) as threads:
         writers = [threads.submit(report, number) for number in range(4)]
@@ -42,7 +42,7 @@ def test_a_session_that_ends_while_workers_report(store: Storage) -> None:
         for writer in writers:
             writer.result()
     assert set(told) <= set(keys)
-    assert {journal.entry_key(one.writer, one.seq) for one in journal.fetch_entries(keys)} >= set(told)
+    assert {journal.entry_key(one) for one in journal.fetch_entries(keys)} >= set(told)
     assert journal.record() is None
     journal.remove_all()
     assert list(store.list("journals/")) == []
@@ -65,7 +65,7 @@ def test_coroutines_share_entries(store: Storage) -> None:
     entries = journal.fetch_entries(journal.list_entries())
     assert sorted(row for one in entries for row in one.arrays[0].refs.indices[:, 0].tolist()) == list(range(60))
     assert len(entries) <= 3
-    assert_equal(journal.fetch_entries([journal.entry_key(entries[0].writer, entries[0].seq)])[0], entries[0])
+    assert_equal(journal.fetch_entries([journal.entry_key(entries[0])])[0], entries[0])
 
 
 @pytest.mark.parametrize("token", ["A-z_9", "x" * 64])

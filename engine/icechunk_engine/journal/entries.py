@@ -83,6 +83,9 @@ class JournalEntry:
         The last source of edits that each ancestor had when the writer left it. The writer had seen all up to these.
     overwrites
         Further sources that the writer had seen, as writer and epoch.
+    seen_up_to
+        Writers and epochs: the writer had seen the sources of these writers up to these epochs. This holds for all its
+        later entries, too.
     nodes_set, nodes_deleted, arrays
         The edits.
     """
@@ -96,6 +99,7 @@ class JournalEntry:
     flush_promise: str | None = None
     seen: tuple[EditSource, ...]
     overwrites: tuple[tuple[str, int], ...]
+    seen_up_to: tuple[tuple[str, int], ...] = ()
     nodes_set: list[NodeSet]
     nodes_deleted: list[NodeDeleted]
     arrays: list[ArrayEdits]

@@ -120,6 +120,7 @@ def encode_entry(entry: JournalEntry) -> bytes:
             "flush_promise": entry.flush_promise,
             "seen": entry.seen,
             "overwrites": entry.overwrites,
+            "seen_up_to": entry.seen_up_to,
             "counts": (len(entry.arrays), len(entry.nodes_set), len(entry.nodes_deleted)),
         }
     ).encode()
@@ -306,6 +307,7 @@ def _decode(data: bytes) -> JournalEntry:
         flush_promise=header.flush_promise,
         seen=header.seen,
         overwrites=header.overwrites,
+        seen_up_to=header.seen_up_to,
         arrays=[_read_array(body, fields, n_sources) for fields in arrays],
         nodes_set=[_read_node(body, fields, n_sources) for fields in sets],
         nodes_deleted=[_read_deletion(body, fields, n_sources) for fields in deletions],
@@ -363,6 +365,7 @@ class _Header(NamedTuple):
     flush_promise: str | None
     seen: tuple[EditSource, ...]
     overwrites: tuple[tuple[str, int], ...]
+    seen_up_to: tuple[tuple[str, int], ...]
     counts: tuple[int, int, int]
 
     @classmethod
@@ -390,9 +393,14 @@ class _Header(NamedTuple):
             sources=_sources(found.get("sources")),
             flush_promise=_name(found.get("flush_promise")),
             seen=_sources(found.get("seen")),
-            overwrites=tuple([(_writer(w), _number(e)) for w, e in _rows(found.get("overwrites"), 2)]),
+            overwrites=_epochs(found.get("overwrites")),
+            seen_up_to=_epochs(found.get("seen_up_to")),
             counts=(n_arrays, n_set, n_deleted),
         )
+
+
+def _epochs(value: object) -> tuple[tuple[str, int], ...]:
+    return tuple([(_writer(writer), _number(epoch)) for writer, epoch in _rows(value, 2)])
 
 
 def _sources(value: object) -> tuple[EditSource, ...]:

@@ -1,13 +1,13 @@
 """The journal of one session: objects below ``journals/<token>/`` in the repository.
 
-==================================== ==============================================================
-object                               meaning
-==================================== ==============================================================
-``journals/<token>/session``         the record: the session takes reports while this exists
-``journals/<token>/<writer>.<seq>``  one entry (:mod:`.entry_format`)
-``journals/<token>/shared``          how to join or resume the session (:mod:`.sharing`)
-``journals/<token>/done/…``          finished regions (:mod:`.finished_regions`)
-==================================== ==============================================================
+============================================== =======================================================
+object                                         meaning
+============================================== =======================================================
+``journals/<token>/session``                   the record: the session takes reports while this exists
+``journals/<token>/<writer>.<seq>.<lamport>``  one entry (:mod:`.entry_format`)
+``journals/<token>/shared``                    how to join or resume the session (:mod:`.sharing`)
+``journals/<token>/done/…``                    finished regions (:mod:`.finished_regions`)
+============================================== =======================================================
 
 The invariant: *an entry whose writer was told that it is stored is collected before the commit.*
 
@@ -44,7 +44,7 @@ from icechunk_engine.storage.base import Storage
 
 _RECORD = "session"
 _TOKEN = re.compile(r"[0-9A-Za-z](?:[0-9A-Za-z_-]{0,62}[0-9A-Za-z])?")
-_ENTRY_NAME = re.compile(r"([0-9a-f]{8,64})\.([0-9]{1,19})")
+_ENTRY_NAME = re.compile(r"([0-9a-f]{8,64})\.([0-9]{1,19})\.([0-9]{1,19})")
 _MAX_RECORD_SIZE = 2**20
 
 
@@ -146,9 +146,9 @@ class Journal:
         """Key of the record."""
         return self.prefix + _RECORD
 
-    def entry_key(self, writer: str, seq: int) -> str:
+    def entry_key(self, entry: JournalEntry) -> str:
         """Return the key of an entry."""
-        return f"{self.prefix}{writer}.{seq}"
+        return f"{self.prefix}{entry.writer}.{entry.seq}.{entry.lamport}"
 
     # --- the record ------------------------------------------------------------------------------------------------
 
@@ -195,7 +195,7 @@ class Journal:
         SessionStateError
             ``session-ended``: the session takes no reports any more. The entry was removed.
         """
-        key, data = self.entry_key(entry.writer, entry.seq), encode_entry(entry)
+        key, data = self.entry_key(entry), encode_entry(entry)
         if durable and not self.storage.is_remote:
             self.storage.create(key, data)  # flushes what was written before, then shows the entry whole or not at all
         else:
@@ -228,6 +228,16 @@ class Journal:
         listed = (found.key for found in self.storage.list(self.prefix))
         return [key for key in listed if key not in after and self.is_entry(key)]
 
+    def last_numbers(self) -> tuple[dict[str, int], int]:
+        """Return the number of each writer's newest entry, and the highest Lamport time of all. One LIST."""
+        last: dict[str, int] = {}
+        highest = 0
+        for key in self.list_entries():
+            writer, seq, lamport = key.removeprefix(self.prefix).split(".")
+            last[writer] = max(last.get(writer, 0), int(seq))
+            highest = max(highest, int(lamport))
+        return last, highest
+
     def is_entry(self, key: str) -> bool:
         """Return True if a key below the prefix is that of an entry."""
         return _ENTRY_NAME.fullmatch(key, len(self.prefix)) is not None
@@ -250,9 +260,9 @@ class Journal:
             entry = decode_entry(self.storage.get(key), key)
         except ObjectNotFoundError:
             return None
-        if self.entry_key(entry.writer, entry.seq) != key:
+        if self.entry_key(entry) != key:
             raise FormatError(
-                f"the journal entry {key} is that of another name ({entry.writer}.{entry.seq}). Somebody renamed or "
+                f"the journal entry {key} is that of another name ({self.entry_key(entry)}). Somebody renamed or "
                 f"copied it. Remove it, and repeat the work of its task in a new session",
                 ErrorKind.DESERIALIZATION,
             )

@@ -108,7 +108,7 @@ def _source(row: list[object]) -> EditSource:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class JournalInfo:
+class SessionInfo:
     """A session that has a journal: one that is under way, or one whose process has died.
 
     Attributes
@@ -144,7 +144,7 @@ class JournalInfo:
     size_bytes: int
 
 
-def find_journals(storage: Storage) -> list[JournalInfo]:
+def find_journals(storage: Storage) -> list[SessionInfo]:
     """Return all journals of a repository, the one that was written last at the end.
 
     One LIST, and one or two GETs for each journal.
@@ -158,7 +158,7 @@ def find_journals(storage: Storage) -> list[JournalInfo]:
     return sorted(infos, key=lambda info: (info.last_report_at, info.token))
 
 
-def _summary(journal: Journal, objects: Iterable[ObjectInfo]) -> JournalInfo:
+def _summary(journal: Journal, objects: Iterable[ObjectInfo]) -> SessionInfo:
     objects = list(objects)
     record: SessionRecord | None = None
     is_shared = any(info.key == journal.prefix + _NAME for info in objects)
@@ -167,7 +167,7 @@ def _summary(journal: Journal, objects: Iterable[ObjectInfo]) -> JournalInfo:
         record = shared.session if shared is not None else journal.record()
     except FormatError:
         pass  # what can be said without the record
-    return JournalInfo(
+    return SessionInfo(
         token=journal.token,
         branch=None if record is None else record.branch,
         snapshot_id=None if record is None else str(record.origin_id),

@@ -13,10 +13,19 @@ from icechunk_engine.catalog.base import Catalog
 from icechunk_engine.catalog.dates import us_of_datetime
 from icechunk_engine.errors import ErrorKind, InvalidInputError, SnapshotNotFoundError
 from icechunk_engine.ids import SnapshotId
+from icechunk_engine.journal.sharing import SessionInfo, find_journals
 from icechunk_engine.repository.base import RepositoryBase, resolve_ref, show_arguments
 from icechunk_engine.repository.retrying import repeat_until_committed
-from icechunk_engine.session import IcechunkStore, Session, SessionMode
+from icechunk_engine.session import (
+    ForkSession,
+    IcechunkStore,
+    Session,
+    SessionMode,
+    join_shared_session,
+    resume_shared_session,
+)
 from icechunk_engine.session.preloading import start_preload
+from icechunk_engine.session.sharing import discard
 from icechunk_engine.transaction.conflicts import ConflictDetector, ConflictSolver
 from icechunk_engine.workspace.context import RepositoryContext
 
@@ -134,6 +143,68 @@ class SessionMethods(RepositoryBase):
         return Session(self._context(), tip, branch=branch, mode=SessionMode.rearrange)
 
     rearrange_session_async = async_twin(rearrange_session)
+
+    # --- shared sessions ---------------------------------------------------------------------------------------
+
+    @operation(lambda self, token: f"joining session {token} of {self.storage.identity}")
+    def join_session(self, token: str) -> ForkSession:
+        """Return a session for a job that writes a part of a shared session.
+
+        It starts with the edits that the session had when it was last shared. Each write is stored before the call
+        returns; there is nothing to merge or to commit. The session's process commits the writes of all jobs.
+
+        Parameters
+        ----------
+        token
+            From :meth:`Session.share`.
+
+        Raises
+        ------
+        SessionStateError
+            ``session-ended``: the session was committed or discarded, or the token is unknown.
+        """
+        return join_shared_session(self._context(), token)
+
+    @operation(lambda self, token: f"resuming session {token} of {self.storage.identity}")
+    def resume_session(self, token: str) -> Session:
+        """Go on with a shared session in the place of the process that shared it, with all edits of all jobs.
+
+        Only one process should commit: after this call the other one is refused.
+
+        Parameters
+        ----------
+        token
+            From :meth:`Session.share`.
+
+        Raises
+        ------
+        SessionStateError
+            ``session-ended``: the session was committed or discarded, or the token is unknown. ``merge-failed``: two
+            jobs have written the same chunk.
+        """
+        catalog = self._catalog()
+        catalog.require_online()
+        return resume_shared_session(self._context(), catalog, token)
+
+    def list_sessions(self) -> list[SessionInfo]:
+        """Return the sessions whose edits are kept in the repository, the one that was written to last at the end.
+
+        These are the shared sessions, and others whose store or forks write in other processes now, or did so until
+        their process died. Discard those that are dead (:meth:`discard_session`).
+        """
+        return find_journals(self._assets.storage)
+
+    def discard_session(self, token: str) -> None:
+        """Give up a session that is not committed: remove what :meth:`list_sessions` shows of it.
+
+        Chunks that it has stored remain until garbage collection. Jobs that still write get an error.
+
+        Raises
+        ------
+        SessionStateError
+            ``session-ended``: no such session.
+        """
+        discard(self._assets.storage, token)
 
     @contextmanager
     def transaction(

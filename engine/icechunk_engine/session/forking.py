@@ -29,7 +29,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from icechunk_engine._runtime.cluster_support import load_cluster_support
 from icechunk_engine.errors import ErrorKind, InvalidInputError, SessionStateError
@@ -74,10 +74,10 @@ def start_fork(workspace: Workspace, parent_point: ForkPoint | None, token: str)
         seen=_seen(state, parent_point),
         flush_promise=_flush_promise(workspace, parent_point),
     )
-    return _stored_base(workspace, state), point
+    return stored_base(workspace, state), point
 
 
-def _stored_base(workspace: Workspace, state: WorkspaceState) -> SnapshotId:
+def stored_base(workspace: Workspace, state: WorkspaceState) -> SnapshotId:
     """Return a snapshot that holds a state. Stores one if the state has edits."""
     if state.changes.is_empty:
         return state.snapshot_id
@@ -92,7 +92,14 @@ def _seen(state: WorkspaceState, parent_point: ForkPoint | None) -> tuple[EditSo
 
 
 def _flush_promise(workspace: Workspace, parent_point: ForkPoint | None) -> FlushPromise | None:
+    if is_shared(workspace):
+        return None  # the process that has promised to flush may be gone when the session is resumed
     return workspace.context.assets.storage.promise_flush() if parent_point is None else parent_point.flush_promise
+
+
+def is_shared(workspace: Workspace) -> bool:
+    """Return True if this is a session that can be found by its token (:mod:`.sharing`)."""
+    return isinstance(workspace.exchange, HomeReports) and workspace.exchange.is_shared
 
 
 def origin_id_of(workspace: Workspace, point: ForkPoint | None) -> SnapshotId:
@@ -148,23 +155,6 @@ class CarriedSession:
     fork_point: ForkPoint | None
     reporting: Reporting
 
-    def __reduce__(self) -> tuple[object, ...]:
-        # Bytes and numbers in place of objects, and nothing that equals the default: forks travel by the thousand.
-        state = self.state
-        carried = [
-            self.context,
-            self.mode.value,
-            state.snapshot_id.raw,
-            _pack_point(self.fork_point, state.snapshot_id),
-            self.reporting.value,
-            self.edits_token,
-            self.unchanged_writes,
-            None if state.is_untouched else state.changes,
-        ]
-        while not carried[-1]:
-            carried.pop()
-        return _unpack, tuple(carried)
-
     def unpack(self) -> Workspace:
         """Return a workspace with these edits. Does no I/O."""
         point = self.fork_point
@@ -176,54 +166,6 @@ class CarriedSession:
             if self.reporting is not Reporting.nothing:
                 workspace.exchange = WorkerReports(workspace, point, self.reporting)
         return workspace
-
-
-type _PackedPoint = tuple[str, str | None, str | None, bool, list[Any], bytes | None]
-
-
-def _pack_point(point: ForkPoint | None, base_id: SnapshotId) -> _PackedPoint | None:
-    if point is None:
-        return None
-    origin, origin_id = point.origin, point.origin_id
-    return (
-        origin.token,
-        origin.fork_id,
-        point.flush_promise,
-        point.is_for_graph,
-        [tuple(source) for source in point.seen],
-        None if origin_id == base_id else origin_id.raw,
-    )
-
-
-def _unpack(
-    context: RepositoryContext,
-    mode: int,
-    base_id: bytes,
-    packed_point: _PackedPoint | None = None,
-    reporting: int = 0,
-    edits_token: EditsToken | None = None,
-    unchanged_writes: Sequence[str] = (),
-    changes: ChangeSet | None = None,
-) -> CarriedSession:
-    snapshot_id, point = SnapshotId(base_id), None
-    if packed_point is not None:
-        token, fork_id, promise, is_for_graph, seen, origin_id = packed_point
-        point = ForkPoint(
-            origin_id=snapshot_id if origin_id is None else SnapshotId(origin_id),
-            origin=ForkOrigin(token=token, fork_id=fork_id),
-            seen=tuple(EditSource(*source) for source in seen),
-            flush_promise=None if promise is None else FlushPromise(promise),
-            is_for_graph=is_for_graph,
-        )
-    return CarriedSession(
-        context=context,
-        mode=SessionMode(mode),
-        state=WorkspaceState(snapshot_id, changes),
-        edits_token=edits_token,
-        unchanged_writes=unchanged_writes,
-        fork_point=point,
-        reporting=Reporting(reporting),
-    )
 
 
 def pack(workspace: Workspace, fork_point: ForkPoint | None, reporting: Reporting) -> CarriedSession:
@@ -276,9 +218,10 @@ def pack_for_store(workspace: Workspace, point: ForkPoint | None, token: str) ->
         origin=ForkOrigin(token=token, fork_id=None),
         seen=_seen(state, None),
         flush_promise=_flush_promise(workspace, None),
+        lamport=workspace.exchange.lamport if isinstance(workspace.exchange, HomeReports) else 0,
     )
     if _num_bytes(state.changes) > _MAX_EMBEDDED_BYTES:
-        state = WorkspaceState(_stored_base(workspace, state), ChangeSet())
+        state = WorkspaceState(stored_base(workspace, state), ChangeSet())
     carried = _carried(workspace, state, point, Reporting.edits)
     _flush_or_leave_it(carried)
     return carried

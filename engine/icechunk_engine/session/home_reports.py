@@ -7,7 +7,7 @@ or by discarding the edits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from icechunk_engine._runtime.locks import memory_lock
 from icechunk_engine.errors import ErrorKind, SessionStateError
@@ -46,6 +46,7 @@ class HomeReports(Exchange):
         self._fork_id = fork_id
         self._origin_id = origin_id
         self._lock = memory_lock()
+        self._seen_up_to: dict[str, Mapping[str, int]] = {}
         self._collected: dict[str, JournalEntry | None] = {}  # the entries of others stay, to ask for them later
 
     def look(self, *, for_chunks: bool = False) -> None:
@@ -56,9 +57,10 @@ class HomeReports(Exchange):
         """Merge new reports of our copies. Raises as a merge does; the reports then stay new."""
         if not self._ledger.has_copies or self._workspace.read_only:
             return
-        new = self._fetch_new()
+        new = self.fetch_new()
         mine = {key: entry for key, entry in new.items() if self._is_mine(entry)}
         entries = sorted(mine.values(), key=lambda entry: (entry.lamport, entry.writer, entry.seq))
+        seen_up_to = self._seen_by_writer(entries)
         arrivals = [(change_set_of(entry), entry) for entry in entries if entry.has_edits]
 
         def incoming(state: WorkspaceState) -> Sequence[Incoming]:
@@ -67,6 +69,7 @@ class HomeReports(Exchange):
                     changes=changes,
                     num_seen=num_seen(state.changes, entry.seen),
                     also_seen=entry.overwrites,
+                    seen_up_to=seen_up_to.get(entry.writer, {}),
                 )
                 for changes, entry in arrivals
             ]
@@ -77,14 +80,42 @@ class HomeReports(Exchange):
             self._collected.update(new)
             self._collected.update((key, None) for key, entry in mine.items() if entry.has_edits)
 
-    def _fetch_new(self) -> dict[str, JournalEntry]:
+    def _seen_by_writer(self, entries: Sequence[JournalEntry]) -> Mapping[str, Mapping[str, int]]:
+        """Return which epochs of others each writer had seen, by these entries and by earlier ones."""
+        with self._lock:
+            for entry in entries:
+                if entry.seen_up_to:
+                    known = self._seen_up_to.get(entry.writer, {})
+                    self._seen_up_to[entry.writer] = {**known, **dict(entry.seen_up_to)}
+            return self._seen_up_to.copy()
+
+    @property
+    def lamport(self) -> int:
+        """New copies number their entries from here."""
+        return 0
+
+    @property
+    def is_shared(self) -> bool:
+        """True if the session's own edits are reported, too, so that another process can resume it."""
+        return False
+
+    def ignore(self, keys: Iterable[str]) -> None:
+        """Do not collect some entries."""
+        with self._lock:
+            self._collected.update(dict.fromkeys(keys))
+
+    def continue_from(self, other: HomeReports) -> None:
+        """Take over what another exchange of this session has collected."""
+        with self._lock:
+            self._collected.update(other._collected)
+            self._seen_up_to.update(other._seen_up_to)
+
+    def fetch_new(self) -> dict[str, JournalEntry]:
+        """Return the entries that have not been collected, by key."""
         with self._lock:
             known = set(self._collected)
         journal = self._ledger.journal
-        return {
-            journal.entry_key(entry.writer, entry.seq): entry
-            for entry in journal.fetch_entries(journal.list_entries(after=known))
-        }
+        return {journal.entry_key(entry): entry for entry in journal.fetch_entries(journal.list_entries(after=known))}
 
     def _is_mine(self, entry: JournalEntry) -> bool:
         return entry.fork == self._fork_id and entry.origin_id == self._origin_id
@@ -101,7 +132,7 @@ class HomeReports(Exchange):
 
     def _forget(self, is_meant: Callable[[JournalEntry], bool]) -> None:
         if self._ledger.has_copies and not self._workspace.read_only:
-            new = self._fetch_new()
+            new = self.fetch_new()
             with self._lock:
                 self._collected.update((key, None) for key, entry in new.items() if is_meant(entry))
 

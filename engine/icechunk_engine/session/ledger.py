@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import platform
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum
 
@@ -63,6 +64,10 @@ class ForkPoint:
         The promise of the session's process to flush the chunks of others; None if each process must flush for itself.
     is_for_graph
         True if a graph of tasks returns all copies of the fork, also those of its store.
+    lamport
+        Copies number their journal entries from here, so that these come after those that the session had seen.
+    seen_up_to
+        For a job of a shared session: the last epoch of each writer that had reported something when it joined.
     """
 
     origin_id: SnapshotId
@@ -70,6 +75,8 @@ class ForkPoint:
     seen: tuple[EditSource, ...]
     flush_promise: FlushPromise | None = None
     is_for_graph: bool = False
+    lamport: int = 0
+    seen_up_to: Mapping[str, int] = field(default_factory=dict)
 
 
 class Ledger:
@@ -86,6 +93,8 @@ class Ledger:
     ----------
     has_copies
         True once a copy may have left.
+    is_open
+        True while the session takes reports.
     """
 
     def __init__(self, storage: Storage, branch: str | None = None, token: str | None = None) -> None:
@@ -93,21 +102,25 @@ class Ledger:
         self.journal = Journal(storage, self.token)
         self.has_copies = token is not None
         self._branch = branch
-        self._is_open = token is not None
+        self.is_open = token is not None
+        self._created_at = datetime.now(UTC)
 
     def open(self, origin_id: SnapshotId) -> None:
         """Take reports. One PUT the first time, and after :meth:`close`."""
-        if not self._is_open:
-            now = datetime.now(UTC)
+        if not self.is_open:
             self.has_copies = True
-            self.journal.open(
-                SessionRecord(origin_id=origin_id, branch=self._branch, created_at=now, host=platform.node())
-            )
-            self._is_open = True
+            self.journal.open(self.record(origin_id))
+            self.is_open = True
+
+    def record(self, origin_id: SnapshotId) -> SessionRecord:
+        """Return what the session says about itself."""
+        return SessionRecord(
+            origin_id=origin_id, branch=self._branch, created_at=self._created_at, host=platform.node()
+        )
 
     def close(self) -> None:
         """Take no more reports. One DELETE."""
-        self._is_open = False
+        self.is_open = False
         self.journal.close()
 
     def remove(self) -> None:

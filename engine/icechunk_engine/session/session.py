@@ -21,17 +21,20 @@ from icechunk_engine import paths
 from icechunk_engine._runtime.cluster_support import is_client, load_cluster_support
 from icechunk_engine._runtime.observing import operation
 from icechunk_engine._runtime.pools import async_twin
+from icechunk_engine.catalog.base import Catalog
 from icechunk_engine.columns.chunk_refs import ChunkType
 from icechunk_engine.config import RepositoryConfig
-from icechunk_engine.errors import ErrorKind, InvalidInputError, NodeNotFoundError, ReadOnlyError
+from icechunk_engine.errors import ErrorKind, InvalidInputError, NodeNotFoundError, ReadOnlyError, SessionStateError
 from icechunk_engine.errors.foreign import describe
 from icechunk_engine.ids import SnapshotId
 from icechunk_engine.session.closing import ReportsClosed, end_reports
 from icechunk_engine.session.committing import Committer
+from icechunk_engine.session.finished_regions import FinishedRegionMethods
 from icechunk_engine.session.forking import (
     UNPICKLABLE,
     Arrival,
     CarriedSession,
+    is_shared,
     merge_forks,
     pack,
     pack_for_store,
@@ -41,6 +44,14 @@ from icechunk_engine.session.forking import (
 from icechunk_engine.session.home_reports import HomeReports
 from icechunk_engine.session.ledger import ForkPoint, Ledger, Reporting
 from icechunk_engine.session.refusals import RefusedCopy
+from icechunk_engine.session.sharing import (
+    joined,
+    metadata_with_token,
+    require_coordinator,
+    resumable,
+    resume,
+    share,
+)
 from icechunk_engine.transaction.change_set import ChangeSet
 from icechunk_engine.transaction.conflicts import ConflictSolver
 from icechunk_engine.transaction.diff import Diff
@@ -57,7 +68,7 @@ _OWN_ATTRIBUTES = frozenset({"_workspace", "_fork_point", "_committer", "_ledger
 """Attributes that :meth:`Session._set_up` makes."""
 
 
-class Session:
+class Session(FinishedRegionMethods):
     """A view of the hierarchy at one snapshot, plus uncommitted edits if it is writable.
 
     Do not make sessions yourself: call :meth:`Repository.readonly_session`, :meth:`Repository.writable_session` or
@@ -96,22 +107,21 @@ class Session:
             return RefusedCopy, (UNPICKLABLE,)
         return super().__reduce_ex__(protocol)
 
-    def __getstate__(self) -> tuple[CarriedSession] | tuple[CarriedSession, dict[str, object]]:
+    def __getstate__(self) -> tuple[CarriedSession, dict[str, object]]:
         if self._fork_point is not None and self._reporting is not Reporting.nothing:
             self._watch_copies(Reporting.mark)
-        carried, theirs = pack(self._workspace, self._fork_point, self._reporting), self._attributes_of_users()
-        return (carried, theirs) if theirs else (carried,)
+        return pack(self._workspace, self._fork_point, self._reporting), self._attributes_of_users()
 
     def _attributes_of_users(self) -> dict[str, object]:
         """Attributes that users and their subclasses have set. They travel, too."""
         return {name: value for name, value in vars(self).items() if name not in _OWN_ATTRIBUTES}
 
-    def __setstate__(self, state: tuple[CarriedSession] | tuple[CarriedSession, dict[str, object]]) -> None:
-        carried, *attributes = state
+    def __setstate__(self, state: tuple[CarriedSession, dict[str, object]]) -> None:
+        carried, theirs = state
         point = carried.fork_point
         ledger = None if point is None else Ledger(carried.context.assets.storage, token=point.origin.token)
         self._set_up(carried.unpack(), point, carried.reporting, ledger)
-        vars(self).update(*attributes)
+        vars(self).update(theirs)
 
     def _require_ledger(self) -> Ledger:
         if self._ledger is None:
@@ -145,6 +155,8 @@ class Session:
     @property
     def _has_lost_edits(self) -> bool:
         workspace = self._workspace
+        if is_shared(workspace):
+            return False  # the journal has them
         if not workspace.permissions.is_fork:
             return not workspace.read_only and workspace.has_changes
         return self._reporting is Reporting.mark and workspace.has_unshared_edits
@@ -303,9 +315,10 @@ class Session:
         """Drop all uncommitted edits. Chunks that were already stored remain until garbage collection.
 
         This includes the edits of other processes that have :attr:`store`. If their tasks still write, they get an
-        error. Pass them the store again for new writes.
+        error. Pass them the store again for new writes. A shared session loses its token.
         """
-        if self._ledger is not None and self._store_copy is not None and self._fork_point is None:
+        copies_write = self._store_copy is not None and self._fork_point is None
+        if self._ledger is not None and (copies_write or is_shared(self._workspace)):
             # A late report must not bring back what was discarded.
             end_reports(self._workspace, self._ledger)
             self._ledger = self._store_copy = None
@@ -455,6 +468,44 @@ class Session:
 
     merge_async = async_twin(merge)
 
+    # --- sharing -----------------------------------------------------------------------------------------------
+
+    def share(self) -> str:
+        """Return a token by which other processes find this session: names in place of pickles.
+
+        Jobs write through ``repo.join_session(token)``. Another process can commit, if this one dies, through
+        ``repo.resume_session(token)``. From now on, each edit of this session is stored before the call returns.
+
+        Call it again after you have created arrays, so that jobs that join later start with them.
+
+        Returns
+        -------
+        The token. It names the session in this repository until the session is committed or discarded.
+
+        Raises
+        ------
+        SessionStateError
+            ``not-allowed``: the copy of an explicit fork, which is merged and not joined.
+        """
+        self._workspace.permissions.require_forkable()
+        ledger = self._require_ledger()
+        if self._fork_point is None:
+            share(self._workspace, ledger)
+        elif self._fork_point.origin.fork_id is not None:
+            raise SessionStateError(
+                "a fork cannot be shared, because its edits come back with session.merge(fork). Share the session "
+                "that you forked"
+            )
+        return ledger.token
+
+    def _final_metadata(self, metadata: Mapping[str, Json] | None) -> Mapping[str, Json] | None:
+        """Return the metadata of a commit. Refuses it if another process is to commit."""
+        if not is_shared(self._workspace):
+            return metadata
+        ledger = self._require_ledger()
+        require_coordinator(self._workspace, ledger)
+        return metadata_with_token(dict(metadata or {}), ledger.token)
+
     # --- ending ------------------------------------------------------------------------------------------------
 
     @operation(lambda self, *_, **__: f"committing {self._description}")
@@ -506,6 +557,7 @@ class Session:
             ``snapshot-timestamp``: this machine's clock differs from the storage's by more than ten minutes.
         """
         _require_arguments(message, rebase_with)
+        metadata = self._final_metadata(metadata)
         with ReportsClosed(self._workspace, self._ledger, allow_unmerged=allow_unmerged):
             return self._committer.commit(
                 message, metadata, solver=rebase_with, max_rebases=rebase_tries, allow_empty=allow_empty
@@ -542,6 +594,7 @@ class Session:
             ``snapshot-timestamp``: this machine's clock differs from the storage's by more than ten minutes.
         """
         _require_arguments(message)
+        metadata = self._final_metadata(metadata)
         with ReportsClosed(self._workspace, self._ledger):
             return self._committer.amend(message, metadata, allow_empty=allow_empty)
 
@@ -571,6 +624,11 @@ class Session:
             The solver could not settle every conflict; the session is unchanged.
         """
         _require_arguments("", solver)
+        if is_shared(self._workspace):
+            raise SessionStateError(
+                "a shared session cannot be rebased, because its jobs go on from the old snapshot. Pass the solver to "
+                "session.commit(message, rebase_with=solver)"
+            )
         with ReportsClosed(self._workspace, self._ledger):
             self._committer.rebase(solver)
         self._ledger = None  # forks and stores that were sent before are of another base
@@ -601,6 +659,22 @@ def fork_for_graph(session: Session, *, is_merged: bool = True) -> ForkSession:
         The caller merges what the graph returns. Otherwise the user must, and the session notices if he does not.
     """
     return session._fork(Reporting.nothing if is_merged else Reporting.mark, is_for_graph=True)
+
+
+def join_shared_session(context: RepositoryContext, token: str) -> ForkSession:
+    """Return a session for a job. Not part of the public API: see :meth:`Repository.join_session`."""
+    session = ForkSession.__new__(ForkSession)
+    session.__setstate__((joined(context, token), {}))
+    return session
+
+
+def resume_shared_session(context: RepositoryContext, catalog: Catalog, token: str) -> Session:
+    """Return a session that goes on. Not part of the public API: see :meth:`Repository.resume_session`."""
+    record = resumable(context, catalog, token)
+    session = Session(context, record.session.origin_id, branch=record.session.branch, mode=SessionMode.writable)
+    session._ledger = Ledger(context.assets.storage, record.session.branch, token)
+    resume(session._workspace, session._ledger, record)
+    return session
 
 
 def workspace_of(session: Session) -> Workspace:

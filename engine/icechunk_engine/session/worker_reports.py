@@ -8,6 +8,7 @@ It does not look before each write: a task that writes whole chunks makes no req
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from functools import partial
 
 from icechunk_engine.errors import ErrorKind, SessionStateError
@@ -19,7 +20,6 @@ from icechunk_engine.journal.journal import Journal
 from icechunk_engine.session.ledger import ForkPoint, Reporting
 from icechunk_engine.session.merging import merge_into
 from icechunk_engine.transaction.change_set import ChangeSet
-from icechunk_engine.transaction.durable_chunks import flush_or_leave_it
 from icechunk_engine.transaction.edit_sources import EditSource
 from icechunk_engine.transaction.merge import Incoming
 from icechunk_engine.workspace.exchange import Edit, Exchange
@@ -38,19 +38,33 @@ class WorkerReports(Exchange):
         Where it left the session.
     reporting
         What it reports.
+
+    Attributes
+    ----------
+    journal
+        That of the session.
+    lamport
+        The highest number of any entry that this copy has written or seen.
+    seen_up_to
+        As in :class:`~.ledger.ForkPoint`.
     """
 
     def __init__(self, workspace: Workspace, point: ForkPoint, reporting: Reporting) -> None:
+        storage, promise = workspace.context.assets.storage, point.flush_promise
         self._workspace = workspace
         self._point = point
+        self._flush_promise = promise if promise is not None and storage.leaves_flush_to(promise) else None
         self._reporting = reporting
-        self._journal = Journal(workspace.context.assets.storage, point.origin.token)
-        self._announcer = Announcer(self._journal, self, durable=True)
+        self.journal = Journal(storage, point.origin.token)
+        # Chunks are durable before the home knows them, or the home flushes them at its commit.
+        self._announcer = Announcer(self.journal, self, durable=self._flush_promise is None)
         self._unreported = ChangeSet()
         self._in_flight: ChangeSet | None = None
         self._last_marked: tuple[str, int] | None = None
         self._collected: set[str] = set()
-        self._lamport = 0
+        self.lamport = point.lamport
+        self.seen_up_to = point.seen_up_to
+        self._reported_seen: Mapping[str, int] = {}
         self._has_looked = False
 
     # --- reporting -----------------------------------------------------------------------------------------------
@@ -98,23 +112,20 @@ class WorkerReports(Exchange):
                 self._last_marked = writer, seq
             else:
                 workspace.end_epoch()
-            state = workspace.state
-            parts = entry_parts(self._in_flight, self._array_paths(state))
-            overwrites = self._overwrites(state, parts.sources)
-        # Chunks are durable before the home knows them, or the home flushes them at its commit.
-        assets, promise = workspace.context.assets, self._point.flush_promise
-        flush_or_leave_it(assets.storage, self._in_flight, lambda: assets.snapshot(state.snapshot_id).nodes, promise)
+            parts = entry_parts(self._in_flight, self._array_paths(workspace.state))
+            overwrites = self._overwrites(workspace.state, parts.sources)
         # Two runs of one task have not seen each other. The clock orders them: the last run counts.
-        self._lamport = max(self._lamport + 1, time.time_ns() // 1000)
+        self.lamport = max(self.lamport + 1, time.time_ns() // 1000)
         return JournalEntry(
             writer=writer,
             seq=seq,
-            lamport=self._lamport,
+            lamport=self.lamport,
             origin_id=self._point.origin_id,
             fork=self._point.origin.fork_id,
-            flush_promise=next(iter(self._in_flight.sources.promises.values()), None),
+            flush_promise=self._flush_promise,
             seen=self._point.seen,
             overwrites=overwrites,
+            seen_up_to=() if self.seen_up_to == self._reported_seen else tuple(self.seen_up_to.items()),
             sources=parts.sources,
             nodes_set=parts.nodes_set,
             nodes_deleted=parts.nodes_deleted,
@@ -124,6 +135,8 @@ class WorkerReports(Exchange):
     def reported(self, entry: JournalEntry) -> None:
         """Forget the edits in an entry."""
         self._in_flight = None
+        if entry.seen_up_to:
+            self._reported_seen = dict(entry.seen_up_to)
 
     def _array_paths(self, state: WorkspaceState) -> dict[NodeId, str]:
         """Return the paths of the arrays in flight. Their nodes are in memory: chunks were written to them."""
@@ -153,11 +166,11 @@ class WorkerReports(Exchange):
         if self._reporting is not Reporting.edits:
             return False
         self._has_looked = True
-        keys = self._journal.list_entries(after=self._collected)
-        entries = self._journal.fetch_entries(keys)
+        keys = self.journal.list_entries(after=self._collected)
+        entries = self.journal.fetch_entries(keys)
         found = False
         for entry in entries:
-            self._lamport = max(self._lamport, entry.lamport)
+            self.lamport = max(self.lamport, entry.lamport)
             if entry.fork != self._point.origin.fork_id or entry.origin_id != self._point.origin_id:
                 continue
             incoming = Incoming(changes=change_set_of(entry), num_seen=0)

@@ -24,7 +24,7 @@ The merge relies on the common start. In unrelated sessions, one path can be two
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple, NoReturn
 
@@ -43,8 +43,6 @@ from icechunk_engine.transaction.edit_sources import EditSource, SourceNumbers
 from icechunk_engine.transaction.hierarchy import find_node, placement_problem
 
 type OnOverlap = Literal["raise", "last"]
-
-_NOTHING_SEEN: tuple[int, frozenset[tuple[str, int]]] = 0, frozenset()
 
 _SHOWN = 3
 """Chunks that an error names."""
@@ -65,11 +63,30 @@ class Incoming:
         The writer had seen the first so many sources of the receiver.
     also_seen
         Further sources that the writer had seen: writers and epochs.
+    seen_up_to
+        For some other writers an epoch. The writer had seen their sources up to this one.
     """
 
     changes: ChangeSet
     num_seen: int
     also_seen: Collection[tuple[str, int]] = ()
+    seen_up_to: Mapping[str, int] = field(default_factory=dict)
+
+
+class _Seen(NamedTuple):
+    """The sources that a writer had seen; see :class:`Incoming`."""
+
+    num_seen: int
+    also_seen: frozenset[tuple[str, int]]
+    seen_up_to: Mapping[str, int]
+
+    def contains(self, source: EditSource) -> bool:
+        """Return True if the writer had seen a source, whether the receiver knew it first or not."""
+        writer, epoch, _ = source
+        return (writer, epoch) in self.also_seen or epoch <= self.seen_up_to.get(writer, -1)
+
+
+_NOTHING_SEEN = _Seen(0, frozenset(), {})
 
 
 class Doubts(NamedTuple):
@@ -145,7 +162,7 @@ class _Merge:
     _parts: dict[NodeId, list[_Part]] = field(default_factory=dict)
     _twins: dict[NodeId, Node] = field(default_factory=dict)  # nodes that stand for others created at the same path
     _created: dict[NodeId, str] = field(default_factory=dict)  # paths of the receiver's new nodes
-    _seen: dict[int, tuple[int, frozenset[tuple[str, int]]]] = field(default_factory=dict)  # by number of a new source
+    _seen: dict[int, _Seen] = field(default_factory=dict)  # by number of a new source
     _numbers: SourceNumbers = field(default_factory=lambda: np.empty(0, np.int32))  # of the present arrival's sources
     _is_new: NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))
 
@@ -157,7 +174,8 @@ class _Merge:
     def _take_sources(self, arrival: Incoming) -> None:
         ours, theirs = self.into.sources, arrival.changes.sources.entries
         is_new = [source not in ours for source in theirs]
-        seen = arrival.num_seen, frozenset((*((one.writer, one.epoch) for one in theirs), *arrival.also_seen))
+        also_seen = frozenset((*((one.writer, one.epoch) for one in theirs), *arrival.also_seen))
+        seen = _Seen(arrival.num_seen, also_seen, arrival.seen_up_to)
         self._numbers = np.fromiter(map(ours.number, theirs), np.int32, len(theirs))
         self._is_new = np.array(is_new, np.bool_)
         for number in self._numbers[self._is_new].tolist():
@@ -170,9 +188,9 @@ class _Merge:
         """Return True if an edit of source ``new`` must not replace one of source ``old``."""
         if old == new:
             return False
-        num_seen, also_seen = self._seen.get(new, _NOTHING_SEEN)
+        seen = self._seen.get(new, _NOTHING_SEEN)
         one, other = self.into.sources.entries[old], self.into.sources.entries[new]
-        was_seen = old < num_seen or (one.writer, one.epoch) in also_seen or one.writer == other.writer
+        was_seen = old < seen.num_seen or seen.contains(one) or one.writer == other.writer
         is_retry = one.task is not None and one.task == other.task
         return not (was_seen or is_retry)
 

@@ -111,23 +111,32 @@ def test_entries_come_back_in_order(journal: Journal) -> None:
     found = journal.fetch_entries(keys)
     for after, before in zip(found, [written[2], written[4], written[0], written[3], written[1]], strict=True):
         assert_equal(after, before)
+    assert journal.last_numbers() == ({WRITER: 10, OTHER_WRITER: 2}, 3)
     assert journal.list_entries(after=keys) == []
-    assert set(journal.list_entries(after={journal.entry_key(WRITER, 10)})) == set(keys) - {
-        journal.entry_key(WRITER, 10)
+    assert set(journal.list_entries(after={journal.entry_key(entry(10, lamport=3))})) == set(keys) - {
+        journal.entry_key(entry(10, lamport=3))
     }
 
 
 def test_other_objects_are_no_entries(journal: Journal) -> None:
     journal.put_entry(entry())
-    for name in ("x", "README.md", f"{WRITER}.x", f"{WRITER}.1.bak", f"deeper/{WRITER}.1", f"{WRITER.upper()}.0"):
+    for name in (
+        "x",
+        "README.md",
+        f"{WRITER}.x",
+        f"{WRITER}.1",
+        f"{WRITER}.1.2.bak",
+        f"deeper/{WRITER}.1.2",
+        f"{WRITER.upper()}.0.0",
+    ):
         journal.storage.put(journal.prefix + name, b"")
     Journal(journal.storage, "token2").open(RECORD)
     Journal(journal.storage, "token2").put_entry(entry())
-    assert journal.list_entries() == [journal.entry_key(WRITER, 0)]
+    assert journal.list_entries() == [journal.entry_key(entry(0))]
 
 
 def test_an_entry_of_another_name_is_refused(journal: Journal) -> None:
-    key = journal.entry_key(OTHER_WRITER, 0)
+    key = journal.entry_key(entry(0, writer=OTHER_WRITER))
     journal.storage.put(key, encode_entry(entry()))
     with pytest.raises(FormatError, match=f"{key} is that of another name"):
         journal.fetch_entries([key])
@@ -138,7 +147,7 @@ def test_an_entry_of_another_name_is_refused(journal: Journal) -> None:
 
 def test_entries_that_their_writer_removed_are_left_out(journal: Journal) -> None:
     journal.put_entry(entry(1))
-    keys = [journal.entry_key(WRITER, 0), journal.entry_key(WRITER, 1)]
+    keys = [journal.entry_key(entry(0)), journal.entry_key(entry(1))]
     (found,) = journal.fetch_entries(keys)
     assert found.seq == 1
 
@@ -200,7 +209,7 @@ def test_requests() -> None:
         (lambda: journal.put_entry(entry(0)), {"put": 1, "info": 1}),
         (lambda: journal.put_entry(entry(1)), {"put": 1, "info": 1}),
         (lambda: journal.list_entries(), {"list": 1}),
-        (lambda: journal.fetch_entries([journal.entry_key(WRITER, seq) for seq in (0, 1)]), {"get": 2}),
+        (lambda: journal.fetch_entries([journal.entry_key(entry(seq)) for seq in (0, 1)]), {"get": 2}),
         (lambda: journal.close(), {"delete": 1}),
         (lambda: refused(journal), {"put": 1, "info": 1, "delete": 1}),
         (lambda: journal.remove_all(), {"delete": 2, "list": 1}),
