@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import dask
 import dask.array
 import numpy as np
 import pytest
@@ -74,7 +75,9 @@ def killing(client: Client, seed: int) -> Iterator[Killer]:
     allowed, scheduler.allowed_failures = scheduler.allowed_failures, 1000
     scheduler.add_plugin(killer)
     try:
-        yield killer
+        # The cluster gives up a worker that happens to be down this long after an earlier death.
+        with dask.config.set({"distributed.deploy.lost-worker-timeout": "1 day"}):
+            yield killer
     finally:
         scheduler.remove_plugin(killer.name)
         scheduler.allowed_failures = allowed
