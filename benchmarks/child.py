@@ -35,6 +35,7 @@ def run_stage(engine_name: str, workload_name: str, stage: str, path: str, size:
         "seconds": phases.seconds,
         "requests": phases.requests,
         "sizes": phases.sizes,
+        "figures": phases.figures,
         "peak_bytes": peak_bytes,
         "added_bytes": max(peak_bytes - memory.start_bytes, 0),
         "disk_bytes": engines.bytes_on_disk(folder) - before,

@@ -22,6 +22,8 @@ class Phases:
         """Number of requests, for phases that talk to a server."""
         self.sizes: dict[str, int] = {}
         """Bytes of what a phase made or read, if that is of interest."""
+        self.figures: dict[str, float] = {}
+        """Other numbers by name. The smaller, the better."""
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:

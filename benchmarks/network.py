@@ -24,6 +24,7 @@ from .engines import Engine
 from .measure import Phases
 
 LATENCY_MS = 50
+BUCKET = "bucket"
 ELEMENTS = 1024
 LARGE_ELEMENTS = 4 * 2**20
 

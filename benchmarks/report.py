@@ -22,6 +22,8 @@ def medians(runs: Runs) -> dict[str, dict[str, float]]:
             for unit, key in (("requests", "requests"), ("bytes", "sizes")):
                 if phase in results[0].get(key, {}):
                     table.setdefault(f"{phase}, {unit}", {})[engine] = median(run[key][phase] for run in results)
+        for name in results[0].get("figures", {}):
+            table.setdefault(name, {})[engine] = median(run["figures"][name] for run in results)
         table.setdefault("total, s", {})[engine] = median(sum(run["seconds"].values()) for run in results)
         for label, key in _MEMORY:
             table.setdefault(label, {})[engine] = median(run[key] for run in results) / _MB

@@ -17,7 +17,7 @@ import xarray as xr
 import zarr
 import zarr.buffer
 
-from . import fork_maker, many_workers, network
+from . import fork_maker, many_workers, many_writers, network
 from .building import create, create_array, grid, open_, references
 from .engines import ENGINES, Engine
 from .measure import Phases
@@ -355,6 +355,9 @@ WORKLOADS = (
         engines=("ours",),
     ),
     Workload("merge_inline", f"forks with {_PER_FORK} inline chunks merged", 1000, 2, many_workers.merge_inline),
+    Workload(
+        "writers", f"processes, {many_writers.COMMITS} commits each to one local branch", 50, 2, many_writers.writers
+    ),
     Workload("small_commits", "small commits", 300, 3, small_commits),
     Workload("long_history", "snapshots in one history", 10_000, 3, long_history, grow_history),
     Workload("many_arrays", "arrays in one repository", 20_000, 3, many_arrays, grow_hierarchy),
@@ -378,6 +381,13 @@ WORKLOADS = (
         2,
         network.reading_large,
         network.reading_large_prepared,
+    ),
+    Workload(
+        "network_writers",
+        f"processes, {many_writers.FAR_COMMITS} commits each to one branch {FAR}",
+        16,
+        2,
+        many_writers.far_writers,
     ),
     Workload("network_write", f"chunks of 4 KiB written and committed {FAR}", 1000, 12, network.writing),
 )

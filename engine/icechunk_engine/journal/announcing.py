@@ -35,7 +35,8 @@ from icechunk_engine.journal.journal import Journal
 class Outbox(Protocol):
     """The owner of the edits that wait to be reported, such as a workspace.
 
-    Both methods make no requests. They are called on any thread or event loop, never two at a time for one announcer.
+    Both methods make no requests, but ``take`` may wait for a local disk. They are called on any thread or event loop,
+    never two at a time for one announcer.
     """
 
     def take(self) -> JournalEntry | None:
@@ -65,7 +66,7 @@ class Announcer:
     outbox
         Whose edits to report.
     durable
-        As for :meth:`Journal.put_entry`.
+        As for :meth:`Journal.put_entry`, except for entries whose flush is left to the session's process.
 
     Notes
     -----
@@ -149,7 +150,7 @@ class Announcer:
         try:
             entry = self._outbox.take()
             if entry is not None:
-                self._journal.put_entry(entry, durable=self._durable)
+                self._journal.put_entry(entry, durable=self._durable and entry.flush_promise is None)
                 self._outbox.reported(entry)
             mine.outcomes.append(None)
         except Exception as error:

@@ -76,6 +76,8 @@ def change_set_of(entry: JournalEntry) -> ChangeSet:
 def add_changes(onto: ChangeSet, later: ChangeSet) -> None:
     """Add edits to a change set of the same writer, which come after all that it holds."""
     numbers = np.array([onto.sources.number(source) for source in later.sources.entries], np.int32)
+    for number, promise in later.sources.promises.items():
+        onto.sources.promises.setdefault(int(numbers[number]), promise)
 
     def number_of(node: Node) -> int:
         return int(numbers[later.node_sources[node.node_id]])

@@ -29,7 +29,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from icechunk_engine._runtime.cluster_support import load_cluster_support
 from icechunk_engine.errors import ErrorKind, InvalidInputError, SessionStateError
@@ -155,6 +155,23 @@ class CarriedSession:
     fork_point: ForkPoint | None
     reporting: Reporting
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # Bytes and numbers in place of objects, and nothing that equals the default: forks travel by the thousand.
+        state = self.state
+        carried = [
+            self.context,
+            self.mode.value,
+            state.snapshot_id.raw,
+            _pack_point(self.fork_point, state.snapshot_id),
+            self.reporting.value,
+            self.edits_token,
+            self.unchanged_writes,
+            None if state.is_untouched else state.changes,
+        ]
+        while not carried[-1]:
+            carried.pop()
+        return _unpack, tuple(carried)
+
     def unpack(self) -> Workspace:
         """Return a workspace with these edits. Does no I/O."""
         point = self.fork_point
@@ -166,6 +183,54 @@ class CarriedSession:
             if self.reporting is not Reporting.nothing:
                 workspace.exchange = WorkerReports(workspace, point, self.reporting)
         return workspace
+
+
+type _PackedPoint = tuple[str, str | None, str | None, bool, list[Any], bytes | None]
+
+
+def _pack_point(point: ForkPoint | None, base_id: SnapshotId) -> _PackedPoint | None:
+    if point is None:
+        return None
+    origin, origin_id = point.origin, point.origin_id
+    return (
+        origin.token,
+        origin.fork_id,
+        point.flush_promise,
+        point.is_for_graph,
+        [tuple(source) for source in point.seen],
+        None if origin_id == base_id else origin_id.raw,
+    )
+
+
+def _unpack(
+    context: RepositoryContext,
+    mode: int,
+    base_id: bytes,
+    packed_point: _PackedPoint | None = None,
+    reporting: int = 0,
+    edits_token: EditsToken | None = None,
+    unchanged_writes: Sequence[str] = (),
+    changes: ChangeSet | None = None,
+) -> CarriedSession:
+    snapshot_id, point = SnapshotId(base_id), None
+    if packed_point is not None:
+        token, fork_id, promise, is_for_graph, seen, origin_id = packed_point
+        point = ForkPoint(
+            origin_id=snapshot_id if origin_id is None else SnapshotId(origin_id),
+            origin=ForkOrigin(token=token, fork_id=fork_id),
+            seen=tuple(EditSource(*source) for source in seen),
+            flush_promise=None if promise is None else FlushPromise(promise),
+            is_for_graph=is_for_graph,
+        )
+    return CarriedSession(
+        context=context,
+        mode=SessionMode(mode),
+        state=WorkspaceState(snapshot_id, changes),
+        edits_token=edits_token,
+        unchanged_writes=unchanged_writes,
+        fork_point=point,
+        reporting=Reporting(reporting),
+    )
 
 
 def pack(workspace: Workspace, fork_point: ForkPoint | None, reporting: Reporting) -> CarriedSession:

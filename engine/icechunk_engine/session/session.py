@@ -107,21 +107,22 @@ class Session(FinishedRegionMethods):
             return RefusedCopy, (UNPICKLABLE,)
         return super().__reduce_ex__(protocol)
 
-    def __getstate__(self) -> tuple[CarriedSession, dict[str, object]]:
+    def __getstate__(self) -> tuple[CarriedSession] | tuple[CarriedSession, dict[str, object]]:
         if self._fork_point is not None and self._reporting is not Reporting.nothing:
             self._watch_copies(Reporting.mark)
-        return pack(self._workspace, self._fork_point, self._reporting), self._attributes_of_users()
+        carried, theirs = pack(self._workspace, self._fork_point, self._reporting), self._attributes_of_users()
+        return (carried, theirs) if theirs else (carried,)
 
     def _attributes_of_users(self) -> dict[str, object]:
         """Attributes that users and their subclasses have set. They travel, too."""
         return {name: value for name, value in vars(self).items() if name not in _OWN_ATTRIBUTES}
 
-    def __setstate__(self, state: tuple[CarriedSession, dict[str, object]]) -> None:
-        carried, theirs = state
+    def __setstate__(self, state: tuple[CarriedSession] | tuple[CarriedSession, dict[str, object]]) -> None:
+        carried, *attributes = state
         point = carried.fork_point
         ledger = None if point is None else Ledger(carried.context.assets.storage, token=point.origin.token)
         self._set_up(carried.unpack(), point, carried.reporting, ledger)
-        vars(self).update(theirs)
+        vars(self).update(*attributes)
 
     def _require_ledger(self) -> Ledger:
         if self._ledger is None:

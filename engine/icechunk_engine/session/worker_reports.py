@@ -20,6 +20,7 @@ from icechunk_engine.journal.journal import Journal
 from icechunk_engine.session.ledger import ForkPoint, Reporting
 from icechunk_engine.session.merging import merge_into
 from icechunk_engine.transaction.change_set import ChangeSet
+from icechunk_engine.transaction.durable_chunks import flush_or_leave_it
 from icechunk_engine.transaction.edit_sources import EditSource
 from icechunk_engine.transaction.merge import Incoming
 from icechunk_engine.workspace.exchange import Edit, Exchange
@@ -50,14 +51,11 @@ class WorkerReports(Exchange):
     """
 
     def __init__(self, workspace: Workspace, point: ForkPoint, reporting: Reporting) -> None:
-        storage, promise = workspace.context.assets.storage, point.flush_promise
         self._workspace = workspace
         self._point = point
-        self._flush_promise = promise if promise is not None and storage.leaves_flush_to(promise) else None
         self._reporting = reporting
-        self.journal = Journal(storage, point.origin.token)
-        # Chunks are durable before the home knows them, or the home flushes them at its commit.
-        self._announcer = Announcer(self.journal, self, durable=self._flush_promise is None)
+        self.journal = Journal(workspace.context.assets.storage, point.origin.token)
+        self._announcer = Announcer(self.journal, self, durable=True)
         self._unreported = ChangeSet()
         self._in_flight: ChangeSet | None = None
         self._last_marked: tuple[str, int] | None = None
@@ -112,8 +110,12 @@ class WorkerReports(Exchange):
                 self._last_marked = writer, seq
             else:
                 workspace.end_epoch()
-            parts = entry_parts(self._in_flight, self._array_paths(workspace.state))
-            overwrites = self._overwrites(workspace.state, parts.sources)
+            state = workspace.state
+            parts = entry_parts(self._in_flight, self._array_paths(state))
+            overwrites = self._overwrites(state, parts.sources)
+        # Chunks are durable before the home knows them, or the home flushes them at its commit.
+        assets, promise = workspace.context.assets, self._point.flush_promise
+        flush_or_leave_it(assets.storage, self._in_flight, lambda: assets.snapshot(state.snapshot_id).nodes, promise)
         # Two runs of one task have not seen each other. The clock orders them: the last run counts.
         self.lamport = max(self.lamport + 1, time.time_ns() // 1000)
         return JournalEntry(
@@ -122,7 +124,7 @@ class WorkerReports(Exchange):
             lamport=self.lamport,
             origin_id=self._point.origin_id,
             fork=self._point.origin.fork_id,
-            flush_promise=self._flush_promise,
+            flush_promise=next(iter(self._in_flight.sources.promises.values()), None),
             seen=self._point.seen,
             overwrites=overwrites,
             seen_up_to=() if self.seen_up_to == self._reported_seen else tuple(self.seen_up_to.items()),

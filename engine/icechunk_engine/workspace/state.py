@@ -50,7 +50,11 @@ class WorkspaceState:
         """Return the same base with a copy of the edits."""
         return WorkspaceState(self.snapshot_id, self.changes.copy(), self.base)
 
-    def __reduce__(self) -> tuple[object, ...]:
+    @property
+    def is_untouched(self) -> bool:
+        """True if the edits are those of a new session: not only no change, but no trace of one."""
         changes = self.changes
-        is_clean = not changes.sources and changes.is_empty and not changes.moves
-        return type(self), ((self.snapshot_id,) if is_clean else (self.snapshot_id, changes))
+        return not changes.sources and changes.is_empty and not changes.moves
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), ((self.snapshot_id,) if self.is_untouched else (self.snapshot_id, self.changes))

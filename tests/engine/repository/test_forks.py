@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +15,13 @@ from hypothesis import strategies as st
 
 import icechunk_engine as ic
 from icechunk_engine import ErrorKind, ForkSession, Repository
-from icechunk_engine.session import workspace_of
+from icechunk_engine.ids import SnapshotId
+from icechunk_engine.session import SessionMode, workspace_of
+from icechunk_engine.session.forking import CarriedSession
+from icechunk_engine.session.ledger import ForkOrigin, ForkPoint, Reporting
+from icechunk_engine.storage.base import FlushPromise
 from icechunk_engine.testing.counting import CountingStorage
+from icechunk_engine.transaction.edit_sources import EditSource
 
 
 @pytest.fixture
@@ -315,3 +322,63 @@ def test_merge_takes_sessions(session: ic.Session, wrong: object) -> None:
         with pytest.raises(TypeError, match=r"merge takes forks, as in session\.merge"):
             session.merge(*others)
     assert not session.has_uncommitted_changes
+
+
+# --- what travels ----------------------------------------------------------------------------------------------------
+
+
+def test_pickles_are_small(tmp_path: Path) -> None:
+    storage = ic.local_filesystem_storage(tmp_path)
+    repo = Repository.create(storage)
+    base = len(pickle.dumps(storage))
+    session = repo.writable_session("main")
+    fork = session.fork()
+    assert len(pickle.dumps(fork)) <= base + 500
+    assert len(pickle.dumps(fork.store)) <= base + 500
+    assert len(pickle.dumps(session.store)) <= base + 500
+    assert len(pickle.dumps(repo.readonly_session("main"))) <= base + 300
+
+
+def test_pickles_of_one_snapshot_are_equal(tmp_path: Path) -> None:
+    """dask derives the names of its tasks from them."""
+    repo = Repository.create(ic.local_filesystem_storage(tmp_path))
+    with repo.transaction("main", message="array") as store:
+        zarr.create_array(store, name="a", shape=(4,), dtype="i4")
+    first, second = (Repository.open(ic.local_filesystem_storage(tmp_path)).readonly_session("main") for _ in range(2))
+    again = pickle.loads(pickle.dumps(second))
+    for one, other in ((first, second), (first, again)):
+        assert pickle.dumps(one) == pickle.dumps(other)
+        assert pickle.dumps(one.store) == pickle.dumps(other.store)
+        arrays = [zarr.open_array(session.store, path="a", mode="r") for session in (one, other)]
+        assert pickle.dumps(arrays[0]) == pickle.dumps(arrays[1])
+
+
+def test_every_field_travels(repo: Repository) -> None:
+    """A field that is added later must not be left behind."""
+    session = repo.writable_session("main")
+    zarr.create_group(session.store)
+    point = ForkPoint(
+        origin_id=SnapshotId(bytes(range(12))),
+        origin=ForkOrigin(token="token", fork_id="fork"),
+        seen=(EditSource("writer", 3, "task"), EditSource("other", 4)),
+        flush_promise=FlushPromise("promise"),
+        is_for_graph=True,
+    )
+    workspace = workspace_of(session)
+    carried = CarriedSession(
+        context=workspace.context,
+        mode=SessionMode.writable,
+        state=workspace.state,
+        edits_token=("lineage", 5),
+        unchanged_writes=("/a",),
+        fork_point=point,
+        reporting=Reporting.edits,
+    )
+    again = pickle.loads(pickle.dumps(carried))
+    assert again.state.snapshot_id == workspace.state.snapshot_id
+    assert again.state.changes.new_nodes == workspace.state.changes.new_nodes
+    assert again.state.changes.sources.entries == workspace.state.changes.sources.entries
+    for field in dataclasses.fields(carried):
+        assert field.name == "state" or getattr(again, field.name) == getattr(carried, field.name)
+    for field in dataclasses.fields(point):
+        assert getattr(point, field.name) != field.default, "give it a value in this test"

@@ -14,7 +14,15 @@ import numpy as np
 import pytest
 import zarr
 
-from icechunk_engine import ConflictDetector, ErrorKind, ForkSession, Repository, Session, StorageError
+from icechunk_engine import (
+    ConflictDetector,
+    ErrorKind,
+    ForkSession,
+    IcechunkStore,
+    Repository,
+    Session,
+    StorageError,
+)
 from icechunk_engine.storage import LocalStorage
 from icechunk_engine.storage.local import disk_sync, durability, flush_domain
 
@@ -32,14 +40,16 @@ os.fsync = lambda fd: synced.append("fsync") or fsync(fd)
 disk_sync.syncfs = lambda fd: synced.append("syncfs") or syncfs(fd)
 for line in sys.stdin:
     sent, start, value = line.split()
-    fork = pickle.loads(bytes.fromhex(sent))
-    zarr.open_array(fork.store, path="a", mode="r+")[int(start):int(start) + 200] = int(value)
-    print(pickle.dumps(fork).hex(), len(synced), flush=True)
+    target = pickle.loads(bytes.fromhex(sent))
+    is_store = hasattr(target, "session")
+    store = target if is_store else target.store
+    zarr.open_array(store, path="a", mode="r+")[int(start):int(start) + 200] = int(value)
+    print("00" if is_store else pickle.dumps(target).hex(), len(synced), flush=True)
 """
 
 
 class Worker:
-    """Another process, which writes 2 chunks through each fork that it gets."""
+    """Another process, which writes 2 chunks through each fork or store that it gets."""
 
     def __init__(self, cwd: Path, boot_id: str = "") -> None:
         self._process = subprocess.Popen(
@@ -53,13 +63,21 @@ class Worker:
 
     def write(self, fork: ForkSession, start: int, value: int) -> tuple[ForkSession, int]:
         """Return the fork that the worker sends back, and how often it has called fsync and syncfs so far."""
+        sent, n_synced = self._send(fork, start, value)
+        back: ForkSession = pickle.loads(sent)
+        return back, n_synced
+
+    def write_to_store(self, store: IcechunkStore, start: int, value: int) -> int:
+        """Return how often the worker has called fsync and syncfs so far."""
+        return self._send(store, start, value)[1]
+
+    def _send(self, target: ForkSession | IcechunkStore, start: int, value: int) -> tuple[bytes, int]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(f"{pickle.dumps(fork).hex()} {start} {value}\n")
+        self._process.stdin.write(f"{pickle.dumps(target).hex()} {start} {value}\n")
         self._process.stdin.flush()
         sent, n_synced = self._process.stdout.readline().split()
-        back: ForkSession = pickle.loads(bytes.fromhex(sent))
-        return back, int(n_synced)
+        return bytes.fromhex(sent), int(n_synced)
 
     def close(self) -> None:
         self._process.communicate()
@@ -250,3 +268,58 @@ def test_another_process_commits_what_was_left(repo: Repository, worker: Worker,
     session.commit("edits")
     assert synced.count("chunks") == 2
     assert values(repo)[:2] == [1, 1]
+
+
+def test_writers_to_a_store_leave_the_flush_too(repo: Repository, worker: Worker, synced: list[str]) -> None:
+    session = repo.writable_session("main")
+    before = worker.write_to_store(session.store, 0, 1)
+    assert worker.write_to_store(session.store, 200, 2) == before == 0
+    synced.clear()
+    session.commit("edits")
+    assert synced.count("*") == 1
+    assert values(repo)[:4] == [1, 1, 2, 2]
+
+
+def test_an_error_fails_the_commit_of_reported_chunks(
+    repo: Repository, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = repo.writable_session("main")
+    worker.write_to_store(session.store, 0, 1)
+    failing_once(monkeypatch)
+    for _ in range(2):
+        assert "/a (0,)" in refused(session)
+    zarr.open_array(session.store, path="a", mode="r+")[:200] = 2
+    session.commit("edits")
+    assert values(repo)[:3] == [2, 2, 0]
+
+
+def test_a_writer_to_a_store_in_another_domain_flushes_before_it_reports(repo: Repository, tmp_path: Path) -> None:
+    session = repo.writable_session("main")
+    elsewhere = Worker(tmp_path, boot_id="another machine")
+    try:
+        assert elsewhere.write_to_store(session.store, 0, 1) >= 4  # two chunks, their folder, and the report
+    finally:
+        elsewhere.close()
+    session.commit("edits")
+    assert values(repo)[:2] == [1, 1]
+
+
+def test_a_chunk_that_is_known_to_be_lost_is_not_reported(repo: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flush in the background may have received the error."""
+    session = repo.writable_session("main")
+    copy: IcechunkStore = pickle.loads(pickle.dumps(session.store))
+    put = LocalStorage.put
+
+    def lost(storage: LocalStorage, key: str, data: bytes, *, atomic: bool = True) -> None:
+        put(storage, key, data, atomic=atomic)
+        if key.startswith("chunks/"):
+            storage._unsynced.lost[f"{storage.root}/{key}"] = OSError(errno.EIO, "bad disk")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalStorage, "put", lost)
+        with pytest.raises(StorageError, match=r"/a \(0,\).*bad disk|bad disk.*/a \(0,\)"):
+            zarr.open_array(copy, path="a", mode="r+")[:100] = 1
+    assert not session.has_uncommitted_changes
+    zarr.open_array(copy, path="a", mode="r+")[:100] = 2
+    session.commit("edits")
+    assert values(repo)[:2] == [2, 0]

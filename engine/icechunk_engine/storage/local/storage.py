@@ -16,6 +16,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -47,6 +48,8 @@ _MAX_ATTEMPTS = 100
 _NO_HARD_LINKS = frozenset(
     {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK, errno.EXDEV, errno.EINVAL}
 )
+
+_PROMISE = re.compile(r"(?P<domain>[0-9a-f]{16})/(?P<pid>[0-9]{1,9})/(?P<given>[0-9a-f]{8}\.[0-9]{1,9}\.[0-9]{1,9})")
 
 
 class LocalStorage(Storage):
@@ -291,10 +294,10 @@ class LocalStorage(Storage):
         return FlushPromise(f"{domain}/{os.getpid()}/{given}") if given is not None else None
 
     def leaves_flush_to(self, promise: FlushPromise) -> bool:
-        domain, pid, given = promise.split("/")
-        record = self._unsynced
-        is_near = domain == flush_domain(self._root) and not record.gave(given)
-        return is_near and is_alive(int(pid)) and not record.wrote_elsewhere()
+        record, words = self._unsynced, _PROMISE.fullmatch(promise)
+        if words is None or words["domain"] != flush_domain(self._root) or record.gave(words["given"]):
+            return False
+        return is_alive(int(words["pid"])) and not record.wrote_elsewhere()
 
     def keep_promises(self, promised: Mapping[FlushPromise, Callable[[], Iterable[str]]]) -> None:
         if not self._durable:
@@ -302,9 +305,9 @@ class LocalStorage(Storage):
         record, here = self._unsynced, flush_domain(self._root)
         from_here = dict[str, Callable[[], Iterable[str]]]()
         for promise, keys in promised.items():
-            domain, _, given = promise.split("/")
-            if domain == here:
-                from_here[given] = partial(self._paths_of, keys)
+            words = _PROMISE.fullmatch(promise)  # it may come from a stored file
+            if words is not None and words["domain"] == here:
+                from_here[words["given"]] = partial(self._paths_of, keys)
             else:
                 error = OSError(errno.EIO, "written on another machine or before a restart, and never flushed")
                 record.lost.update(dict.fromkeys(self._paths_of(keys), error))

@@ -232,6 +232,15 @@ def test_what_another_machine_wrote_is_lost(storage: LocalStorage, monkeypatch: 
     assert "before a restart" in storage.not_durable()["chunks/A"]
 
 
+@pytest.mark.parametrize("text", ["", "a/b", "x" * 16 + "/1/00000000.0.0", "0" * 16 + "/1/00000000.0.0.0", "/" * 9])
+def test_a_damaged_promise_is_none(storage: LocalStorage, text: str) -> None:
+    """It may come from a file that somebody else stored."""
+    storage.create("repo", b"1")
+    assert not storage.leaves_flush_to(FlushPromise(text))
+    keep(storage, FlushPromise(text), "chunks/A")
+    assert set(storage.not_durable()) == {"chunks/A"}
+
+
 def test_files_on_another_file_system_are_flushed_by_their_writer(
     storage: LocalStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
