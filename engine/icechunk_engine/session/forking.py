@@ -27,7 +27,7 @@ The invariants:
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -185,7 +185,7 @@ class CarriedSession:
         return workspace
 
 
-type _PackedPoint = tuple[str, str | None, str | None, bool, list[Any], bytes | None]
+type _PackedPoint = tuple[str, str | None, str | None, bool, list[Any], bytes | None, int, Mapping[str, int]]
 
 
 def _pack_point(point: ForkPoint | None, base_id: SnapshotId) -> _PackedPoint | None:
@@ -199,6 +199,8 @@ def _pack_point(point: ForkPoint | None, base_id: SnapshotId) -> _PackedPoint | 
         point.is_for_graph,
         [tuple(source) for source in point.seen],
         None if origin_id == base_id else origin_id.raw,
+        point.lamport,
+        point.seen_up_to,
     )
 
 
@@ -214,13 +216,15 @@ def _unpack(
 ) -> CarriedSession:
     snapshot_id, point = SnapshotId(base_id), None
     if packed_point is not None:
-        token, fork_id, promise, is_for_graph, seen, origin_id = packed_point
+        token, fork_id, promise, is_for_graph, seen, origin_id, lamport, seen_up_to = packed_point
         point = ForkPoint(
             origin_id=snapshot_id if origin_id is None else SnapshotId(origin_id),
             origin=ForkOrigin(token=token, fork_id=fork_id),
             seen=tuple(EditSource(*source) for source in seen),
             flush_promise=None if promise is None else FlushPromise(promise),
             is_for_graph=is_for_graph,
+            lamport=lamport,
+            seen_up_to=seen_up_to,
         )
     return CarriedSession(
         context=context,
