@@ -74,7 +74,7 @@ def test_scripts_run(name: str, code: str, tmp_path: Path) -> None:
 
 def test_there_are_blocks() -> None:
     assert sum(len(blocks(file)) for file in FILES) > 15
-    assert len(scripts()) > 6
+    assert len(scripts()) > 7
 
 
 def test_links_lead_somewhere() -> None:

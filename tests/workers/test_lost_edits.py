@@ -185,6 +185,18 @@ def test_a_fork_that_only_read_is_not_missed(executor: executors.Executor, repo:
     require(repo, [1] * 4 + [0] * 8)
 
 
+def test_a_fork_that_writes_after_the_commit(client: Client, repo: Repository) -> None:
+    session = repo.writable_session("main")
+    kept = client.submit(fill, session.fork(), 0, 4, 1)
+    session.merge(kept.result())
+    session.commit("in time")
+    late = client.submit(fill, kept, 4, 8, 2).result()
+    with pytest.raises(SessionStateError) as caught:
+        repo.writable_session("main").merge(late)
+    assert caught.value.kind == ErrorKind.MERGE_NOT_ALLOWED
+    require(repo, [1] * 4 + [0] * 8)
+
+
 # --- writes through the session's store ------------------------------------------------------------------------------
 
 
