@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -167,6 +168,23 @@ def test_a_repetition_replaces_what_a_dead_job_has_left(repo: Repository, sessio
     zarr.open_array(alive.store, path="unnamed", mode="r+")[0, 0] = 5  # it had not seen that
     with pytest.raises(SessionStateError, match="unnamed"):
         resumed.commit("all")
+
+
+def test_a_job_may_send_its_session_to_workers_of_its_own(repo: Repository, session: Session) -> None:
+    """What they write replaces what an earlier run of the job has left, and needs no merge."""
+    token = session.share()
+    dead = repo.join_session(token)
+    zarr.open_array(dead.store, path="unnamed", mode="r+")[:] = -1
+    again = repo.join_session(token)
+    copies = [pickle.loads(pickle.dumps(again.store)), pickle.loads(pickle.dumps(again)).store]
+    for row, store in enumerate(copies):
+        zarr.open_array(store, path="unnamed", mode="r+")[row] = row
+    home_copy = pickle.loads(pickle.dumps(session.store))  # one of the session's own store
+    zarr.open_array(home_copy, path="t", mode="r+")[0] = 1
+    resumed = repo.resume_session(token)
+    for each in (session, resumed):
+        assert np.asarray(zarr.open_array(each.store, path="unnamed", mode="r")[:]).tolist() == [[0, 0], [1, 1]]
+    resumed.commit("all")
 
 
 def test_arrays_made_after_sharing(repo: Repository, session: Session) -> None:
