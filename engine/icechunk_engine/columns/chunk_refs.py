@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -340,12 +341,11 @@ class ChunkRefs:
         return ChunkRef(kind=DELETED)
 
     def __reduce__(self) -> tuple[object, ...]:
-        # numpy would pickle a broadcast column in full. As its one value, forks stay small.
+        # numpy would pickle a column of one value in full. As this value, forks and the memory they take stay small.
         values: dict[str, _Picklable] = {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            constant = field.name in _ROW_COLUMNS and len(value) > 1 and value.strides[0] == 0
-            values[field.name] = _Constant(value[0]) if constant else value
+            values[field.name] = _shortened(value) if field.name in _ROW_COLUMNS and len(value) > 1 else value
         return _unpickle, (len(self), values)
 
 
@@ -362,12 +362,31 @@ _ROW_COLUMNS = (
 
 
 class _Constant(NamedTuple):
-    """A broadcast column in a pickle."""
+    """A column of one value in a pickle."""
 
     value: np.generic | NDArray[Any]
 
 
-type _Picklable = NDArray[Any] | BytesTable | _Constant
+class _Steps(NamedTuple):
+    """A column of numbers at equal distances in a pickle, such as the offsets of payloads of one length."""
+
+    first: int
+    step: int
+
+
+type _Picklable = NDArray[Any] | BytesTable | _Constant | _Steps
+
+
+def _shortened(column: NDArray[Any]) -> _Picklable:
+    """Return what a pickle holds of a column with several rows."""
+    if column.strides[0] == 0 or (np.array_equal(column[0], column[-1]) and bool((column == column[0]).all())):
+        return _Constant(column[0])
+    if column.dtype == np.uint64:
+        first, second, last = (int(column[i]) for i in (0, 1, -1))
+        step = second - first
+        if step > 0 and last - first == step * (len(column) - 1) and bool((np.diff(column) == step).all()):
+            return _Steps(first, step)
+    return column
 
 
 def _unpickle(n: int, values: dict[str, Any]) -> ChunkRefs:
@@ -375,7 +394,21 @@ def _unpickle(n: int, values: dict[str, Any]) -> ChunkRefs:
         if isinstance(value, _Constant):
             constant = np.asarray(value.value)
             values[name] = broadcast_column(constant, n, constant.dtype)
+        elif isinstance(value, _Steps):
+            values[name] = _shared_steps(n, *value) if n <= _MAX_SHARED_ROWS else _steps(n, *value)
     return ChunkRefs(**values)
+
+
+_MAX_SHARED_ROWS = 1 << 16
+
+
+def _steps(n: int, first: int, step: int) -> U64:
+    column = np.arange(n, dtype=np.uint64) * np.uint64(step) + np.uint64(first)
+    column.setflags(write=False)
+    return column
+
+
+_shared_steps = lru_cache(maxsize=16)(_steps)  # the forks of many equal tasks share one column
 
 
 def _take[T: np.generic](column: NDArray[T], rows: Rows | slice) -> NDArray[T]:

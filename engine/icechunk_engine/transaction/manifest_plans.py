@@ -43,7 +43,7 @@ from icechunk_engine.transaction.splitting import (
 )
 from icechunk_engine.transaction.stored_chunk_refs import extents_of, load_chunk_refs
 
-_BYTES_AT_ONCE = 1 << 25
+_BYTES_AT_ONCE = 1 << 24
 """Columns that are joined at once, to be split into manifests. A manifest's worth is joined even if it is larger."""
 
 

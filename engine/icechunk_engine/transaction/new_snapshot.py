@@ -18,8 +18,9 @@ file takes the place of ``repo``: GET, HEAD and conditional PUT.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import batched
 from typing import NamedTuple
 
@@ -49,10 +50,12 @@ from icechunk_engine.types import Json
 _HEAVY_NUM_REFS = 4096
 """From this number of references on, a manifest is encoded on another thread: it takes some milliseconds."""
 
-_WAITING_BYTES = 1 << 25
-"""Bytes of encoded manifests that wait for the end of a commit, to be written together with its other files."""
+_MAX_PARALLEL_EDITS = 1 << 22
 
-_REMEMBERED_BYTES = 1 << 26
+_WAITING_BYTES = 1 << 25
+"""Bytes of encoded manifests that wait to be written together with others, behind a network."""
+
+_REMEMBERED_BYTES = 1 << 24
 """Bytes of new manifests that a commit leaves in the cache for its readers."""
 
 
@@ -98,13 +101,17 @@ def write_snapshot(
     began_us = now_us()
     # Strictly later than the parent, even if the clock went back: a search by time relies on this order.
     flushed_at_us = max(began_us, base.flushed_at_us + 1)
-    log = log_of_changes(snapshot_id, changes)
-    if amended is not None:
-        log = amended_log(amended, log)
-    # A large log is encoded on another thread while the manifests are made.
-    log_file = start_heavy(
-        lambda: encode_transaction_log(log, level=level, spec_version=spec_version), log.num_chunks >= _HEAVY_NUM_REFS
-    )
+
+    def make_log() -> Callable[[], bytes]:
+        log = log_of_changes(snapshot_id, changes)
+        if amended is not None:
+            log = amended_log(amended, log)
+        return partial(encode_transaction_log, log, level=level, spec_version=spec_version)
+
+    # The log of many edits is encoded on another thread while the manifests are made. That of very many is made after
+    # them, so that its columns and theirs are not in memory together.
+    num_edits = sum(map(len, changes.chunks.values()))
+    log_file = start_heavy(make_log(), num_edits >= _HEAVY_NUM_REFS) if num_edits <= _MAX_PARALLEL_EDITS else None
     files = _Files(assets)
     nodes, written = _make_manifests(assets, base, changes, {} if memo is None else memo, files)
     table = base.nodes.replace(_gone_rows(base, changes, nodes), nodes)
@@ -119,7 +126,7 @@ def write_snapshot(
         spec_version=spec_version,
     )
     files.add(layout.snapshot_key(snapshot_id), encode_snapshot(snapshot, level=level))
-    files.add(layout.transaction_log_key(snapshot_id), log_file.result())
+    files.add(layout.transaction_log_key(snapshot_id), make_log()() if log_file is None else log_file.result())
     files.write()
     if is_final:
         require_right_clock(assets.storage, layout.snapshot_key(snapshot_id), began_us, now_us())
@@ -144,13 +151,14 @@ class _Files:
         self._assets = assets
         self._waiting: dict[str, bytes] = {}
         self._nbytes = 0
+        self._max_waiting = _WAITING_BYTES if assets.storage.is_remote else 0
 
     def add(self, key: str, data: bytes) -> None:
         """Add a file. It is written now or later."""
         self.keys.append(key)
         self._waiting[key] = data
         self._nbytes += len(data)
-        if self._nbytes > _WAITING_BYTES:
+        if self._nbytes > self._max_waiting:
             self.write()
 
     def write(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import NamedTuple
 
 import numpy as np
@@ -28,9 +29,9 @@ class Case(NamedTuple):
 
 
 @st.composite
-def cases(draw: st.DrawFn, max_ndim: int = 3) -> Case:
+def cases(draw: st.DrawFn, *, min_ndim: int = 0, min_rows: int = 0) -> Case:
     """Several sets of references of all kinds; many indices are in several of them."""
-    ndim = draw(st.integers(0, max_ndim))
+    ndim = draw(st.integers(min_ndim, 3))
     index = st.tuples(*[st.integers(0, WIDTH - 1)] * ndim)
     number = st.integers(0, 5)
     ref = st.one_of(
@@ -47,7 +48,7 @@ def cases(draw: st.DrawFn, max_ndim: int = 3) -> Case:
             number,
         ),
     )
-    parts = draw(st.lists(st.lists(st.tuples(index, ref), max_size=30), max_size=6))
+    parts = draw(st.lists(st.lists(st.tuples(index, ref), min_size=min_rows, max_size=30), max_size=6))
     return Case(ndim, [ChunkRefs.of(ndim, part) for part in parts])
 
 
@@ -85,10 +86,10 @@ def test_narrow_references_are_the_same(refs: ChunkRefs, data: st.DataObject) ->
 
 
 @given(
-    case=cases(),
+    case=cases(min_ndim=1, min_rows=15),
     edges=st.none() | st.lists(st.integers(1, WIDTH + 2) | st.just(2**32 - 1), min_size=3, max_size=3),
     limit=st.integers(1, 20),
-    max_rows=st.integers(1, 40),
+    max_rows=st.integers(1, 20),
 )
 def test_ranges_are_split_into_the_same_manifests(
     case: Case, edges: list[int] | None, limit: int, max_rows: int
@@ -108,6 +109,27 @@ def test_ranges_are_split_into_the_same_manifests(
         borders = parts.thinned(independent_borders(parts, rule, live), max_rows)
         pieces = [piece for block in parts.blocks(borders) for piece in split(live(block), rule, grid)]
     assert [rows_of(piece.compact()) for piece in pieces] == [rows_of(piece) for piece in expected]
+
+
+@given(refs=cases().map(lambda case: case.joined))
+def test_pickled_references_are_the_same(refs: ChunkRefs) -> None:
+    assert rows_of(pickle.loads(pickle.dumps(refs))) == rows_of(refs)
+
+
+def test_columns_of_one_value_and_regular_offsets_are_small_in_pickles() -> None:
+    n = 10_000
+    indices = np.arange(n)[:, None]
+    lengths, payloads = np.full(n, 8), np.arange(n, dtype=np.uint64).view(np.uint8)
+    refs = ChunkRefs.build(indices, INLINE, offsets=8 * np.arange(n), lengths=lengths, inline_data=payloads)
+    data = pickle.dumps(refs)
+    assert len(data) < 12 * n + 2000, "4 bytes an index, 8 bytes a payload"
+    one, other = pickle.loads(data), pickle.loads(data)
+    assert one.offsets.tolist() == refs.offsets.tolist()
+    assert one.offsets is other.offsets
+    assert not one.offsets.flags.writeable
+    for uneven in (np.append(8 * np.arange(n - 1), 1), np.zeros(n), 3 + np.arange(n)[::-1]):
+        again = pickle.loads(pickle.dumps(ChunkRefs.build(indices, NATIVE, offsets=uneven.astype(np.uint64))))
+        assert again.offsets.tolist() == uneven.tolist()
 
 
 def test_large_sets_are_read_in_blocks() -> None:
