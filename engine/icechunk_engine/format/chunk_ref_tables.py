@@ -59,7 +59,7 @@ def place_refs(arena: Arena, refs: ChunkRefs, frames: BytesTable | None) -> Posi
     tables.row_vectors(Slot.INDEX, refs.indices)
     if not bool(inline.all()):
         if bool(refs.offsets[~inline].any()):
-            # Zeros in the unused fields of inline chunks, so that a file does not depend on how payloads lay in memory.
+            # Zeros where a chunk is inline: a file must not depend on where payloads lay in memory.
             offsets = np.where(inline, np.uint64(0), refs.offsets) if bool(inline.any()) else refs.offsets
             tables.numbers(Slot.OFFSET, offsets, ~inline)
         tables.numbers(Slot.LENGTH, refs.lengths, ~inline)
