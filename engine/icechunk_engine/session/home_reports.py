@@ -8,11 +8,14 @@ or by discarding the edits.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 
 from icechunk_engine._runtime.locks import memory_lock
-from icechunk_engine.errors import ErrorKind, SessionStateError
+from icechunk_engine.errors import ErrorKind, IcechunkError, SessionStateError
 from icechunk_engine.ids import SnapshotId
 from icechunk_engine.journal.change_entries import change_set_of
+from icechunk_engine.journal.combining import MAX_SEPARATE, can_be_combined, combine
 from icechunk_engine.journal.entries import JournalEntry
 from icechunk_engine.session.ledger import Ledger
 from icechunk_engine.session.merging import merge_into, num_seen
@@ -48,6 +51,7 @@ class HomeReports(Exchange):
         self._lock = memory_lock()
         self._seen_up_to: dict[str, Mapping[str, int]] = {}
         self._collected: dict[str, JournalEntry | None] = {}  # the entries of others stay, to ask for them later
+        self._separate: list[JournalEntry] = []  # collected, and can be combined
 
     def look(self, *, for_chunks: bool = False) -> None:
         """Collect new reports. One LIST, and a GET for each new report."""
@@ -77,8 +81,35 @@ class HomeReports(Exchange):
         if arrivals:
             merge_into(self._workspace, incoming, on_overlap)
         with self._lock:
-            self._collected.update(new)
+            # Of others, only the sources matter here.
+            self._collected.update((key, replace(entry, arrays=[], nodes_set=[])) for key, entry in new.items())
             self._collected.update((key, None) for key, entry in mine.items() if entry.has_edits)
+            self._separate += [entry for entry in entries if can_be_combined(entry)]
+        with suppress(IcechunkError):  # it only makes listing cheaper
+            self._combine()
+
+    def _combine(self) -> None:
+        """Replace many collected entries by one. One PUT, one HEAD and one DELETE.
+
+        Not in a shared session: a process that resumes it needs to know what each single writer had seen.
+        """
+        with self._lock:
+            if len(self._separate) < MAX_SEPARATE or self.is_shared:
+                return
+            entries, self._separate = self._separate, []
+        journal = self._ledger.journal
+        by_promise: dict[str | None, list[JournalEntry]] = {}
+        for entry in entries:
+            by_promise.setdefault(entry.flush_promise, []).append(entry)
+        for group in by_promise.values():
+            with self._workspace.lock:
+                writer, seq = self._workspace.current_epoch
+                self._workspace.end_epoch()
+            combined = combine(group, writer, seq)
+            with self._lock:
+                self._collected[journal.entry_key(combined)] = None
+            journal.put_entry(combined)
+            journal.storage.delete([journal.entry_key(entry) for entry in group])
 
     def _seen_by_writer(self, entries: Sequence[JournalEntry]) -> Mapping[str, Mapping[str, int]]:
         """Return which epochs of others each writer had seen, by these entries and by earlier ones."""

@@ -133,9 +133,11 @@ class Session(FinishedRegionMethods):
         watch_copies(self._workspace, self._require_ledger(), self._fork_point, reporting)
 
     def _carried_for_store(self) -> CarriedSession:
-        """Return what a pickle of the store carries. Equal until the next edit: dask pickles a store many times."""
+        """Return what a pickle of the store carries. One LIST, and a GET for each new report."""
         self._workspace.permissions.require_forkable()
         self._watch_copies(Reporting.edits)
+        with suppress(SessionStateError):  # a conflict is raised at the next look, and not while this is pickled
+            self._workspace.look()  # a new task may replace what finished tasks wrote
         known = self._store_copy
         if known is None or known[0] != self._workspace.edits_token:
             carried = pack_for_store(self._workspace, self._fork_point, self._require_ledger().token)

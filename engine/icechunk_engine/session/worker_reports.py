@@ -139,6 +139,7 @@ class WorkerReports(Exchange):
         self._in_flight = None
         if entry.seen_up_to:
             self._reported_seen = dict(entry.seen_up_to)
+        self._collected.add(self.journal.entry_key(entry))
 
     def _array_paths(self, state: WorkspaceState) -> dict[NodeId, str]:
         """Return the paths of the arrays in flight. Their nodes are in memory: chunks were written to them."""
@@ -168,22 +169,30 @@ class WorkerReports(Exchange):
         if self._reporting is not Reporting.edits:
             return False
         self._has_looked = True
-        keys = self.journal.list_entries(after=self._collected)
-        entries = self.journal.fetch_entries(keys)
         found = False
-        for entry in entries:
-            self.lamport = max(self.lamport, entry.lamport)
-            if entry.fork != self._point.origin.fork_id or entry.origin_id != self._point.origin_id:
-                continue
-            incoming = Incoming(changes=change_set_of(entry), num_seen=0)
-            try:
-                # Whether it conflicts with other edits is decided at home. Here it is only to be seen.
-                found |= merge_into(self._workspace, partial(_only, incoming), "last")
-            except SessionStateError as error:
-                if error.kind is not ErrorKind.MERGE_FAILED:
-                    raise
-        self._collected.update(keys)
-        return found
+        while True:
+            keys = self.journal.list_entries(after=self._collected)
+            entries = self.journal.fetch_entries(keys)
+            for entry in entries:
+                found |= self._show(entry)
+            self._collected.update(keys)
+            if len(entries) == len(keys):
+                return found
+            # The home has replaced some of them by one that was not in the list.
+
+    def _show(self, entry: JournalEntry) -> bool:
+        """Merge the edits of others into the copy. Returns True if they are new."""
+        self.lamport = max(self.lamport, entry.lamport)
+        if entry.fork != self._point.origin.fork_id or entry.origin_id != self._point.origin_id:
+            return False
+        incoming = Incoming(changes=change_set_of(entry), num_seen=0)
+        try:
+            # Whether it conflicts with other edits is decided at home. Here it is only to be seen.
+            return merge_into(self._workspace, partial(_only, incoming), "last")
+        except SessionStateError as error:
+            if error.kind is not ErrorKind.MERGE_FAILED:
+                raise
+            return False
 
 
 def _only(incoming: Incoming, _: WorkspaceState) -> list[Incoming]:

@@ -158,6 +158,11 @@ class Workspace(SnapshotView):
         sources = self.state.changes.sources.entries
         return bool(sources) and sources[-1][:2] == self.current_epoch
 
+    @property
+    def _is_private(self) -> bool:
+        """True if nobody else has or had these edits: no fork, no copy."""
+        return self._epoch == 0 and not self.permissions.is_fork
+
     def end_epoch(self) -> None:
         """Call this when somebody else gets the edits: later ones must have another source."""
         self._epoch += 1
@@ -408,7 +413,7 @@ class Workspace(SnapshotView):
         reader = self.array_reader(path)
         if reader is None or not reader.contains(index):
             return
-        if path in self.state.changes.new_nodes and reader.locate(index) is None:
+        if self._is_private and path in self.state.changes.new_nodes and reader.locate(index) is None:
             return  # nobody else has this array, so a sparse one needs no edit for each empty chunk
         self.put_chunk(path, index, _NO_CHUNK)
 

@@ -14,7 +14,7 @@ import zarr
 import icechunk_engine as ic
 from icechunk_engine import ErrorKind, ForkSession, IcechunkStore, Repository
 from icechunk_engine._runtime.task_names import task_name
-from icechunk_engine.session import workspace_of
+from icechunk_engine.session import home_reports, workspace_of
 from icechunk_engine.testing.counting import CountingStorage
 
 
@@ -134,16 +134,44 @@ def test_two_tasks_write_halves_of_a_chunk(repo: Repository, session: ic.Session
     assert values(repo.readonly_session("main").store)[2:4] == [3, 3]
 
 
-def test_discarding_drops_the_reports(repo: Repository, session: ic.Session) -> None:
+def test_discarding_drops_the_reports_and_ends_the_copies(repo: Repository, session: ic.Session) -> None:
     one, two = sent(session.store), sent(session.store)
     fork = sent(session.fork())
     opened(one)[:2] = 1
     opened(fork.store)[4:6] = 1
     session.discard_changes()
     assert not session.has_uncommitted_changes
-    opened(two)[2:4] = 2
-    assert values(session.store) == [0, 0, 2, 2, 0, 0, 0, 0]
+    with pytest.raises(ic.SessionStateError, match="too late"):
+        opened(two)[2:4] = 2
+    opened(sent(session.store))[2:4] = 3
+    assert values(session.store) == [0, 0, 3, 3, 0, 0, 0, 0]
     session.commit("later")
+
+
+def test_copies_write_fill_values_over_each_other(repo: Repository, session: ic.Session) -> None:
+    """zarr deletes such a chunk. In an array that is new and that others have, the deletion must be an edit."""
+    zarr.create_array(session.store, name="new", shape=(4,), chunks=(2,), dtype="int64", fill_value=0)
+    early, later = sent(session.store), sent(session.store)
+    opened(early, "new")[:2] = 1
+    with pytest.raises(ic.SessionStateError, match="'/new'"):
+        opened(later, "new")[:2] = 0
+        session.status()
+    session.merge(on_overlap="last")
+    assert values(session.store, "new")[:2] == [0, 0]
+    fork = session.fork()
+    opened(fork.store, "new")[2:] = 1
+    opened(session.store, "new")[2:] = 0
+    with pytest.raises(ic.SessionStateError, match="'/new'"):
+        session.merge(fork)
+
+
+def test_a_task_replaces_what_an_earlier_task_wrote(repo: Repository, session: ic.Session) -> None:
+    """The second one is sent after the first one has ended."""
+    for value in (1, 2):
+        with task_name(f"write-{value}"):
+            opened(sent(session.store))[:2] = value
+    session.commit("twice")
+    assert values(repo.readonly_session("main").store)[:2] == [2, 2]
 
 
 def test_a_block_that_fails_undoes_what_copies_wrote_in_it(session: ic.Session) -> None:
@@ -276,6 +304,54 @@ def test_reports_and_returned_copies_are_the_same_edits(session: ic.Session) -> 
     assert values(session.store)[:2] == [2, 2]
 
 
+# --- many reports ----------------------------------------------------------------------------------------------------
+
+
+def test_collected_reports_are_combined(repo: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The journal stays short, the values are right, and copies see everything that was combined."""
+    monkeypatch.setattr(home_reports, "MAX_SEPARATE", 10)
+    session = repo.writable_session("main")
+    zarr.create_array(session.store, name="a", shape=(100,), chunks=(1,), dtype="int64", compressors=None)
+    early = sent(session.store)
+    zarr.create_group(early, path="g")
+    for i in range(100):
+        with task_name(f"task-{i}"):
+            opened(sent(session.store))[i] = i + 1
+        if i % 12 == 0:
+            session.status()
+            assert len(keys(repo)) < 30
+    assert values(early) == list(range(1, 101))
+    with task_name("other"):
+        opened(sent(session.store))[99] = 0
+    session.status()
+    assert values(session.store) == [*range(1, 100), 0]
+    late = early  # has not seen the last change
+    with task_name("late"):
+        late.set_sync("a/c/99", zarr.buffer.default_buffer_prototype().buffer.from_bytes(b"x" * 8))
+    with pytest.raises(ic.SessionStateError, match=r"task other and task late.*\(99,\)"):
+        session.commit("conflict")
+    session.merge(on_overlap="last")
+    session.commit("all")
+    assert values(repo.readonly_session("main").store)[:99] == list(range(1, 100))
+    assert keys(repo) == []
+
+
+def test_a_copy_that_lists_while_the_home_combines(session: ic.Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(home_reports, "MAX_SEPARATE", 3)
+    reader = sent(session.store)
+    for i in range(3):
+        opened(sent(session.store))[2 * i : 2 * i + 2] = i + 1
+    journal = workspace_of(reader.session).exchange.journal
+    fetch = journal.fetch_entries
+
+    def combine_first(names: list[str]) -> Any:
+        session.status()
+        return fetch(names)
+
+    monkeypatch.setattr(journal, "fetch_entries", combine_first)
+    assert values(reader) == [1, 1, 2, 2, 3, 3, 0, 0]
+
+
 # --- requests and warnings -------------------------------------------------------------------------------------------
 
 
@@ -291,10 +367,10 @@ def test_requests() -> None:
     pickle.loads(pickle.dumps(fork))
     assert storage.n_requests == 0
     dumped = pickle.dumps(session.store)
-    assert storage.requests == {"put": 1}  # the record
+    assert storage.requests == {"put": 1, "list": 1}  # the record, and a look at reports
     pickle.dumps(session.store)
     copy = pickle.loads(dumped)
-    assert storage.n_requests == 1
+    assert storage.requests == {"put": 1, "list": 2}
     array = opened(copy)
     of_copy = workspace_of(copy.session).context.assets.given_storage
     assert isinstance(of_copy, CountingStorage)
@@ -336,7 +412,7 @@ def test_edits_that_nobody_committed_warn(repo: Repository, session: ic.Session,
         if kind == "copy":
             del copy
         gc.collect()
-    found = [str(one.message) for one in caught if one.category is ResourceWarning and "uncommitted edits" in str(one)]
+    found = [one for one in caught if "uncommitted edits" in str(one) and repo.storage.identity in str(one)]
     assert len(found) == (kind in ("session", "fork"))
 
 
