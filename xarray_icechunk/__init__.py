@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .appending import append_with_retry
     from .backend import IcechunkBackendEntrypoint, open_dataset, open_datatree
-    from .dask_writer import store_dask
+    from .dask_writer import merge_forks, store_dask
     from .locations import open_or_create_repository, open_repository
     from .virtual import ReferenceLimits, import_kerchunk
     from .writer import to_icechunk
@@ -24,6 +24,7 @@ __all__ = [
     "__version__",
     "append_with_retry",
     "import_kerchunk",
+    "merge_forks",
     "open_dataset",
     "open_datatree",
     "open_or_create_repository",
@@ -37,6 +38,7 @@ _HOMES = {
     "ReferenceLimits": "virtual",
     "append_with_retry": "appending",
     "import_kerchunk": "virtual",
+    "merge_forks": "dask_writer",
     "open_dataset": "backend",
     "open_datatree": "backend",
     "open_or_create_repository": "locations",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import xarray as xr
@@ -56,15 +56,11 @@ class ArrayWrite:
 class ArrayWrites:
     """The arrays of one call. xarray calls :meth:`add` for each."""
 
-    write_empty_chunks: bool | None = None
     memory: list[ArrayWrite] = field(default_factory=list)
     dask: list[ArrayWrite] = field(default_factory=list)
 
     def add(self, source: Any, target: zarr.Array[Any], region: tuple[slice, ...] | None = None) -> None:
         """Note an array to write."""
-        if self.write_empty_chunks is not None:  # zarr before 3.2 ignores the setting when it opens an array
-            config = replace(target.async_array.config, write_empty_chunks=self.write_empty_chunks)
-            target = target.with_config(config)
         kind = self.dask if hasattr(source, "__dask_graph__") else self.memory
         kind.append(ArrayWrite(source, target, region or None))
 
@@ -74,7 +70,7 @@ class ArrayWrites:
         def moved(writes: list[ArrayWrite]) -> list[ArrayWrite]:
             return [ArrayWrite(write.source, reopen(write.target, session), write.region) for write in writes]
 
-        return ArrayWrites(self.write_empty_chunks, moved(self.memory), moved(self.dask))
+        return ArrayWrites(moved(self.memory), moved(self.dask))
 
     def write_memory(self, session: Session) -> None:
         """Write the arrays that are not dask arrays."""
@@ -136,7 +132,7 @@ class GroupWrite:
         ValueError, TypeError, FileExistsError
             xarray or zarr refuses the arguments. The session can be partly changed.
         """
-        writes = ArrayWrites(self.write_empty_chunks)
+        writes = ArrayWrites()
         found: dict[str, Mapping[Hashable, Any]] = {}
         for write in self.datasets:
             target = self._open(session, write, found)
