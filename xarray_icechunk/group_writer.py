@@ -135,13 +135,23 @@ class GroupWrite:
         writes = ArrayWrites()
         found: dict[str, Mapping[Hashable, Any]] = {}
         for write in self.datasets:
-            target = self._open(session, write, found)
-            dataset, found[write.path] = validate_region(target, write.dataset)
-            if write.new_only:
-                dataset = dataset.drop_vars([name for name in dataset.variables if name in target.array_keys()])
-            validate_encoding(target, write.encoding)
-            _with_empty_loaded(dataset).dump_to_store(target, writer=writes, encoding=write.encoding)
+            try:
+                self._write_metadata_of(session, write, writes, found)
+            except Exception as error:
+                if write.path:
+                    error.add_note(f"while writing the node {write.path!r} of the tree")
+                raise
         return writes
+
+    def _write_metadata_of(
+        self, session: Session, write: DatasetToWrite, writes: ArrayWrites, found: dict[str, Mapping[Hashable, Any]]
+    ) -> None:
+        target = self._open(session, write, found)
+        dataset, found[write.path] = validate_region(target, write.dataset)
+        if write.new_only:
+            dataset = dataset.drop_vars([name for name in dataset.variables if name in target.array_keys()])
+        validate_encoding(target, write.encoding)
+        _with_empty_loaded(dataset).dump_to_store(target, writer=writes, encoding=write.encoding)
 
     def _open(self, session: Session, write: DatasetToWrite, found: Mapping[str, Mapping[Hashable, Any]]) -> ZarrStore:
         path = "/".join(part for part in ((self.group or "").strip("/"), write.path) if part)

@@ -4,8 +4,9 @@ A session shows its edits at once. So data that are read from a session while it
 they are read. A write of such data goes through a fork: the session, and with it the data, stays as it is until the
 end.
 
-The search knows xarray's lazy arrays, Zarr arrays, and what dask keeps in graphs, functions with their closures
-included. Dask's symbolic layers are not expanded, so a graph of a million tasks costs no more than its layers.
+The search knows xarray's lazy arrays, Zarr arrays, and what dask keeps in graphs, including functions with their
+closures and attributes. It does not look at global variables. It does not expand dask's symbolic layers, so a graph of
+a million tasks costs no more than its layers.
 """
 
 from __future__ import annotations
@@ -82,7 +83,9 @@ def _parts(item: Any) -> Iterable[Any]:
         return _parts_of_lazy_array(item)
     if module == "dask" or hasattr(type(item), "__dask_graph__"):
         return _parts_of_dask(item)
-    return item.values() if isinstance(item, Mapping) else ()
+    if isinstance(item, Mapping):
+        return item.values()
+    return vars(item).values() if callable(item) and hasattr(item, "__dict__") else ()
 
 
 def _parts_of_lazy_array(item: Any) -> Iterable[Any]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from icechunk_engine.errors import ErrorKind, InvalidInputError
-from icechunk_engine.session import Session, fork_for_graph
+from icechunk_engine.session import Session, fork_for_graph, workspace_of
 from icechunk_engine.transaction.conflicts import ConflictDetector, ConflictSolver
 from icechunk_engine.transaction.merge import OnOverlap
 from icechunk_engine.types import Json
@@ -242,28 +242,41 @@ class _Job:
     def write_to_session(self, session: Session) -> Delayed | None:
         """Leave the edits in the session, all or none."""
         reads_session = reads_from((write.dataset for write in self.write.datasets), session)
-        if not self.compute:
-            if reads_session:
-                raise _refusal(
-                    "compute=False cannot write data that are read from the same session: they would be read after "
-                    "the session has changed. Open them from repository.readonly_session(branch), or leave out "
-                    "compute=False"
-                )
-            from .delayed_writes import delayed_merge  # dask is an optional dependency
-
-            with session.all_or_nothing():
-                writes = self.write.write_metadata(session)
-                writes.write_memory(session)
-                return delayed_merge(session, writes.dask, self.split_every, self.on_overlap)
+        if self.compute:
+            self._edit(session, self._write_all, through_fork=reads_session)
+            return None
         if reads_session:
-            # The data stay as they are while they are read, because the session does not change before the merge.
+            raise _refusal(
+                "compute=False cannot write data that are read from the same session: they would be read after the "
+                "session has changed. Open them from repository.readonly_session(branch), or leave out compute=False"
+            )
+        from .delayed_writes import delayed_merge  # dask is an optional dependency
+
+        writes = self._edit(session, self._write_memory, through_fork=False)
+        return delayed_merge(session, writes.dask, self.split_every, self.on_overlap)
+
+    def _edit[R](self, session: Session, edit: Callable[[Session], R], *, through_fork: bool) -> R:
+        """Edit a session, all or nothing.
+
+        Data that are read from the session must stay as they are while they are read. A fork does that: the session
+        does not change before the merge. A session that shares its edits with other processes needs a fork, too: what
+        it has collected or reported in the meantime could not be undone.
+        """
+        if through_fork or workspace_of(session).exchange is not None:
             fork = fork_for_graph(session)
-            self._run(fork, self.write.write_metadata(fork))
-            session.merge(fork)
-        else:
-            with session.all_or_nothing():
-                self._run(session, self.write.write_metadata(session))
-        return None
+            result = edit(fork)
+            session.merge(fork, on_overlap=self.on_overlap)
+            return result
+        with session.all_or_nothing():
+            return edit(session)
+
+    def _write_all(self, session: Session) -> None:
+        self._run(session, self.write.write_metadata(session))
+
+    def _write_memory(self, session: Session) -> ArrayWrites:
+        writes = self.write.write_metadata(session)
+        writes.write_memory(session)
+        return writes
 
     # --- as a commit -------------------------------------------------------------------------------------------
 

@@ -177,8 +177,9 @@ def test_a_failed_tree_leaves_the_session_as_it_was(repo: Any, series: xr.DataTr
     more = part(series, 2, 4)
     more["sea"] = more["sea"].to_dataset().rename(x="y")
     session = repo.writable_session("main")
-    with pytest.raises(ValueError, match="y"):
+    with pytest.raises(ValueError, match="y") as caught:
         xi.to_icechunk(more, session, append_dim="time")
+    assert "while writing the node 'sea' of the tree" in caught.value.__notes__
     assert not session.has_uncommitted_changes
     xr.testing.assert_identical(xi.open_datatree(session).load(), part(series, 0, 2))
 

@@ -127,6 +127,14 @@ def test_a_failure_leaves_the_session_as_it_was(session: Session) -> None:
     xr.testing.assert_identical(read(session), expected)
 
 
+class Adder:
+    def __init__(self, other: Any) -> None:
+        self.other = other
+
+    def __call__(self, block: np.ndarray) -> np.ndarray:
+        return block + np.asarray(self.other[:2, :2])
+
+
 def cases(store: Any) -> dict[str, Any]:
     array: Any = zarr.open_array(store, path="count", mode="r")
     zeros = da.zeros((6, 8), chunks=2)
@@ -145,6 +153,7 @@ def cases(store: Any) -> dict[str, Any]:
         "computed": da.from_zarr(array).T + 1,
         "closure": zeros.map_blocks(closure),
         "partial": zeros.map_blocks(functools.partial(add, array)),
+        "callable": zeros.map_blocks(Adder(array)),
         "argument": zeros.map_blocks(lambda block, other: block, other=dask.delayed(array)),
         "delayed": da.from_delayed(delayed, (6, 8), "i4"),
         "optimised": dask.optimize(da.from_zarr(array) + 1)[0],
@@ -161,6 +170,7 @@ CASES = (
     "computed",
     "closure",
     "partial",
+    "callable",
     "argument",
     "delayed",
     "optimised",
