@@ -13,6 +13,7 @@ from typing import Any
 import icechunk
 import pytest
 import zarr
+from distributed import Client, worker_client
 
 from tests.profiles import by_profile
 
@@ -106,3 +107,19 @@ def test_functions(request: pytest.FixtureRequest, executor: str, way_back: str,
         request.getfixturevalue(f"{where}_place"),
         lambda session: writes.WAYS_BACK[way_back](writes.FUNCTIONS[function], session, run),
     )
+
+
+def from_a_task(store: Any, way: str) -> Values:
+    with worker_client():
+        return writes.WHOLE[way](store)
+
+
+@pytest.mark.parametrize("way", ["to_zarr", "to_zarr(append_dim)", "dask.array.store"])
+def test_a_task_that_starts_tasks(cluster_of_processes: Client, local_place: Place, way: str) -> None:
+    """The copy of the store in the first task is copied again."""
+
+    def write(session: Any) -> Values:
+        expected: Values = cluster_of_processes.submit(from_a_task, session.store, way).result()
+        return expected
+
+    write_and_check(local_place, write)
