@@ -56,14 +56,18 @@ class SharedReports(HomeReports):
     ----------
     workspace, ledger, origin_id
         As for :class:`HomeReports`.
+    lamport
+        Number its own entries from here; None in the process that begins to share the session.
     """
 
-    def __init__(self, workspace: Workspace, ledger: Ledger, origin_id: SnapshotId) -> None:
+    def __init__(
+        self, workspace: Workspace, ledger: Ledger, origin_id: SnapshotId, *, lamport: int | None = None
+    ) -> None:
         super().__init__(workspace, ledger, None, origin_id)
         self.coordinator = os.urandom(8).hex()
         origin = ForkOrigin(token=ledger.token, fork_id=None)
-        # Its first entry comes before those of all others, which build upon it.
-        self._own = _OwnReports(workspace, ForkPoint(origin_id=origin_id, origin=origin, seen=(), lamport=-1))
+        point = ForkPoint(origin_id=origin_id, origin=origin, seen=(), lamport=lamport or 0)
+        self._own = _OwnReports(workspace, point, is_first=lamport is None)
 
     @property
     def is_shared(self) -> bool:
@@ -72,7 +76,7 @@ class SharedReports(HomeReports):
     @property
     def lamport(self) -> int:
         """The highest number of any entry that this process has written or collected."""
-        return max(self._own.lamport, 0)
+        return self._own.lamport
 
     def record(self, edit: Edit, source: EditSource) -> None:
         self._own.record(edit, source)
@@ -101,9 +105,15 @@ class SharedReports(HomeReports):
 class _OwnReports(WorkerReports):
     """Reports the edits of the session's own process."""
 
-    def __init__(self, workspace: Workspace, point: ForkPoint) -> None:
+    def __init__(self, workspace: Workspace, point: ForkPoint, *, is_first: bool) -> None:
         super().__init__(workspace, point, Reporting.edits)
         self.reported_keys: set[str] = set()
+        self._is_first = is_first
+
+    def _next_lamport(self) -> int:
+        # The first entry holds all edits that were made before the session was shared. It must come before the reports
+        # of copies, whose arrays it creates.
+        return 0 if self._is_first and not self.reported_keys else super()._next_lamport()
 
     def _overwrites(self, state: WorkspaceState, own: tuple[EditSource, ...]) -> tuple[tuple[str, int], ...]:
         return ()  # the numbers of the entries that were collected say the same
@@ -160,7 +170,7 @@ def resume(workspace: Workspace, ledger: Ledger, record: SharedRecord) -> None:
         A new one, based on the origin of the session.
     """
     ledger.journal.open(record.session)  # it is missing if the last coordinator died while it committed
-    reports = SharedReports(workspace, ledger, record.session.origin_id)
+    reports = SharedReports(workspace, ledger, record.session.origin_id, lamport=record.lamport)
     write_shared(ledger.journal, replace(record, coordinator=reports.coordinator))
     workspace.exchange = reports
     reports.collect("raise")

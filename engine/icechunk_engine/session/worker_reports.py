@@ -116,8 +116,7 @@ class WorkerReports(Exchange):
         # Chunks are durable before the home knows them, or the home flushes them at its commit.
         assets, promise = workspace.context.assets, self._point.flush_promise
         flush_or_leave_it(assets.storage, self._in_flight, lambda: assets.snapshot(state.snapshot_id).nodes, promise)
-        # Two runs of one task have not seen each other. The clock orders them: the last run counts.
-        self.lamport = max(self.lamport + 1, time.time_ns() // 1000)
+        self.lamport = self._next_lamport()
         return JournalEntry(
             writer=writer,
             seq=seq,
@@ -133,6 +132,10 @@ class WorkerReports(Exchange):
             nodes_deleted=parts.nodes_deleted,
             arrays=parts.arrays,
         )
+
+    def _next_lamport(self) -> int:
+        # Two runs of one task have not seen each other. The clock orders them: the last run counts.
+        return max(self.lamport + 1, time.time_ns() // 1000)
 
     def reported(self, entry: JournalEntry) -> None:
         """Forget the edits in an entry."""

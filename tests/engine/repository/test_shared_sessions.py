@@ -8,8 +8,8 @@ import signal
 import subprocess
 import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,39 +19,9 @@ import zarr
 import icechunk_engine as ic
 from icechunk_engine import Repository, Session
 from icechunk_engine.errors import ErrorKind, SessionStateError
-from icechunk_engine.session.lost_commits import CommitAttempts
 from icechunk_engine.testing.counting import CountingStorage
 
-N_JOBS = 6
-ROWS = 4
-"""Rows of chunks that one job writes."""
-
-EXPECTED = np.arange(N_JOBS * ROWS * 3, dtype="f8").reshape(N_JOBS * ROWS, 3)
-EXPECTED[ROWS : 2 * ROWS] = np.nan  # one job writes fill values only: no chunk is stored
-
-
-def make_template(session: Session) -> None:
-    """Create the arrays that the jobs fill, and write the coordinates."""
-    root = zarr.create_group(session.store)
-    array = root.create_array(
-        "t", shape=EXPECTED.shape, chunks=(1, 3), dtype="f8", fill_value=np.nan, dimension_names=["time", "x"]
-    )
-    array.attrs["units"] = "K"
-    root.create_array("x", shape=(3,), dtype="i8", dimension_names=["x"])[:] = [10, 20, 30]
-    root.create_array("unnamed", shape=(2, 2), chunks=(1, 1), dtype="i8")
-
-
-def rows_of(job: int) -> slice:
-    return slice(job * ROWS, (job + 1) * ROWS)
-
-
-def run_job(session: Session, job: int) -> None:
-    """What each job does."""
-    region = {"time": rows_of(job)}
-    if session.is_done("t", region):
-        return
-    zarr.open_array(session.store, path="t", mode="r+")[rows_of(job)] = EXPECTED[rows_of(job)]
-    session.mark_done("t", region)
+from .shared_jobs import EXPECTED, N_JOBS, make_template, rows_of, run_job
 
 
 def require_all(repo: Repository) -> None:
@@ -93,7 +63,7 @@ def test_regions_say_what_is_finished(repo: Repository, session: Session) -> Non
     token = session.share()
     job = repo.join_session(token)
     assert job.regions_done("t") == session.regions_done("t") == []
-    whole = {"time": slice(0, N_JOBS * ROWS), "x": slice(0, 3)}
+    whole = {"time": slice(0, 24), "x": slice(0, 3)}
     assert session.regions_missing("t") == [whole]
     job.mark_done("t", {"time": slice(8, 12)})
     job.mark_done("/t", {"time": slice(0, 4)})
@@ -184,6 +154,20 @@ def test_a_job_may_send_its_session_to_workers_of_its_own(repo: Repository, sess
     resumed = repo.resume_session(token)
     for each in (session, resumed):
         assert np.asarray(zarr.open_array(each.store, path="unnamed", mode="r")[:]).tolist() == [[0, 0], [1, 1]]
+    resumed.commit("all")
+
+
+def test_copies_that_reported_before_the_session_was_shared(repo: Repository, session: Session) -> None:
+    copy = pickle.loads(pickle.dumps(session.store))
+    zarr.open_array(copy, path="t", mode="r+")[rows_of(0)] = EXPECTED[rows_of(0)]
+    slow = pickle.loads(pickle.dumps(session.store))
+    token = session.share()
+    zarr.open_array(slow, path="t", mode="r+")[rows_of(2)] = EXPECTED[rows_of(2)]
+    resumed = repo.resume_session(token)
+    for each in (session, resumed, repo.join_session(token)):
+        values = np.asarray(zarr.open_array(each.store, path="t", mode="r")[:])
+        np.testing.assert_array_equal(values[rows_of(0)], EXPECTED[rows_of(0)])
+        np.testing.assert_array_equal(values[rows_of(2)], EXPECTED[rows_of(2)])
     resumed.commit("all")
 
 
@@ -360,96 +344,43 @@ def test_requests(tmp_path: Path) -> None:
 
 # --- in processes of their own ---------------------------------------------------------------------------------------
 
-JOB = """
-import os, signal, sys
-from icechunk_engine import Repository, local_filesystem_storage
-from tests.engine.repository import test_shared_sessions as jobs
 
-place, token, job, dies = sys.argv[1:]
-session = Repository.open(local_filesystem_storage(place)).join_session(token)
-if dies == "dies":
-    array = jobs.zarr.open_array(session.store, path="t", mode="r+")
-    array[jobs.rows_of(int(job)).start] = -1  # half of its work, and wrong
-    os.kill(os.getpid(), signal.SIGKILL)
-jobs.run_job(session, int(job))
-"""
-
-COORDINATOR = """
-import sys
-from icechunk_engine import Repository, local_filesystem_storage
-from tests.engine.repository import test_shared_sessions as jobs
-
-place, token, when = sys.argv[1:]
-repo = Repository.open(local_filesystem_storage(place))
-if token:
-    session = repo.resume_session(token)
-else:
-    session = repo.writable_session("main")
-    jobs.make_template(session)
-    print(session.share(), flush=True)
-if when != "waits":
-    jobs.die_at(when)
-    session.commit("all")
-sys.stdin.read()
-"""
-
-
-def die_at(when: str) -> None:
-    """Kill this process before or after it moves the branch."""
-    real = CommitAttempts.publish
-
-    def publish(attempts: CommitAttempts, *args: Any) -> None:
-        if when == "after":
-            real(attempts, *args)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    CommitAttempts.publish = publish  # type: ignore[method-assign, assignment]
-
-
-def start(program: str, *arguments: object) -> subprocess.Popen[str]:
+def run(*arguments: object, killed: bool = False) -> str:
+    """Run a process of :mod:`.shared_jobs`. Returns what it prints."""
+    command = [sys.executable, "-m", "tests.engine.repository.shared_jobs", *map(str, arguments)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    return subprocess.Popen(
-        [sys.executable, "-c", program, *map(str, arguments)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment,
-        cwd=Path(__file__).parents[3],
-    )
+    root = Path(__file__).parents[3]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=root, timeout=120, check=False)
+    assert done.returncode == (-signal.SIGKILL if killed else 0), done.stderr
+    return done.stdout.strip()
 
 
 @pytest.mark.long
 def test_jobs_and_coordinators_that_are_killed(repo: Repository, tmp_path: Path) -> None:
     place = tmp_path / "repo"
-    with start(COORDINATOR, place, "", "waits") as first:
-        assert first.stdout is not None
-        token = first.stdout.readline().strip()
-        first.kill()
-    run_all({job: job == 3 for job in range(N_JOBS - 1)}, place, token)
-    joined = repo.join_session(token)
-    assert [region["time"] for region in joined.regions_missing("t")] == [rows_of(3), rows_of(5)]  # type: ignore[call-overload]
-    # The next coordinator dies before it moves the branch, and leaves no record of the session that takes reports.
-    with start(COORDINATOR, place, token, "before") as second:
-        assert second.wait(60) == -signal.SIGKILL
+    token = run("coordinate", place, "", "shared", killed=True)
+    with ThreadPoolExecutor(2) as threads:
+        lives = threads.submit(run, "work", place, token, 0, "")
+        dies = threads.submit(run, "work", place, token, 3, "halfway", killed=True)
+        lives.result()
+        dies.result()
+    for job in (1, 2, 4):
+        run_job(repo.join_session(token), job)
+    missing = repo.join_session(token).regions_missing("t")
+    assert missing == [{"time": rows_of(job), "x": slice(0, 3)} for job in (3, 5)]
+    # The next coordinator dies before it moves the branch: no record says that the session takes reports.
+    run("coordinate", place, token, "before", killed=True)
     (info,) = repo.list_sessions()
     assert (info.token, info.branch) == (token, "main")
     with pytest.raises(SessionStateError, match="no shared session"):
         repo.join_session(token)
     resumed = repo.resume_session(token)
-    run_all({3: False, 5: False}, place, token)  # a repetition replaces what the killed job has left
+    run("work", place, token, 3, "")  # the repetition replaces what the killed job has left
+    run_job(resumed, 5)
     assert resumed.regions_missing("t") == []
-    # The last one dies after it has moved the branch.
-    with start(COORDINATOR, place, token, "after") as third:
-        assert third.wait(60) == -signal.SIGKILL
+    # The last coordinator dies after it has moved the branch.
+    run("coordinate", place, token, "after", killed=True)
     assert len(repo.list_sessions()) == 1
     with pytest.raises(SessionStateError, match="already committed, as snapshot"):
         repo.resume_session(token)
     require_all(repo)
-
-
-def run_all(jobs: dict[int, bool], place: Path, token: str) -> None:
-    """Run jobs at the same time; those that are True are killed in the middle of their work."""
-    running = {job: start(JOB, place, token, job, "dies" if dies else "lives") for job, dies in jobs.items()}
-    for job, process in running.items():
-        with process:
-            assert process.wait(60) == (-signal.SIGKILL if jobs[job] else 0)
