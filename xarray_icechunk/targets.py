@@ -16,6 +16,7 @@ from icechunk_engine.errors import (
     ReadOnlyError,
     RefNotFoundError,
     RepositoryNotFoundError,
+    StorageError,
 )
 from icechunk_engine.errors.foreign import describe
 from icechunk_engine.repository import DEFAULT_BRANCH, Repository
@@ -46,6 +47,14 @@ class Commit:
         """Commit a session. Returns the id of the snapshot: that of the base if nothing changed."""
         if not session.has_uncommitted_changes:
             return session.snapshot_id
+        try:
+            return self._commit(session)
+        except StorageError:
+            # The commit may have succeeded, and only its answer was lost. The session finds out when it commits again.
+            # The caller has no session, and would write everything twice.
+            return self._commit(session)
+
+    def _commit(self, session: Session) -> str:
         return session.commit(
             self.message, dict(self.metadata or {}), rebase_with=self.rebase_with, rebase_tries=self.rebase_tries
         )

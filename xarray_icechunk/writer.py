@@ -84,12 +84,12 @@ def to_icechunk(
         ``"r+"`` with ``region``, and otherwise ``"w-"``.
     safe_chunks : bool
         Raise an error if two dask chunks would write to one Zarr chunk or, in mode ``"r+"``, if a region covers only
-        part of a Zarr chunk. If you turn this off, such writes can lose data.
+        part of a Zarr chunk. If you turn this off, threads can lose data; see also ``on_overlap``.
     align_chunks : bool
         Rechunk dask arrays to the Zarr chunks instead of raising that error.
     append_dim : hashable, optional
-        Dimension along which to append to existing variables. In a tree, all nodes with this dimension are appended
-        to. The variables of the other nodes are written as ``mode`` says of variables without the dimension.
+        Dimension along which to append to existing variables. In a tree, the call appends to all nodes with this
+        dimension. The variables of the other nodes are written as ``mode`` says of variables without the dimension.
     region : mapping of dimensions to slices or "auto", or "auto", optional
         Write into this part of existing variables. ``"auto"`` finds the part by the values of the coordinates. Each
         variable must have at least one of these dimensions. Index coordinates are not written. In a tree, each node
@@ -101,8 +101,8 @@ def to_icechunk(
     split_every : int, optional
         Number of forks that one dask task merges.
     on_overlap : {"raise", "last"}
-        If two tasks write to one Zarr chunk, which ``safe_chunks=False`` allows: raise an error, or let one of them
-        win. Threads share memory, so between them nothing is noticed.
+        With ``safe_chunks=False`` two tasks can write to one Zarr chunk. Raise an error then, or let one of them win.
+        Threads share memory, so their overlaps go unnoticed.
     write_inherited_coords : bool
         For a tree: also write coordinates to the nodes that inherit them.
     write_empty_chunks : bool, optional
@@ -110,8 +110,8 @@ def to_icechunk(
         zarr's setting, which is not to store them.
     compute : bool
         False writes metadata and arrays in memory now, and returns a :class:`dask.delayed.Delayed` that writes the
-        dask arrays. Compute it in any way and with any scheduler. Its edits come to the session, which you commit
-        afterwards. If you passed a repository, path or URL, it commits once, and its value is the id of the snapshot.
+        dask arrays. Compute it in any way and with any scheduler. Then commit the session, which gets the edits. If
+        you passed a repository, path or URL, the Delayed commits, and its value is the id of the snapshot.
     template : bool
         Write metadata and arrays in memory, but not the values of dask arrays. They read as the fill value until
         you write them, for example region by region. No graph is built, so the number of chunks does not matter.
@@ -150,8 +150,9 @@ def to_icechunk(
     -----
     If the call fails, the session is as it was before. This also undoes edits that other threads make in the session
     during the call. Nothing refers to the chunks that were already written, and garbage collection deletes them.
-    Arguments are checked before a repository is created. If writing the values fails after that, an empty repository
-    remains: deleting it could hit another program that has begun to use it.
+
+    The call checks all arguments before it creates a repository. If it then cannot write the values, an empty one
+    remains, because another program may already use it.
 
     The object may hold data that were opened lazily from the same session. They are read as they were before the call.
 

@@ -18,8 +18,11 @@ from icechunk_engine.errors import (
     ReadOnlyError,
     RebaseFailedError,
     RefNotFoundError,
+    StorageError,
 )
 from icechunk_engine.session import workspace_of
+from icechunk_engine.storage.wrappers import StorageCall
+from icechunk_engine.testing.faults import FaultStorage
 
 from .conftest import write
 
@@ -150,6 +153,28 @@ def test_writers_of_the_same_part(repo: Any, dataset: xr.Dataset, monkeypatch: p
     with pytest.raises((ConflictError, RebaseFailedError), match="temperature"):
         xi.to_icechunk(base * 0, repo, region="auto")
     assert (read(repo).temperature == 7).all()
+
+
+def test_a_commit_whose_answer_is_lost(dataset: xr.Dataset) -> None:
+    """The caller has no session with which to find out, and would append twice."""
+    base = dataset[["temperature"]].drop_vars("area")
+    is_armed = False
+    lost: list[str] = []
+
+    def lose(n: int, call: StorageCall, moment: str) -> None:
+        """Lose the answer of the request that commits, and fail the request that would find out."""
+        committed = moment == "after" and call.method == "replace"
+        if is_armed and call.keys == ("repo",) and (committed if not lost else len(lost) == 1):
+            lost.append(call.method)
+            raise StorageError("no answer")
+
+    repo = ic.Repository.create(FaultStorage(ic.in_memory_storage(), lose))
+    xi.to_icechunk(base, repo)
+    is_armed = True
+    assert xi.to_icechunk(base, repo, append_dim="time") == repo.lookup_branch("main")
+    assert len(lost) == 2
+    assert read(repo).sizes["time"] == 12
+    assert len(messages(repo)) == 3
 
 
 def test_nothing_changed_is_no_commit(repo: Any, dataset: xr.Dataset) -> None:
