@@ -15,6 +15,7 @@ from distributed import Client
 import xarray_icechunk as xi
 from icechunk_engine import ErrorKind, ForkSession, Repository, Session, SessionStateError
 from icechunk_engine.storage import local_filesystem_storage
+from tests.profiles import by_profile
 
 from . import executors, writes
 from .conftest import Place
@@ -53,11 +54,12 @@ def append(fork: ForkSession, value: int) -> ForkSession:
     return fork
 
 
-def run(client: Client, function: Any, *calls: tuple[Any, ...]) -> list[ForkSession]:
-    """Run a function with each of the arguments, in tasks named ``task-0``, ``task-1``, ..."""
-    futures = [client.submit(function, *call, key=f"task-{number}") for number, call in enumerate(calls)]
-    forks: list[ForkSession] = client.gather(futures)
-    return forks
+def run(client: Client, function: Any, *calls: tuple[Any, ...]) -> list[Any]:
+    """Run a function with each of the arguments, in tasks named ``task-0``, ``task-1``, ... that start together."""
+    names = [f"task-{number}" for number in range(len(calls))]
+    futures = client.map(function, *zip(*calls, strict=True), key=names)
+    results: list[Any] = client.gather(futures)
+    return results
 
 
 def require(repo: Repository, expected: list[int]) -> None:
@@ -132,7 +134,9 @@ def test_a_fork_of_a_copy_of_the_repository(client: Client, repo: Repository, tm
 # --- forks that do not come back -------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["spawn", "forkserver", "distributed"])
+@pytest.fixture(
+    params=by_profile(quick=["forkserver", "distributed"], thorough=["spawn", "forkserver", "distributed"])
+)
 def executor(request: pytest.FixtureRequest) -> executors.Executor:
     """Each kind of separate processes."""
     chosen: executors.Executor = request.getfixturevalue(request.param)

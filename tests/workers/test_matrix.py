@@ -1,7 +1,7 @@
 """Every way to write, on every executor, in every place: all values are there after one commit.
 
-The thorough profile tries all combinations. The quick one tries each way on two kinds of processes, each executor, and
-each of them in both places.
+The thorough profile tries all combinations. The quick one tries a sample: each executor meets each way to write and each
+place, and each way to write meets each place.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ from .writes import Values
 pytestmark = pytest.mark.long
 
 PLACES = ("local", "s3")
+
+PROCESSES = by_profile(quick=("forkserver",), thorough=("spawn", "forkserver"))
+"""Processes that are spawned import everything again. In the quick profile only the tests of functions start some."""
 
 
 def cells(*axes: Sequence[str]) -> list[Any]:
@@ -63,7 +66,7 @@ def write_and_check(place: Place, write: Callable[[Any], Values]) -> None:
 
 @pytest.mark.parametrize(
     ("executor", "way", "where"),
-    cells(("threads", "spawn", "forkserver", "distributed"), tuple(writes.WHOLE), PLACES),
+    cells(("threads", *PROCESSES, "distributed"), tuple(writes.WHOLE), PLACES),
 )
 def test_whole_arrays(request: pytest.FixtureRequest, executor: str, way: str, where: str) -> None:
     run: Executor = request.getfixturevalue(executor)
@@ -74,8 +77,7 @@ def test_whole_arrays(request: pytest.FixtureRequest, executor: str, way: str, w
 
 CUBED: dict[str, tuple[str, dict[str, str]]] = {
     "threads": ("threads", {}),
-    "spawn": ("processes", {"use_processes": "spawn"}),
-    "forkserver": ("processes", {"use_processes": "forkserver"}),
+    **{start_method: ("processes", {"use_processes": start_method}) for start_method in PROCESSES},
 }
 
 

@@ -60,7 +60,7 @@ def test_a_cluster_shows_our_error(
     assert "serialize" not in "".join(shown)
 
 
-@pytest.mark.parametrize("name", ["spawn", "forkserver", "delayed", "loky"])
+@pytest.mark.parametrize("name", ["forkserver", "delayed", "loky"])
 def test_pools_raise_our_error(request: pytest.FixtureRequest, session: Session, name: str) -> None:
     executor: executors.Executor = request.getfixturevalue(name)
     with pytest.raises((InvalidInputError, pickle.PicklingError)) as caught:
