@@ -1,7 +1,7 @@
 """Every way to write, on every executor, in every place: all values are there after one commit.
 
-The thorough profile tries all combinations. The quick one tries a sample: each executor meets each way to write and each
-place, and each way to write meets each place.
+The thorough profile tries all combinations. The quick one tries a sample, in which each executor meets each way to
+write and each place, and each way to write meets each place.
 """
 
 from __future__ import annotations
