@@ -15,12 +15,10 @@ from icechunk_engine.workspace.workspace import Workspace
 
 
 class ReportsClosed:
-    """A context in which a session ends. Does nothing for a session without copies in other processes.
+    """A context in which a session ends. Makes no request for a session without copies in other processes.
 
     Parameters
     ----------
-    ledger
-        None if the session was never forked or pickled.
     allow_unmerged
         End even if copies of forks wrote and were not merged.
 
@@ -30,41 +28,55 @@ class ReportsClosed:
         On entering. ``merge-failed``: reports conflict. ``commit-not-allowed``: copies of forks are missing.
     """
 
-    def __init__(self, workspace: Workspace, ledger: Ledger | None, *, allow_unmerged: bool = False) -> None:
+    def __init__(self, workspace: Workspace, ledger: Ledger, *, allow_unmerged: bool = False) -> None:
         self._workspace = workspace
-        self._ledger = ledger if ledger is not None and ledger.has_copies else None
+        self._ledger = ledger
         self._allow_unmerged = allow_unmerged
         self._origin_id = workspace.state.snapshot_id
+        self._is_mine = False
+        self._must_reopen = False
 
     def __enter__(self) -> None:
-        ledger, workspace = self._ledger, self._workspace
-        if ledger is None or workspace.read_only or workspace.permissions.is_fork:
-            self._ledger = None
-            return
-        reports = workspace.exchange
-        if not isinstance(reports, HomeReports):
-            reports = HomeReports(workspace, ledger, None, self._origin_id)
+        workspace, ledger = self._workspace, self._ledger
+        if workspace.read_only or workspace.permissions.is_fork:
+            return  # the commit that follows is refused
         try:
-            ledger.close()
-            reports.collect("raise")
-            if not self._allow_unmerged:
-                reports.require_complete(workspace.state.changes.sources)
+            with workspace.lock:
+                ledger.require_going_on("committed or rebased")
+                ledger.is_ending = self._is_mine = True  # before has_copies is read: see Ledger.open
+            if ledger.has_copies:
+                self._collect_last()
         except BaseException:
             self._take_reports_again()
             raise
 
+    def _collect_last(self) -> None:
+        ledger, workspace = self._ledger, self._workspace
+        reports = workspace.exchange
+        if not isinstance(reports, HomeReports):
+            reports = HomeReports(workspace, ledger, None, self._origin_id)
+        self._must_reopen = ledger.is_open
+        ledger.close()
+        reports.collect("raise")
+        if not self._allow_unmerged:
+            reports.require_complete(workspace.state.changes.sources)
+
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._ledger is None:
+        if not self._is_mine:
             return
         if kind is not None:
             self._take_reports_again()
             return
-        self._workspace.exchange = None
-        with suppress(IcechunkError):  # the session has ended; maintenance removes what is left
-            self._ledger.remove()
+        if self._ledger.has_copies:
+            self._workspace.exchange = None
+            with suppress(IcechunkError):  # the session has ended; maintenance removes what is left
+                self._ledger.remove()
+        self._ledger.is_ending = self._workspace.read_only  # a rebased session goes on
 
     def _take_reports_again(self) -> None:
-        if self._ledger is not None:
+        if self._is_mine:
+            self._ledger.is_ending = False
+        if self._must_reopen:
             with suppress(IcechunkError):  # the first error counts; copies that report now are refused
                 self._ledger.open(self._origin_id)
 

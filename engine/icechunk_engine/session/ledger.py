@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum
 
+from icechunk_engine.errors import ErrorKind, SessionStateError
 from icechunk_engine.ids import SnapshotId, encode_base32
 from icechunk_engine.journal.journal import Journal, SessionRecord
 from icechunk_engine.storage.base import FlushPromise, Storage
@@ -95,6 +96,8 @@ class Ledger:
         True once a copy may have left.
     is_open
         True while the session takes reports.
+    is_ending
+        True while the session ends. It then sends no copies: nobody would collect their reports.
     """
 
     def __init__(self, storage: Storage, branch: str | None = None, token: str | None = None) -> None:
@@ -103,14 +106,35 @@ class Ledger:
         self.has_copies = token is not None
         self._branch = branch
         self.is_open = token is not None
+        self.is_ending = False
         self._created_at = datetime.now(UTC)
 
     def open(self, origin_id: SnapshotId) -> None:
-        """Take reports. One PUT the first time, and after :meth:`close`."""
+        """Take reports. One PUT the first time, and after :meth:`close`.
+
+        Raises
+        ------
+        SessionStateError
+            ``concurrency``: the session ends.
+        """
+        # In this order, an ending that begins meanwhile sees has_copies, or is seen here.
+        self.has_copies = True
+        self.require_going_on("sent to other processes")
         if not self.is_open:
-            self.has_copies = True
             self.journal.open(self.record(origin_id))
             self.is_open = True
+            if self.is_ending:
+                self.close()
+            self.require_going_on("sent to other processes")
+
+    def require_going_on(self, what: str) -> None:
+        """Raise SessionStateError (``concurrency``) if a thread is ending the session; it then cannot be ``what``."""
+        if self.is_ending:
+            raise SessionStateError(
+                f"another thread is committing this session, so it cannot be {what}. Wait until commit returns. Then "
+                f"start a new session, or use this one again if the commit failed",
+                ErrorKind.CONCURRENCY,
+            )
 
     def record(self, origin_id: SnapshotId) -> SessionRecord:
         """Return what the session says about itself."""

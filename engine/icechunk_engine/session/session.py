@@ -561,7 +561,7 @@ class Session(FinishedRegionMethods):
         """
         _require_arguments(message, rebase_with)
         metadata = self._final_metadata(metadata)
-        with ReportsClosed(self._workspace, self._ledger, allow_unmerged=allow_unmerged):
+        with ReportsClosed(self._workspace, self._require_ledger(), allow_unmerged=allow_unmerged):
             return self._committer.commit(
                 message, metadata, solver=rebase_with, max_rebases=rebase_tries, allow_empty=allow_empty
             )
@@ -598,7 +598,7 @@ class Session(FinishedRegionMethods):
         """
         _require_arguments(message)
         metadata = self._final_metadata(metadata)
-        with ReportsClosed(self._workspace, self._ledger):
+        with ReportsClosed(self._workspace, self._require_ledger()):
             return self._committer.amend(message, metadata, allow_empty=allow_empty)
 
     amend_async = async_twin(amend)
@@ -612,7 +612,7 @@ class Session(FinishedRegionMethods):
         Id of the snapshot. You can read it, tag it, or reset a branch to it.
         """
         _require_arguments(message)
-        with ReportsClosed(self._workspace, self._ledger):
+        with ReportsClosed(self._workspace, self._require_ledger()):
             return self._committer.flush(message, metadata)
 
     flush_async = async_twin(flush)
@@ -632,7 +632,7 @@ class Session(FinishedRegionMethods):
                 "a shared session cannot be rebased, because its jobs go on from the old snapshot. Pass the solver to "
                 "session.commit(message, rebase_with=solver)"
             )
-        with ReportsClosed(self._workspace, self._ledger):
+        with ReportsClosed(self._workspace, self._require_ledger()):
             self._committer.rebase(solver)
         self._ledger = None  # forks and stores that were sent before are of another base
 

@@ -97,7 +97,8 @@ class SharedReports(HomeReports):
         self._own.lamport = max([self._own.lamport, *(entry.lamport for entry in found.values())])
         last = dict(self._own.seen_up_to)
         for entry in found.values():
-            last[entry.writer] = max(last.get(entry.writer, 0), entry.seq)
+            if entry.has_edits:
+                last[entry.writer] = max(last.get(entry.writer, 0), entry.seq)
         self._own.seen_up_to = last
         return found
 

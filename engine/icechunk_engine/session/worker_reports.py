@@ -58,7 +58,8 @@ class WorkerReports(Exchange):
         self._announcer = Announcer(self.journal, self, durable=True)
         self._unreported = ChangeSet()
         self._in_flight: ChangeSet | None = None
-        self._last_marked: tuple[str, int] | None = None
+        self._marked: set[EditSource] = set()
+        self._num_marks = 0
         self._collected: set[str] = set()
         self.lamport = point.lamport
         self.seen_up_to = point.seen_up_to
@@ -80,12 +81,12 @@ class WorkerReports(Exchange):
 
     @property
     def _must_report(self) -> bool:
-        if self._reporting is Reporting.mark:
-            return bool(self._unreported.sources) and self._last_marked != self._workspace.current_epoch
-        return bool(self._unreported.sources) or self._in_flight is not None
+        if self._in_flight is not None:
+            return True  # a report has failed, or is under way
+        return any(source not in self._marked for source in self._unreported.sources.entries)
 
     def report(self) -> None:
-        """Report all edits so far. One PUT and one HEAD; a copy that only marks its edits does so once an epoch."""
+        """Report all edits so far. One PUT and one HEAD; a copy that only marks its edits does so once a source."""
         if self._must_report:
             self._announcer.announce()
 
@@ -107,7 +108,7 @@ class WorkerReports(Exchange):
             self._unreported = ChangeSet()
             writer, seq = workspace.current_epoch
             if self._reporting is Reporting.mark:
-                self._last_marked = writer, seq
+                seq = self._num_marks = self._num_marks + 1  # of marks: their epoch goes on
             else:
                 workspace.end_epoch()
             state = workspace.state
@@ -139,6 +140,8 @@ class WorkerReports(Exchange):
 
     def reported(self, entry: JournalEntry) -> None:
         """Forget the edits in an entry."""
+        if self._reporting is Reporting.mark:
+            self._marked.update(entry.sources)
         self._in_flight = None
         if entry.seen_up_to:
             self._reported_seen = dict(entry.seen_up_to)
