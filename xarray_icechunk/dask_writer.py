@@ -3,8 +3,7 @@
 One graph holds all writes and, for each array, the merges. Each task writes its block through its own copy of a fork
 and returns that copy. The merged fork has the edits of all tasks.
 
-The fork that tasks copy must have no edits. Otherwise each task would return these edits too, and the copy that is
-merged last would undo what the others wrote to the same chunks.
+The fork that tasks copy must have no edits. Otherwise each task would receive and return these edits, too.
 
 Dask may lose a task's result and run the task again. The second run writes new chunk objects and returns a fork that
 refers to them. Nothing refers to the chunks of the lost run.
