@@ -748,7 +748,10 @@ class IcechunkStore(WorkspaceStore):
         return "icechunk-store", self._session.__dask_tokenize__()
 
     def __reduce__(self) -> tuple[object, ...]:
-        session, settings = self._session, {"_is_open": self._is_open}
+        session = self._session
+        settings: dict[str, object] = {"_is_open": self._is_open}
+        if self._opened_arrays is not None and self._opened_arrays.opened:
+            settings["_opened_arrays"] = self._opened_arrays
         point = session._fork_point
         if session.read_only or (point is not None and point.is_for_graph):
             return type(self), (session, self._read_only or None), settings

@@ -25,6 +25,7 @@ from icechunk_engine.zarr_store.base import MAX_IN_PLACE_BYTES, BaseStore, Targe
 from icechunk_engine.zarr_store.byte_ranges import Piece, bounds_of, coalesce, split_read, take_range
 from icechunk_engine.zarr_store.concurrent_calls import as_completed, gather
 from icechunk_engine.zarr_store.joint_reads import JointReads
+from icechunk_engine.zarr_store.opened_arrays import OpenedArrays
 
 LOCAL_GAP_BYTES = 32 * 1024
 """On local storage, ranges closer than this are read together; an extra read costs about as much as these bytes."""
@@ -43,6 +44,7 @@ class ReadingStore(BaseStore):
     def __init__(self, workspace: Workspace, *, read_only: bool) -> None:
         super().__init__(workspace, read_only=read_only)
         self._joint_reads = JointReads(workspace.fetch_chunk)
+        self._opened_arrays = OpenedArrays() if read_only and not workspace.read_only else None
 
     @property
     def _supports_sync_io(self) -> bool:
@@ -69,6 +71,7 @@ class ReadingStore(BaseStore):
             document = self._workspace.read_metadata(target.path)
             if document is None and await self._look_again():
                 document = self._workspace.read_metadata(target.path)
+            self._note_opened(target.path)
             return None if document is None else prototype.buffer.from_bytes(take_range(document, byte_range))
         try:
             ref = await self._locate(target.path, target.chunk_index)
@@ -87,12 +90,17 @@ class ReadingStore(BaseStore):
         return await self._locate_now(path, index) if found is None and await self._look_again() else found
 
     async def _locate_now(self, path: str, index: ChunkIndex) -> ChunkRef | None:
+        if self._opened_arrays is not None:
+            await self._workspace.fetch_remote_snapshot()
+            self._opened_arrays.require_same(self._workspace, path)
         if self._workspace.storage_is_remote:
             return await self._workspace.locate_chunk_async(path, index)
         return self._workspace.locate_chunk(path, index)
 
     def _locate_sync(self, path: str, index: ChunkIndex) -> ChunkRef | None:
         self._workspace.look()
+        if self._opened_arrays is not None:
+            self._opened_arrays.require_same(self._workspace, path)
         found = self._workspace.locate_chunk(path, index)
         return self._workspace.locate_chunk(path, index) if found is None and self._workspace.look_again() else found
 
@@ -100,6 +108,10 @@ class ReadingStore(BaseStore):
         self._workspace.look(for_chunks=False)
         found = self._workspace.read_metadata(path)
         return self._workspace.read_metadata(path) if found is None and self._workspace.look_again() else found
+
+    def _note_opened(self, path: str) -> None:
+        if self._opened_arrays is not None:
+            self._opened_arrays.add(self._workspace, path)
 
     async def _fetch(self, ref: ChunkRef, start: int, stop: int) -> bytes:
         if self._workspace.chunk_is_remote(ref):
@@ -135,6 +147,7 @@ class ReadingStore(BaseStore):
             return None
         if target.chunk_index is None:
             document = self._read_document(target.path)
+            self._note_opened(target.path)
             data = None if document is None else take_range(document, byte_range)
         else:
             data = self._read_chunk(target.path, target.chunk_index, byte_range)
