@@ -11,14 +11,18 @@ import time
 from collections.abc import Mapping
 from functools import partial
 
+from icechunk_engine.columns.chunk_refs import ChunkRef
 from icechunk_engine.errors import ErrorKind, SessionStateError
+from icechunk_engine.format.nodes import Node
 from icechunk_engine.ids import NodeId
 from icechunk_engine.journal.announcing import Announcer
 from icechunk_engine.journal.change_entries import add_changes, change_set_of, entry_parts
 from icechunk_engine.journal.entries import JournalEntry
 from icechunk_engine.journal.journal import Journal
+from icechunk_engine.keys import ChunkIndex
 from icechunk_engine.session.ledger import ForkPoint, Reporting
 from icechunk_engine.session.merging import merge_into
+from icechunk_engine.session.seen_edits import SeenEdits
 from icechunk_engine.transaction.change_set import ChangeSet
 from icechunk_engine.transaction.durable_chunks import flush_or_leave_it
 from icechunk_engine.transaction.edit_sources import EditSource
@@ -65,6 +69,7 @@ class WorkerReports(Exchange):
         self.seen_up_to = point.seen_up_to
         self._reported_seen: Mapping[str, int] = {}
         self._has_looked = False
+        self._seen = SeenEdits()
 
     # --- reporting -----------------------------------------------------------------------------------------------
 
@@ -73,6 +78,7 @@ class WorkerReports(Exchange):
         number = self._unreported.sources.number(source)
         if self._reporting is Reporting.edits:
             edit(self._unreported, number)
+            self._seen.note_edit(edit)
 
     def record_changes(self, changes: ChangeSet) -> None:
         """Note merged edits."""
@@ -161,7 +167,19 @@ class WorkerReports(Exchange):
         """Return the sources of others that this copy had seen. They came by reports, so the home has them, too."""
         mine = {(writer, epoch) for writer, epoch, _ in own}
         found = ((source.writer, source.epoch) for source in state.changes.sources.entries)
-        return tuple(dict.fromkeys(source for source in found if source not in mine))
+        return tuple(dict.fromkeys(source for source in found if source not in mine | self._seen.unseen))
+
+    # --- what was read -------------------------------------------------------------------------------------------
+
+    def note_chunk_read(self, array: Node, index: ChunkIndex, ref: ChunkRef | None) -> None:
+        """Note that this copy has seen a chunk of others."""
+        with self._workspace.lock:
+            self._seen.note_chunk_read(array.node_id, index, ref)
+
+    def note_document_read(self, node: Node) -> None:
+        """Note that this copy has seen a document of others."""
+        with self._workspace.lock:
+            self._seen.note_document_read(node)
 
     # --- edits of others -----------------------------------------------------------------------------------------
 
@@ -191,7 +209,11 @@ class WorkerReports(Exchange):
         self.lamport = max(self.lamport, entry.lamport)
         if entry.fork != self._point.origin.fork_id or entry.origin_id != self._point.origin_id:
             return False
-        incoming = Incoming(changes=change_set_of(entry), num_seen=0)
+        changes = change_set_of(entry)
+        incoming = Incoming(changes=changes, num_seen=0)
+        with self._workspace.lock:  # before they can be replaced
+            waiting = (self._unreported,) if self._in_flight is None else (self._in_flight, self._unreported)
+            self._seen.bring_in(changes, waiting)
         try:
             # Whether it conflicts with other edits is decided at home. Here it is only to be seen.
             return merge_into(self._workspace, partial(_only, incoming), "last")

@@ -2,7 +2,7 @@
 
 A workspace without an exchange is alone. One that shares its edits calls its exchange at these moments:
 
-- before a read, so that the edits of others can be brought in;
+- before a read, so that the edits of others can be brought in, and after it, to note what was seen;
 - after it missed something that others may have made since;
 - with each edit, under the lock;
 - after an operation with edits, before it returns to its caller, so that others can be told.
@@ -12,6 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from icechunk_engine.columns.chunk_refs import ChunkRef
+from icechunk_engine.format.nodes import Node
+from icechunk_engine.keys import ChunkIndex
 from icechunk_engine.transaction.change_set import ChangeSet
 from icechunk_engine.transaction.edit_sources import EditSource
 
@@ -34,6 +37,12 @@ class Exchange:
 
     def forget(self) -> None:
         """Ignore what others have reported since the last look, because the edits are being undone."""
+
+    def note_chunk_read(self, array: Node, index: ChunkIndex, ref: ChunkRef | None) -> None:
+        """Note that a chunk is read at this reference, None if it is not stored. Makes no request."""
+
+    def note_document_read(self, node: Node) -> None:
+        """Note that the document of a node is read. Makes no request."""
 
     def record(self, edit: Edit, source: EditSource) -> None:
         """Note an edit, under the workspace's lock. Makes no request."""

@@ -156,6 +156,8 @@ class SnapshotView:
                 f"back to an earlier snapshot, or delete the node",
                 ErrorKind.BAD_METADATA,
             ) from None
+        if self.exchange is not None:
+            self.exchange.note_document_read(node)
         return node.user_data
 
     def diff(self) -> Diff:
@@ -200,14 +202,19 @@ class SnapshotView:
     def locate_chunk(self, path: str, index: ChunkIndex) -> ChunkRef | None:
         """Return the reference of a chunk; None if it was never written. May fetch one manifest."""
         reader = self.array_reader(path)
-        return None if reader is None else reader.locate(index)
+        return None if reader is None else self._noted(reader, index, reader.locate(index))
+
+    def _noted(self, reader: ArrayReader, index: ChunkIndex, ref: ChunkRef | None) -> ChunkRef | None:
+        if self.exchange is not None:
+            self.exchange.note_chunk_read(reader.node, index, ref)
+        return ref
 
     async def locate_chunk_async(self, path: str, index: ChunkIndex) -> ChunkRef | None:
         """Async twin of :meth:`locate_chunk`."""
         if self.state.base is None:
             await self.fetch_remote_snapshot()
         reader = self.array_reader(path)
-        return None if reader is None else await reader.locate_async(index)
+        return None if reader is None else self._noted(reader, index, await reader.locate_async(index))
 
     def fetch_chunk(self, ref: ChunkRef, start: int, stop: int) -> bytes:
         """Return bytes ``start:stop`` of a chunk; ``0 <= start <= stop <= ref.length``."""

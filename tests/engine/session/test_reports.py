@@ -111,6 +111,42 @@ def test_one_task_after_the_other_changes_a_chunk(session: ic.Session) -> None:
     assert values(session.store)[:2] == [5, 4]
 
 
+@pytest.mark.parametrize("reads_again", [True, False])
+def test_a_look_between_the_read_and_the_write_of_a_chunk(session: ic.Session, reads_again: bool) -> None:
+    """The copy has got the other half of the chunk, but its values were computed without it."""
+    opened(session.store)[:2] = 9
+    one, two = opened(sent(session.store)), opened(sent(session.store))
+    read = np.asarray(one[:2])
+    two[0] = 1
+    one[4:6]  # nothing is stored there, so this looks at the journal
+    if reads_again:
+        read = np.asarray(one[:2])
+    one[:2] = [read[0], 2]
+    if reads_again:
+        assert values(session.store)[:2] == [1, 2]
+        one[:2] = 3  # it has seen its own values
+        session.merge()
+    else:
+        with pytest.raises(ic.SessionStateError, match=r"'/a'.*\(0,\)"):
+            session.merge()
+
+
+@pytest.mark.parametrize("opens_again", [True, False])
+def test_a_look_after_an_array_was_opened(session: ic.Session, opens_again: bool) -> None:
+    copies = sent(session.store), sent(session.store)
+    one, two = (opened(copy) for copy in copies)
+    two.attrs["two"] = 2
+    one[4:6]
+    if opens_again:
+        one = opened(copies[0])
+    one.attrs["one"] = 1
+    if opens_again:
+        assert dict(opened(session.store).attrs) == {"one": 1, "two": 2}
+    else:
+        with pytest.raises(ic.SessionStateError, match="changed to different values"):
+            session.merge()
+
+
 def test_two_tasks_write_halves_of_a_chunk(repo: Repository, session: ic.Session) -> None:
     opened(session.store)[:2] = 9
     left, right = sent(session.store), sent(session.store)
