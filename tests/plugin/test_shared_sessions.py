@@ -47,7 +47,7 @@ def broken(dataset: xr.Dataset) -> xr.Dataset:
 def test_a_worker_writes(repo: Any, session: Session, dataset: xr.Dataset) -> None:
     store = copy_of(session)
     xi.to_icechunk(dataset.chunk(time=2), store, group="g")
-    assert len(session._ledger.journal.list_entries()) == 1
+    assert len(session._copies.ledger.journal.list_entries()) == 1
     session.commit("by a worker")
     xr.testing.assert_identical(xi.open_dataset(repo, group="g").load(), dataset)
 

@@ -207,6 +207,11 @@ class HomeReports(Exchange):
             )
 
 
+def is_shared(workspace: Workspace) -> bool:
+    """Return True if the session of a workspace can be found by its token (:mod:`.sharing`)."""
+    return isinstance(workspace.exchange, HomeReports) and workspace.exchange.is_shared
+
+
 def _named(entries: Sequence[JournalEntry]) -> str:
     names = list(
         dict.fromkeys(

@@ -1,74 +1,52 @@
 """The classes that users work with: :class:`Session`, :class:`ForkSession` and :class:`IcechunkStore`.
 
 A session *has* a workspace, which holds the snapshot and the edits. The store, the importers and the plugin read and
-edit the workspace; :func:`workspace_of` gives it to them. Here is only what users call: documentation, checks of
-arguments, and telemetry. Forks are made and merged in :mod:`.forking`; sessions end in :mod:`.committing`.
+edit the workspace; :func:`workspace_of` gives it to them. This module holds only what users call: documentation,
+checks of arguments, and telemetry. :mod:`.copies` sends edits to other processes, and sessions end in
+:mod:`.committing`.
 
-The session and its store stand in one module because each returns the other: ``session.store`` and ``store.session``.
+The session and its store are in one module because each returns the other: ``session.store`` and ``store.session``.
 """
 
 from __future__ import annotations
 
 import html
 import sys
-import warnings
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
-from dataclasses import replace
-from typing import SupportsIndex
+from typing import Self, SupportsIndex
 
-from icechunk_engine import paths
-from icechunk_engine._runtime.cluster_support import is_client, load_cluster_support
+from icechunk_engine._runtime.cluster_support import load_cluster_support
 from icechunk_engine._runtime.observing import operation
 from icechunk_engine._runtime.pools import async_twin
 from icechunk_engine.catalog.base import Catalog
-from icechunk_engine.columns.chunk_refs import ChunkType
 from icechunk_engine.config import RepositoryConfig
-from icechunk_engine.errors import ErrorKind, InvalidInputError, NodeNotFoundError, ReadOnlyError, SessionStateError
+from icechunk_engine.errors import ErrorKind, InvalidInputError, ReadOnlyError, SessionStateError
 from icechunk_engine.errors.foreign import describe
 from icechunk_engine.ids import SnapshotId
-from icechunk_engine.session.closing import ReportsClosed, end_reports
+from icechunk_engine.session.carried import CarriedSession
 from icechunk_engine.session.committing import Committer
-from icechunk_engine.session.finished_regions import FinishedRegionMethods
-from icechunk_engine.session.forking import (
-    UNPICKLABLE,
-    Arrival,
-    CarriedSession,
-    is_shared,
-    merge_forks,
-    pack,
-    pack_for_store,
-    start_fork,
-    watch_copies,
-)
-from icechunk_engine.session.home_reports import HomeReports
-from icechunk_engine.session.ledger import ForkPoint, Ledger, Reporting
-from icechunk_engine.session.refusals import RefusedCopy
-from icechunk_engine.session.sharing import (
-    joined,
-    metadata_with_token,
-    require_coordinator,
-    resumable,
-    resume,
-    share,
-)
+from icechunk_engine.session.copies import Copies
+from icechunk_engine.session.forking import Arrival
+from icechunk_engine.session.hierarchy_methods import HierarchyMethods
+from icechunk_engine.session.ledger import Reporting
+from icechunk_engine.session.shared_methods import SharedSessionMethods
+from icechunk_engine.session.sharing import joined
 from icechunk_engine.transaction.change_set import ChangeSet
 from icechunk_engine.transaction.conflicts import ConflictSolver
-from icechunk_engine.transaction.diff import Diff
 from icechunk_engine.transaction.merge import OnOverlap
-from icechunk_engine.transaction.reindex import IndexMap
 from icechunk_engine.types import Json
 from icechunk_engine.workspace.context import RepositoryContext
 from icechunk_engine.workspace.permissions import Permissions, SessionMode
 from icechunk_engine.workspace.state import WorkspaceState
-from icechunk_engine.workspace.workspace import EditsToken, Workspace
+from icechunk_engine.workspace.workspace import Workspace
 from icechunk_engine.zarr_store.workspace_store import WorkspaceStore
 
-_OWN_ATTRIBUTES = frozenset({"_workspace", "_fork_point", "_committer", "_ledger", "_reporting", "_store_copy"})
+_OWN_ATTRIBUTES = frozenset({"_workspace", "_copies", "_committer"})
 """Attributes that :meth:`Session._set_up` makes."""
 
 
-class Session(FinishedRegionMethods):
+class Session(HierarchyMethods, SharedSessionMethods):
     """A view of the hierarchy at one snapshot, plus uncommitted edits if it is writable.
 
     Do not make sessions yourself: call :meth:`Repository.readonly_session`, :meth:`Repository.writable_session` or
@@ -86,83 +64,41 @@ class Session(FinishedRegionMethods):
         *,
         branch: str | None = None,
         mode: SessionMode = SessionMode.readonly,
-        fork_point: ForkPoint | None = None,
     ) -> None:
-        permissions = Permissions(mode, branch=branch, is_fork=fork_point is not None)
-        workspace = Workspace(context, WorkspaceState(snapshot_id, ChangeSet()), permissions)
-        self._set_up(workspace, fork_point, Reporting.nothing)
+        workspace = Workspace(context, WorkspaceState(snapshot_id, ChangeSet()), Permissions(mode, branch=branch))
+        self._set_up(Copies(workspace))
 
-    def _set_up(
-        self, workspace: Workspace, fork_point: ForkPoint | None, reporting: Reporting, ledger: Ledger | None = None
-    ) -> None:
-        self._workspace = workspace
-        self._fork_point = fork_point
-        self._committer = Committer(workspace)
-        self._reporting = reporting
-        self._ledger = ledger
-        self._store_copy: tuple[EditsToken, CarriedSession] | None = None
+    def _set_up(self, copies: Copies) -> None:
+        self._workspace = copies.workspace
+        self._copies = copies
+        self._committer = Committer(copies.workspace)
+
+    @classmethod
+    def _of(cls, copies: Copies) -> Self:
+        session = cls.__new__(cls)
+        session._set_up(copies)
+        return session
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[object, ...]:
-        if not self.read_only and self._fork_point is None and is_client():
-            return RefusedCopy, (UNPICKLABLE,)
-        return super().__reduce_ex__(protocol)
+        return self._copies.refusal or super().__reduce_ex__(protocol)
 
     def __getstate__(self) -> tuple[CarriedSession] | tuple[CarriedSession, dict[str, object]]:
-        if self._fork_point is not None and self._reporting is not Reporting.nothing:
-            self._watch_copies(Reporting.mark)
-        carried, theirs = pack(self._workspace, self._fork_point, self._reporting), self._attributes_of_users()
+        carried, theirs = self._copies.pack(), self._attributes_of_users()
         return (carried, theirs) if theirs else (carried,)
 
     def _attributes_of_users(self) -> dict[str, object]:
-        """Attributes that users and their subclasses have set. They travel, too."""
+        """Return the attributes that users and their subclasses have set. They travel, too."""
         return {name: value for name, value in vars(self).items() if name not in _OWN_ATTRIBUTES}
 
     def __setstate__(self, state: tuple[CarriedSession] | tuple[CarriedSession, dict[str, object]]) -> None:
         carried, *attributes = state
-        point = carried.fork_point
-        ledger = None if point is None else Ledger(carried.context.assets.storage, token=point.origin.token)
-        self._set_up(carried.unpack(), point, carried.reporting, ledger)
+        self._set_up(Copies.unpacked(carried))
         vars(self).update(*attributes)
-
-    def _require_ledger(self) -> Ledger:
-        if self._ledger is None:
-            self._ledger = Ledger(self._workspace.context.assets.storage, self.branch)
-        return self._ledger
-
-    def _watch_copies(self, reporting: Reporting) -> None:
-        watch_copies(self._workspace, self._require_ledger(), self._fork_point, reporting)
-
-    def _carried_for_store(self) -> CarriedSession:
-        """Return what a pickle of the store carries. One LIST, and a GET for each new report."""
-        self._workspace.permissions.require_forkable()
-        self._watch_copies(Reporting.edits)
-        with suppress(SessionStateError):  # a conflict is raised at the next look, and not while this is pickled
-            self._workspace.look()  # a new task may replace what finished tasks wrote
-        known = self._store_copy
-        if known is None or known[0] != self._workspace.edits_token:
-            carried = pack_for_store(self._workspace, self._fork_point, self._require_ledger().token)
-            known = self._store_copy = self._workspace.edits_token, carried
-        return known[1]
 
     def __del__(self) -> None:
         with suppress(Exception):  # the interpreter may be going away
-            if self._has_lost_edits and not sys.is_finalizing():
-                what = "merged" if self._workspace.permissions.is_fork else "committed"
-                warnings.warn(
-                    f"a session with uncommitted edits went away, and nobody {what} them: {self!r}",
-                    ResourceWarning,
-                    stacklevel=2,
-                    source=self,
-                )
-
-    @property
-    def _has_lost_edits(self) -> bool:
-        workspace = self._workspace
-        if is_shared(workspace):
-            return False  # the journal has them
-        if not workspace.permissions.is_fork:
-            return not workspace.read_only and workspace.has_changes
-        return self._reporting is Reporting.mark and workspace.has_unshared_edits
+            if not sys.is_finalizing():
+                self._copies.warn_of_lost_edits(self)
 
     # --- properties --------------------------------------------------------------------------------------------
 
@@ -251,68 +187,7 @@ class Session(FinishedRegionMethods):
         what = "a session without a branch" if branch is None else f"a session on branch {branch!r}"
         return f"{what} of {self._workspace.storage_identity}"
 
-    # --- reading -----------------------------------------------------------------------------------------------
-
-    def status(self) -> Diff:
-        """Return the uncommitted edits."""
-        self._workspace.look()
-        return self._workspace.diff()
-
-    def get_node_id(self, path: str) -> str:
-        """Return the id of a group or array. It never changes, even if the node moves.
-
-        Raises
-        ------
-        NodeNotFoundError
-            No node at this path.
-        """
-        self._workspace.look()
-        node = self._workspace.get_node(paths.normalize(path))
-        if node is None:
-            raise NodeNotFoundError(f"no group or array at {path!r}")
-        return str(node.node_id)
-
-    get_node_id_async = async_twin(get_node_id)
-
-    async def chunk_coordinates(self, array_path: str, batch_size: int = 1000) -> AsyncIterator[tuple[int, ...]]:
-        """Iterate over the indices of all stored chunks of an array, in order.
-
-        Parameters
-        ----------
-        batch_size
-            Number of indices that are turned into tuples at a time.
-        """
-        await async_twin(self._workspace.look)()
-        indices = (await async_twin(self._workspace.chunk_refs)(array_path)).indices
-        for start in range(0, len(indices), batch_size):
-            batch = indices[start : start + batch_size]
-            # zip makes the tuples quickest, but makes none if there are no columns.
-            for index in zip(*batch.T.tolist(), strict=True) if batch.shape[1] else [()] * len(batch):
-                yield index
-
-    def chunk_type(self, array_path: str, chunk_coordinates: Sequence[int]) -> ChunkType:
-        """Return where the bytes of a chunk are: inline, native, virtual, or uninitialized if it is not stored.
-
-        Raises
-        ------
-        NodeNotFoundError
-            The array does not exist.
-        """
-        self._workspace.look()
-        reader = self._workspace.require_array_reader(paths.normalize(array_path))
-        ref = reader.locate(tuple(chunk_coordinates))
-        return ChunkType.uninitialized if ref is None else ChunkType(ref.kind)
-
-    chunk_type_async = async_twin(chunk_type)
-
-    def all_virtual_chunk_locations(self) -> list[str]:
-        """Return the distinct URLs of all virtual chunks, ordered by array path and first chunk."""
-        self._workspace.look()
-        return self._workspace.virtual_locations()
-
-    all_virtual_chunk_locations_async = async_twin(all_virtual_chunk_locations)
-
-    # --- editing -----------------------------------------------------------------------------------------------
+    # --- undoing edits ------------------------------------------------------------------------------------------
 
     def discard_changes(self) -> None:
         """Drop all uncommitted edits. Chunks that were already stored remain until garbage collection.
@@ -320,15 +195,7 @@ class Session(FinishedRegionMethods):
         This includes the edits of other processes that have :attr:`store`. If their tasks still write, they get an
         error. Pass them the store again for new writes. A shared session loses its token.
         """
-        copies_write = self._store_copy is not None and self._fork_point is None
-        if self._ledger is not None and (copies_write or is_shared(self._workspace)):
-            # A late report must not bring back what was discarded.
-            end_reports(self._workspace, self._ledger)
-            self._ledger = self._store_copy = None
-        if self._ledger is not None and self._ledger.has_copies and self._workspace.exchange is None:
-            self._watch_copies(Reporting.mark)
-        if isinstance(self._workspace.exchange, HomeReports):
-            self._workspace.exchange.forget_all()
+        self._copies.discard()
         self._workspace.discard_edits()
 
     def all_or_nothing(self) -> AbstractContextManager[None]:
@@ -341,69 +208,6 @@ class Session(FinishedRegionMethods):
         ...     write_second(session.store)  # if this raises, the first is undone too
         """
         return self._workspace.all_or_nothing()
-
-    @operation(lambda self, from_path, to_path: f"moving {from_path} to {to_path}")
-    def move(self, from_path: str, to_path: str) -> None:
-        """Move a group or array, with everything below it, to another path. Copies no data; nodes keep their ids.
-
-        Needs a session made by :meth:`Repository.rearrange_session`.
-
-        Parameters
-        ----------
-        from_path, to_path
-            Absolute paths; a trailing slash is ignored. The parent of the new path must be a group, and the new path
-            must be free.
-
-        Raises
-        ------
-        SessionStateError
-            ``non-rearrange-session``; ``move-into-self-or-descendant``, also for the root;
-            ``move-destination-parent-missing``, ``move-destination-parent-not-group``.
-        NodeNotFoundError
-            No node at ``from_path``.
-        AlreadyExistsError
-            ``move-wont-overwrite``.
-        """
-        self._workspace.move(from_path, to_path)
-
-    move_async = async_twin(move)
-
-    def shift_array(self, array_path: str, chunk_offset: Iterable[int]) -> None:
-        """Move all chunks of an array by a number of chunks along each axis. Copies no data.
-
-        Chunks that would leave the grid are dropped. Positions left empty read as the fill value.
-
-        Raises
-        ------
-        InvalidInputError
-            ``invalid-array-metadata``: the chunk grid is not regular. ``invalid-chunk-index``: the offset has the
-            wrong rank.
-        """
-        self._workspace.look()
-        self._workspace.shift_array(array_path, chunk_offset)
-        self._workspace.report()
-
-    def reindex_array(self, array_path: str, forward: IndexMap, backward: IndexMap | None = None) -> None:
-        """Move chunks of an array to the indices that a function returns. Copies no data.
-
-        Parameters
-        ----------
-        forward
-            Called with the index of each stored chunk as a list. Returns the new index, within the grid, or None to
-            leave the chunk where it is.
-        backward
-            Inverse of ``forward``. With it, a position whose source is None or empty is cleared. Without it, a
-            position that a chunk moved away from keeps the old chunk, unless another chunk arrives.
-
-        Raises
-        ------
-        InvalidInputError
-            ``invalid-array-metadata``: the chunk grid is not regular. ``invalid-chunk-index``: an index outside the
-            grid.
-        """
-        self._workspace.look()
-        self._workspace.reindex_array(array_path, forward, backward)
-        self._workspace.report()
 
     # --- forks -------------------------------------------------------------------------------------------------
 
@@ -418,16 +222,7 @@ class Session(FinishedRegionMethods):
         SessionStateError
             ``cannot-fork-read-only-session``.
         """
-        return self._fork(Reporting.mark)
-
-    def _fork(self, reporting: Reporting, *, is_for_graph: bool = False) -> ForkSession:
-        ledger = self._require_ledger()
-        self._workspace.look()
-        base_id, fork_point = start_fork(self._workspace, self._fork_point, ledger.token)
-        fork_point = replace(fork_point, is_for_graph=is_for_graph)
-        fork = ForkSession(self._workspace.context, base_id, mode=SessionMode.writable, fork_point=fork_point)
-        fork._reporting, fork._ledger = reporting, ledger
-        return fork
+        return ForkSession._of(self._copies.fork(Reporting.mark))
 
     @operation(lambda self, *_, **__: f"merging forks into a session of {self._workspace.storage_identity}")
     def merge(self, *others: ForkSession, on_overlap: OnOverlap = "raise") -> None:
@@ -461,53 +256,10 @@ class Session(FinishedRegionMethods):
                     f"merge takes forks, as in session.merge(*forks), not {describe(other)}. The session of a store "
                     f"is store.session"
                 )
-        self._workspace.permissions.require_writable()
-        if isinstance(self._workspace.exchange, HomeReports):
-            self._workspace.exchange.collect(on_overlap)
-        arrivals = [Arrival(other._workspace, other._fork_point, other) for other in others if other is not self]
-        if arrivals:
-            merge_forks(self._workspace, self._fork_point, arrivals, on_overlap)
-            self._workspace.report()
+        arrivals = [Arrival(other._workspace, other._copies.point, other) for other in others if other is not self]
+        self._copies.merge(arrivals, on_overlap)
 
     merge_async = async_twin(merge)
-
-    # --- sharing -----------------------------------------------------------------------------------------------
-
-    def share(self) -> str:
-        """Return a token by which other processes find this session: names in place of pickles.
-
-        Jobs write through ``repo.join_session(token)``. Another process can commit, if this one dies, through
-        ``repo.resume_session(token)``. From now on, each edit of this session is stored before the call returns.
-
-        Call it again after you have created arrays, so that jobs that join later start with them.
-
-        Returns
-        -------
-        The token. It names the session in this repository until the session is committed or discarded.
-
-        Raises
-        ------
-        SessionStateError
-            ``not-allowed``: the copy of an explicit fork, which is merged and not joined.
-        """
-        self._workspace.permissions.require_forkable()
-        ledger = self._require_ledger()
-        if self._fork_point is None:
-            share(self._workspace, ledger)
-        elif self._fork_point.origin.fork_id is not None:
-            raise SessionStateError(
-                "a fork cannot be shared, because its edits come back with session.merge(fork). Share the session "
-                "that you forked"
-            )
-        return ledger.token
-
-    def _final_metadata(self, metadata: Mapping[str, Json] | None) -> Mapping[str, Json] | None:
-        """Return the metadata of a commit. Refuses it if another process is to commit."""
-        if not is_shared(self._workspace):
-            return metadata
-        ledger = self._require_ledger()
-        require_coordinator(self._workspace, ledger)
-        return metadata_with_token(dict(metadata or {}), ledger.token)
 
     # --- ending ------------------------------------------------------------------------------------------------
 
@@ -560,8 +312,8 @@ class Session(FinishedRegionMethods):
             ``snapshot-timestamp``: this machine's clock differs from the storage's by more than ten minutes.
         """
         _require_arguments(message, rebase_with)
-        metadata = self._final_metadata(metadata)
-        with ReportsClosed(self._workspace, self._require_ledger(), allow_unmerged=allow_unmerged):
+        metadata = self._copies.commit_metadata(metadata)
+        with self._copies.closed(allow_unmerged=allow_unmerged):
             return self._committer.commit(
                 message, metadata, solver=rebase_with, max_rebases=rebase_tries, allow_empty=allow_empty
             )
@@ -597,8 +349,8 @@ class Session(FinishedRegionMethods):
             ``snapshot-timestamp``: this machine's clock differs from the storage's by more than ten minutes.
         """
         _require_arguments(message)
-        metadata = self._final_metadata(metadata)
-        with ReportsClosed(self._workspace, self._require_ledger()):
+        metadata = self._copies.commit_metadata(metadata)
+        with self._copies.closed():
             return self._committer.amend(message, metadata, allow_empty=allow_empty)
 
     amend_async = async_twin(amend)
@@ -612,7 +364,7 @@ class Session(FinishedRegionMethods):
         Id of the snapshot. You can read it, tag it, or reset a branch to it.
         """
         _require_arguments(message)
-        with ReportsClosed(self._workspace, self._require_ledger()):
+        with self._copies.closed():
             return self._committer.flush(message, metadata)
 
     flush_async = async_twin(flush)
@@ -627,14 +379,14 @@ class Session(FinishedRegionMethods):
             The solver could not settle every conflict; the session is unchanged.
         """
         _require_arguments("", solver)
-        if is_shared(self._workspace):
+        if self._copies.is_shared:
             raise SessionStateError(
                 "a shared session cannot be rebased, because its jobs go on from the old snapshot. Pass the solver to "
                 "session.commit(message, rebase_with=solver)"
             )
-        with ReportsClosed(self._workspace, self._require_ledger()):
+        with self._copies.closed():
             self._committer.rebase(solver)
-        self._ledger = None  # forks and stores that were sent before are of another base
+        self._copies.leave_base()
 
     rebase_async = async_twin(rebase)
 
@@ -659,25 +411,20 @@ def fork_for_graph(session: Session, *, is_merged: bool = True) -> ForkSession:
     Parameters
     ----------
     is_merged
-        The caller merges what the graph returns. Otherwise the user must, and the session notices if he does not.
+        The caller merges what the graph returns. Otherwise the user must, and a commit without it is refused.
     """
-    return session._fork(Reporting.nothing if is_merged else Reporting.mark, is_for_graph=True)
+    reporting = Reporting.nothing if is_merged else Reporting.mark
+    return ForkSession._of(session._copies.fork(reporting, is_for_graph=True))
 
 
 def join_shared_session(context: RepositoryContext, token: str) -> ForkSession:
     """Return a session for a job. Not part of the public API: see :meth:`Repository.join_session`."""
-    session = ForkSession.__new__(ForkSession)
-    session.__setstate__((joined(context, token), {}))
-    return session
+    return ForkSession._of(Copies.unpacked(joined(context, token)))
 
 
 def resume_shared_session(context: RepositoryContext, catalog: Catalog, token: str) -> Session:
     """Return a session that goes on. Not part of the public API: see :meth:`Repository.resume_session`."""
-    record = resumable(context, catalog, token)
-    session = Session(context, record.session.origin_id, branch=record.session.branch, mode=SessionMode.writable)
-    session._ledger = Ledger(context.assets.storage, record.session.branch, token)
-    resume(session._workspace, session._ledger, record)
-    return session
+    return Session._of(Copies.resumed(context, catalog, token))
 
 
 def workspace_of(session: Session) -> Workspace:
@@ -748,17 +495,15 @@ class IcechunkStore(WorkspaceStore):
         return "icechunk-store", self._session.__dask_tokenize__()
 
     def __reduce__(self) -> tuple[object, ...]:
-        session = self._session
+        session, copies = self._session, self._session._copies
         settings: dict[str, object] = {"_is_open": self._is_open}
         if self._opened_arrays is not None and self._opened_arrays.opened:
             settings["_opened_arrays"] = self._opened_arrays
-        point = session._fork_point
-        if session.read_only or (point is not None and point.is_for_graph):
+        if not copies.report_edits:
             return type(self), (session, self._read_only or None), settings
-        if session.mode is SessionMode.rearrange and is_client():
-            return RefusedCopy, (UNPICKLABLE,)
-        # The copy of a writable session's store reports its edits, so they come back.
-        carried = session._carried_for_store(), session._attributes_of_users()
+        if (refusal := copies.refusal_of_store) is not None:
+            return refusal
+        carried = copies.pack_for_store(), session._attributes_of_users()
         return _store_of_copy, (type(self), carried, self._read_only or None), settings
 
     def __copy__(self) -> IcechunkStore:

@@ -27,7 +27,8 @@ from icechunk_engine.ids import SnapshotId
 from icechunk_engine.journal.entries import JournalEntry
 from icechunk_engine.journal.journal import Journal
 from icechunk_engine.journal.sharing import SharedRecord, read_shared, write_shared
-from icechunk_engine.session.forking import CarriedSession, stored_base
+from icechunk_engine.session.carried import CarriedSession
+from icechunk_engine.session.forking import stored_base
 from icechunk_engine.session.home_reports import HomeReports
 from icechunk_engine.session.ledger import ForkOrigin, ForkPoint, Ledger, Reporting
 from icechunk_engine.session.worker_reports import WorkerReports

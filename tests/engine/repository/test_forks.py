@@ -17,7 +17,7 @@ import icechunk_engine as ic
 from icechunk_engine import ErrorKind, ForkSession, Repository
 from icechunk_engine.ids import SnapshotId
 from icechunk_engine.session import SessionMode, workspace_of
-from icechunk_engine.session.forking import CarriedSession
+from icechunk_engine.session.carried import CarriedSession
 from icechunk_engine.session.ledger import ForkOrigin, ForkPoint, Reporting
 from icechunk_engine.storage.base import FlushPromise
 from icechunk_engine.testing.counting import CountingStorage

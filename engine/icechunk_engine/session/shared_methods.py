@@ -1,4 +1,4 @@
-"""Record which regions of arrays are finished, for jobs that may be interrupted."""
+"""The methods of a session that independent jobs share: the token, and records of finished regions."""
 
 from __future__ import annotations
 
@@ -8,15 +8,34 @@ from icechunk_engine.format.zarr_metadata import ArrayShape
 from icechunk_engine.ids import NodeId
 from icechunk_engine.journal.finished_regions import FinishedRegions
 from icechunk_engine.journal.regions import Box, Region, RegionLike, box_of, region_of, within, without
-from icechunk_engine.session.ledger import Ledger
+from icechunk_engine.session.copies import Copies
 from icechunk_engine.workspace.workspace import Workspace
 
 
-class FinishedRegionMethods:
-    """The methods of :class:`Session` that record which regions of arrays are finished."""
+class SharedSessionMethods:
+    """The methods of :class:`Session` for independent jobs, which may be interrupted."""
 
     _workspace: Workspace
-    _ledger: Ledger | None
+    _copies: Copies
+
+    def share(self) -> str:
+        """Return a token by which other processes find this session: names in place of pickles.
+
+        Jobs write through ``repo.join_session(token)``. Another process can commit, if this one dies, through
+        ``repo.resume_session(token)``. From now on, each edit of this session is stored before the call returns.
+
+        Call it again after you have created arrays, so that jobs that join later start with them.
+
+        Returns
+        -------
+        The token. It names the session in this repository until the session is committed or discarded.
+
+        Raises
+        ------
+        SessionStateError
+            ``not-allowed``: the copy of an explicit fork, which is merged and not joined.
+        """
+        return self._copies.share()
 
     def mark_done(self, array_path: str, region: RegionLike) -> None:
         """Record that a region of an array is finished. Its data must be written.
@@ -78,12 +97,13 @@ class FinishedRegionMethods:
         return within(self._finished_regions().boxes(node_id), shape.lengths)
 
     def _finished_regions(self) -> FinishedRegions:
-        if self._ledger is None or not self._ledger.is_open:
+        ledger = self._copies.ledger
+        if not ledger.is_open:
             raise SessionStateError(
                 "finished regions are recorded for shared sessions only. Call session.share() before you start the "
                 "jobs; they join the session with repo.join_session(token)"
             )
-        return FinishedRegions(self._ledger.journal)
+        return FinishedRegions(ledger.journal)
 
     def _array(self, path: str) -> tuple[NodeId, ArrayShape]:
         self._workspace.look(for_chunks=False)
