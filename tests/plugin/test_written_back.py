@@ -26,9 +26,15 @@ def lazy(session: ic.Session, **options: Any) -> xr.Dataset:
     return xr.open_zarr(session.store, consolidated=False, **options)
 
 
+def lazy_icechunk(session: ic.Session, **options: Any) -> xr.Dataset:
+    opened: Any = session
+    return xr.open_dataset(opened, engine="icechunk", **options)
+
+
+@pytest.mark.parametrize("open_it", [lazy, lazy_icechunk])
 @pytest.mark.parametrize("chunks", [None, {"x": 4}])
-def test_mode_w_deletes_what_it_would_read(session: ic.Session, chunks: Any) -> None:
-    ds = lazy(session, chunks=chunks)
+def test_mode_w_deletes_what_it_would_read(session: ic.Session, chunks: Any, open_it: Any) -> None:
+    ds = open_it(session, chunks=chunks)
     with pytest.raises(SessionStateError, match=r"'/t' was (deleted|replaced).*to_icechunk"):
         (ds if chunks is None else ds + 1).to_zarr(session.store, mode="w", consolidated=False, zarr_format=3)
     session.discard_changes()

@@ -261,6 +261,8 @@ class _Merge:
         node_id = self._twins.get(node.node_id, node).node_id
         present = find_node(self.base, self.into, node.path)
         if present is None or present.node_id != node_id:
+            if self.on_overlap == "last":
+                return  # the deletion stays: nothing is left to change
             number = self.into.node_sources.get(node_id, source)
             _refuse(node.path, "was changed in a fork and deleted elsewhere", self._names(number, source))
         if self.on_overlap == "raise":
@@ -343,6 +345,10 @@ class _Merge:
                 sources = self._numbers[numbers]
             part = _Part(refs, sources)
             target = self._array(node_id, int(sources[0]))
+            if target is None:
+                continue
+            if target.shape is None or target.shape.ndim != refs.ndim:
+                _refuse(target.path, f"has chunks with {refs.ndim} coordinates", self._names(int(sources[0])))
             shrunk_by = self.into.node_sources.get(target.node_id)
             if shrunk_by is not None and self.on_overlap == "raise":
                 self._require_in_grid(part, target, shrunk_by)
@@ -352,17 +358,22 @@ class _Merge:
             self._targets[target.node_id] = target
             self._parts.setdefault(target.node_id, []).append(part)
 
-    def _array(self, node_id: NodeId, source: int) -> Node:
+    def _array(self, node_id: NodeId, source: int) -> Node | None:
+        """Return the array that chunks belong to; None if it was deleted and that does not matter."""
         twin = self._twins.get(node_id)
         if twin is not None:
             return twin
         known = self._targets.get(node_id)
-        if known is not None and find_node(self.base, self.into, known.path) is not None:
-            return known
+        if known is not None:
+            present = find_node(self.base, self.into, known.path)
+            if present is not None and present.node_id == node_id:
+                return known
         row = self.base.row_of_id(node_id)
         path = self.base.path(row) if row >= 0 else self._created.get(node_id)
         node = None if path is None else find_node(self.base, self.into, path)
         if node is None or node.node_id != node_id:
+            if self.on_overlap == "last":
+                return None
             gone = self.into.withdrawn_nodes.get(node_id)
             path = path or (str(node_id) if gone is None else gone.path)
             other = self.into.node_sources.get(node_id, source)

@@ -189,6 +189,29 @@ def test_a_chunk_beyond_a_shrunken_shape(session: ic.Session, shrunk_first: bool
     assert values(session) == [0] * 6 + [1, 1]
 
 
+def test_a_deletion_stays(session: ic.Session) -> None:
+    """What others wrote to a deleted array is dropped if the user accepts that, also if a new one is in its place."""
+    writing, describing = session.fork(), session.fork()
+    opened(writing)[:2] = 1
+    opened(describing).attrs["units"] = "K"
+    zarr.create_array(session.store, name="a", shape=(4,), chunks=(2,), dtype="int64", overwrite=True)[:] = 7
+    for fork in (writing, describing):
+        refused(partial(session.merge, fork), "'/a'", "deleted elsewhere")
+    session.merge(writing, describing, on_overlap="last")
+    assert values(session) == [7] * 4
+    assert "units" not in opened(session).attrs
+
+
+def test_an_array_that_is_deleted_and_made_again_between_two_forks(session: ic.Session) -> None:
+    one, remaking, two = session.fork(), session.fork(), session.fork()
+    opened(one)[:2] = 1
+    zarr.create_array(remaking.store, name="a", shape=(4,), chunks=(2,), dtype="int64", overwrite=True)[:] = 7
+    opened(two)[2:4] = 2
+    refused(lambda: session.merge(one, remaking, two), "'/a'")
+    session.merge(one, remaking, two, on_overlap="last")
+    assert values(session) == [7] * 4
+
+
 def test_chunks_in_an_encoding_that_changed(session: ic.Session) -> None:
     """The chunk would be decoded as numbers of the other byte order."""
     writing, recoding = session.fork(), session.fork()
