@@ -282,6 +282,9 @@ class ChangeSet:
         Paths of moved nodes in the base, by id.
     withdrawn_nodes
         Nodes that were created here and deleted again, by id. A receiver of the earlier edits must delete them, too.
+    twins
+        For the id of a node that a fork created at the path of an equal new node: the id of that node. It gets the
+        later edits of its twin.
     sources
         The sources of all edits.
     node_sources
@@ -298,6 +301,7 @@ class ChangeSet:
     moved_nodes: dict[str, Node] = field(default_factory=dict)
     moved_from: dict[NodeId, str] = field(default_factory=dict)
     withdrawn_nodes: dict[NodeId, Node] = field(default_factory=dict)
+    twins: dict[NodeId, NodeId] = field(default_factory=dict)
     sources: EditSources = field(default_factory=EditSources)
     node_sources: dict[NodeId, int] = field(default_factory=dict)
     shape_sources: dict[NodeId, int] = field(default_factory=dict)
@@ -327,6 +331,7 @@ class ChangeSet:
             self.moved_nodes.copy(),
             self.moved_from.copy(),
             self.withdrawn_nodes.copy(),
+            self.twins.copy(),
             self.sources.copy(),
             self.node_sources.copy(),
             self.shape_sources.copy(),

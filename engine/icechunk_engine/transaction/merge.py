@@ -160,7 +160,6 @@ class _Merge:
     doubts: list[Doubts] = field(default_factory=list)
     _targets: dict[NodeId, Node] = field(default_factory=dict)  # arrays with parts
     _parts: dict[NodeId, list[_Part]] = field(default_factory=dict)
-    _twins: dict[NodeId, Node] = field(default_factory=dict)  # nodes that stand for others created at the same path
     _created: dict[NodeId, str] = field(default_factory=dict)  # paths of the receiver's new nodes
     _seen: dict[int, _Seen] = field(default_factory=dict)  # by number of a new source
     _numbers: SourceNumbers = field(default_factory=lambda: np.empty(0, np.int32))  # of the present arrival's sources
@@ -222,13 +221,16 @@ class _Merge:
 
     def _delete(self, node: Node, source: int) -> None:
         present = find_node(self.base, self.into, node.path)
-        if present is None or present.node_id != node.node_id:
+        if present is None or present.node_id != self._id_here(node.node_id):
             return  # deleted here too, and perhaps created again
-        self._apply_chunks_of(node.node_id)
-        others = self._unseen_edits(node.node_id, source)
+        self._apply_chunks_of(present.node_id)
+        others = self._unseen_edits(present.node_id, source)
         if others and self.on_overlap == "raise":
             _refuse(node.path, "was deleted in one fork and changed elsewhere", self._names(*others, source))
         self.into.delete_node(present, source)
+
+    def _id_here(self, node_id: NodeId) -> NodeId:
+        return self.into.twins.get(node_id, node_id)
 
     def _unseen_edits(self, node_id: NodeId, source: int) -> list[int]:
         """Return the sources of edits of a node and its chunks that conflict with an edit of ``source``."""
@@ -249,16 +251,16 @@ class _Merge:
                 )
             self.into.add_node(node, source)
             self._created[node.node_id] = node.path
-        elif present.node_id == node.node_id:
+        elif present.node_id == self._id_here(node.node_id):
             self._update(changes, node, source)
         elif present.user_data == node.user_data and node.path in self.into.new_nodes:
-            self._twins[node.node_id] = present
+            self.into.twins[node.node_id] = present.node_id
         else:
             other = self.into.node_sources.get(present.node_id, source)
             _refuse(node.path, "was created in a fork, and another node is at that path", self._names(other, source))
 
     def _update(self, changes: ChangeSet, node: Node, source: int) -> None:
-        node_id = self._twins.get(node.node_id, node).node_id
+        node_id = self._id_here(node.node_id)
         present = find_node(self.base, self.into, node.path)
         if present is None or present.node_id != node_id:
             if self.on_overlap == "last":
@@ -360,9 +362,7 @@ class _Merge:
 
     def _array(self, node_id: NodeId, source: int) -> Node | None:
         """Return the array that chunks belong to; None if it was deleted and that does not matter."""
-        twin = self._twins.get(node_id)
-        if twin is not None:
-            return twin
+        node_id = self._id_here(node_id)
         known = self._targets.get(node_id)
         if known is not None:
             present = find_node(self.base, self.into, known.path)

@@ -175,6 +175,20 @@ def test_a_node_that_a_fork_takes_back(session: ic.Session) -> None:
     assert workspace_of(session).get_node("/g") is None
 
 
+def test_equal_nodes_that_two_forks_created_are_edited_further(session: ic.Session) -> None:
+    forks = session.fork(), session.fork()
+    arrays = [zarr.create_array(fork.store, name="n", shape=(4,), chunks=(2,), dtype="int64") for fork in forks]
+    session.merge(*forks)
+    for i, array in enumerate(arrays):
+        array[2 * i : 2 * i + 2] = i + 1
+    session.merge(*(copy(fork) for fork in forks))
+    assert values(session, "n") == [1, 1, 2, 2]
+    arrays[1].attrs["units"] = "K"
+    refused(lambda: session.merge(forks[1]), "'/n'", "changed to different values")
+    workspace_of(forks[1]).delete_node("/n")
+    refused(lambda: session.merge(forks[1]), "'/n'", "deleted in one fork")
+
+
 @pytest.mark.parametrize("shrunk_first", [True, False])
 def test_a_chunk_beyond_a_shrunken_shape(session: ic.Session, shrunk_first: bool) -> None:
     shrinking, writing = copy(session.fork()), copy(session.fork())

@@ -15,6 +15,7 @@ import icechunk_engine as ic
 from icechunk_engine import ErrorKind, ForkSession, IcechunkStore, Repository
 from icechunk_engine._runtime.task_names import task_name
 from icechunk_engine.session import home_reports, workspace_of
+from icechunk_engine.session.worker_reports import WorkerReports
 from icechunk_engine.testing.counting import CountingStorage
 
 
@@ -377,7 +378,9 @@ def test_a_copy_that_lists_while_the_home_combines(session: ic.Session, monkeypa
     reader = sent(session.store)
     for i in range(3):
         opened(sent(session.store))[2 * i : 2 * i + 2] = i + 1
-    journal = workspace_of(reader.session).exchange.journal
+    reports = workspace_of(reader.session).exchange
+    assert isinstance(reports, WorkerReports)
+    journal = reports.journal
     fetch = journal.fetch_entries
 
     def combine_first(names: list[str]) -> Any:
