@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icechunk_engine import paths
+from icechunk_engine._runtime.locks import forget_in_child
 from icechunk_engine._runtime.task_names import current_task
 from icechunk_engine.catalog.opening import open_catalog
 from icechunk_engine.columns.chunk_refs import DELETED, INLINE, NATIVE, ChunkRef, ChunkRefs
@@ -85,6 +86,13 @@ class Workspace(SnapshotView):
         self._epoch = 0
         self._source: EditSource | None = None  # of edits that are made now, if one was made
         self._names_tasks = self._is_copy and permissions.is_fork
+        if not permissions.read_only:
+            forget_in_child(self)
+
+    def forget(self) -> None:
+        """Become a copy. Called in a forked child: its edits must not have the same sources as its parent's."""
+        self._is_copy = True
+        self._source = None
 
     @property
     def read_only(self) -> bool:

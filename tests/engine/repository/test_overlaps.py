@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -255,3 +259,40 @@ def test_a_fork_of_a_copy_of_the_repository(repo: Repository, session: ic.Sessio
 def test_overlap_is_raised_or_the_last_wins(session: ic.Session, wrong: object) -> None:
     with pytest.raises(ic.InvalidInputError, match="on_overlap"):
         session.merge(session.fork(), on_overlap=wrong)  # type: ignore[arg-type]
+
+
+_FORKED = """
+import os, pickle, sys
+import zarr
+import icechunk_engine as ic
+repo = ic.Repository.open(ic.local_filesystem_storage(sys.argv[1]))
+session = repo.writable_session("main")
+fork = session.fork()
+zarr.open_array(fork.store, path="a", mode="r+")[:2] = 1
+returned = []
+for i in (1, 2):
+    read, write = os.pipe()
+    if os.fork() == 0:
+        fork._workspace.set_chunk("/a", (i,), bytes([i]) * 16)
+        with os.fdopen(write, "wb") as pipe:
+            pickle.dump(fork, pipe)
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read, "rb") as pipe:
+        returned.append(pickle.load(pipe))
+    os.wait()
+session.merge(*returned)
+print([workspace.locate_chunk("/a", (i,)) is not None for workspace in [session._workspace] for i in range(3)])
+session.commit("all")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_children_of_os_fork_edit_one_fork(tmp_path: Path) -> None:
+    """They inherit the same object, as with multiprocessing's "fork" and a global variable."""
+    with Repository.create(ic.local_filesystem_storage(str(tmp_path))).transaction("main", message="start") as store:
+        zarr.create_array(store, name="a", shape=(16,), chunks=(CHUNK,), dtype="int64", compressors=None)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", _FORKED, str(tmp_path)], capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.split("\n")[0] == "[True, True, True]", done.stderr
