@@ -18,8 +18,8 @@ __all__: list[str] = []
 def task_name() -> str | None:
     """Return the key of the task that runs now; None if it is unknown.
 
-    A thread of the worker knows its task. zarr's own threads know only the worker; if just one task runs there, it is
-    that one.
+    A thread of the worker knows its task. zarr's own threads know only the worker. If exactly one task runs there, it
+    is that task.
     """
     key = getattr(thread_state, "key", None)
     if key is None:

@@ -1,8 +1,8 @@
-"""How dask names arrays in an Icechunk store: by their place and path, without pickling.
+"""Tell dask how to name arrays in an Icechunk store: by location and path, without pickling.
 
-To name a zarr array, dask pickles its store several times. A pickled store of a writable session is a copy that may
-write elsewhere, so the session would prepare for reports that never come. The engine loads this module in processes
-that have imported dask (:mod:`icechunk_engine._runtime.cluster_support`).
+To name a zarr array, dask pickles its store several times. The session would take each pickle for a copy that may
+write elsewhere, and prepare for reports that never arrive. The engine loads this module in processes that have
+imported dask (:mod:`icechunk_engine._runtime.cluster_support`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What ``compute=False`` returns: a dask object that writes the dask arrays when it is computed.
+"""The dask object that ``compute=False`` returns. It writes the dask arrays when it is computed.
 
 You can compute it in any way (``.compute()``, ``dask.compute``, ``client.compute``) and with any scheduler. Two
 invariants:
@@ -72,12 +72,12 @@ class DelayedWrite(Delayed):
 def delayed_merge(
     session: Session, writes: Sequence[ArrayWrite], split_every: int | None, on_overlap: OnOverlap
 ) -> DelayedWrite:
-    """Return the write of some dask arrays into a session that already has their metadata. Its value is None."""
+    """Return a delayed write of dask arrays into a session that already has their metadata. Its value is None."""
     key = f"icechunk-merge-{uuid4().hex}"
 
     def build() -> Delayed:
         forks = _forks(fork_for_graph(session), writes, split_every, on_overlap) if writes else []
-        result: Delayed = dask.delayed(_bring_home, pure=False)(forks, session.store, on_overlap, dask_key_name=key)
+        result: Delayed = dask.delayed(_merge, pure=False)(forks, session.store, on_overlap, dask_key_name=key)
         return result
 
     def check() -> None:
@@ -91,7 +91,7 @@ def delayed_merge(
     return DelayedWrite(key, build, check)
 
 
-def _bring_home(forks: list[ForkSession], store: IcechunkStore, on_overlap: OnOverlap) -> None:
+def _merge(forks: list[ForkSession], store: IcechunkStore, on_overlap: OnOverlap) -> None:
     if forks:
         store.session.merge(merge_forks(forks, on_overlap=on_overlap), on_overlap=on_overlap)
 
@@ -108,7 +108,7 @@ def delayed_commit(
     on_overlap: OnOverlap,
     commit: Commit,
 ) -> DelayedWrite:
-    """Return the write of some dask arrays and the commit. Its value is the id of the snapshot.
+    """Return a delayed write and commit of dask arrays. Its value is the id of the snapshot.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
 """Write datasets to groups: first all metadata, then the arrays.
 
-xarray creates and resizes the arrays and writes the attributes. In place of writing the values it passes each array to
-:class:`ArrayWrites`. So whatever xarray refuses is refused before any value is written.
+xarray creates and resizes the arrays and writes the attributes. Instead of writing the values it passes each array to
+:class:`ArrayWrites`. So if xarray raises an error, no value has been written.
 """
 
 from __future__ import annotations

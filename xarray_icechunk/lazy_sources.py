@@ -1,8 +1,7 @@
 """Find out whether lazily read data come from a session.
 
-A session shows its edits at once. So data that are read from a session while it is being written to can change before
-they are read. A write of such data goes through a fork: the session, and with it the data, stays as it is until the
-end.
+A session shows its edits at once. So lazy data from a session can change before they are read, if a call writes to
+that session. Such a call writes to a fork instead, and the session and the data stay as they are until the end.
 
 The search knows xarray's lazy arrays, Zarr arrays, and what dask keeps in graphs, including functions with their
 closures and attributes. It does not look at global variables. It does not expand dask's symbolic layers, so a graph of
@@ -52,7 +51,7 @@ def reads_from(datasets: Iterable[xr.Dataset], session: Session) -> bool:
 
 def _sessions(roots: list[Any]) -> Iterator[Session]:
     pending = roots
-    seen: dict[int, Any] = {}  # holds the objects, or their ids could be given to others
+    seen: dict[int, Any] = {}  # holds the objects, or others could get their ids
     while pending:
         item = pending.pop()
         if isinstance(item, _LEAVES) or id(item) in seen:
@@ -67,7 +66,7 @@ def _sessions(roots: list[Any]) -> Iterator[Session]:
 
 
 def _parts(item: Any) -> Iterable[Any]:
-    """Return the objects that an object holds, as far as they can lead to a store."""
+    """Return the objects in an object that can lead to a store."""
     if isinstance(item, zarr.Array | zarr.Group):
         return [item.store]
     if isinstance(item, list | tuple | set | frozenset):

@@ -1,6 +1,6 @@
-"""Write the metadata to a repository in memory first, so that refusals come before a repository is created.
+"""Write the metadata to a repository in memory first, to find errors before a repository is created.
 
-All new repositories begin with the same empty snapshot. So what xarray does in one, it does in the other.
+All new repositories begin with the same empty snapshot. So xarray does the same in both.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Where to write: what ``to_icechunk`` accepts in place of a session, and how a call ends there.
+"""The targets of ``to_icechunk``, and how a call ends for each.
 
-A session, a fork or a store is the caller's: the call leaves its edits there, and the caller commits or merges. A
-repository, path or URL has no session yet: the call begins one and commits it.
+A session, fork or store belongs to the caller: the call leaves its edits there, and the caller commits or merges. For
+a repository, path or URL, the call starts a session and commits it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .locations import split_pipeline
 __all__ = ["Commit", "Destination", "WriteTarget", "own_session", "resolve_target"]
 
 type WriteTarget = Session | IcechunkStore | Repository | Storage | str | os.PathLike[str]
-"""What ``to_icechunk`` takes in place of a session."""
+"""Where ``to_icechunk`` can write."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,17 +1,17 @@
-"""Report edits to the journal, many at once while a request is under way.
+"""Report edits to the journal. Edits that are made during a request share the next one.
 
 **What is always true.** When an announcement returns, every edit that its caller had made before is in the repository.
-If it raises, the edits still wait at their owner, and the next announcement reports them, too. Everybody who waits for
-an entry is told its outcome, whatever happens to the thread that writes it.
+If it raises, the edits still wait at their owner, and the next announcement reports them, too. All callers that wait
+for an entry learn its outcome, whatever happens to the thread that writes it.
 
 **Why it holds.** Entries are written in *rounds*, one at a time. A caller that finds no round under way leads one: it
-takes all edits that wait, and stores them as one entry. Later callers wait until it has ended. One of them then leads
-the next round, for all of them: every edit that was made before a round began is in it. So a hundred concurrent writes
-cost a few requests. The owner forgets edits only when their entry is stored (:meth:`Outbox.reported`).
+takes all waiting edits, and stores them as one entry. Later callers wait until it has ended. One of them then leads
+the next round for all of them, because a round takes every edit that was made before it began. So a hundred concurrent
+writes cost a few requests. The owner forgets edits only when their entry is stored (:meth:`Outbox.reported`).
 
 **Failures.** If the storage refuses an entry, all callers whose edits were in it get the error. If the leader is
-interrupted, the others know nothing, and one of them leads again. A coroutine that is cancelled stops waiting; its
-round goes on, because it belongs to a task of the pool.
+interrupted, the others do not know the outcome, and one of them leads again. A coroutine that is cancelled stops
+waiting; its round goes on, because it belongs to a task of the pool.
 
 **What would break it.** An interrupt can come between any two steps of a leader. So a round begins inside the ``try``
 that ends it, and it may be ended twice. Waiters are told through queues, because a put is a single step.

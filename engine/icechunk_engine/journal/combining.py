@@ -7,8 +7,8 @@ to read them.
 Only entries that hold nothing but chunks are combined. An entry that makes nodes stays: two writers may have made
 equal nodes at one path, and a combined entry could hold only one of them.
 
-A combined entry has the Lamport time 0, so it comes before all others. That is right, because everything that its
-edits rely on was collected with them or before them.
+A combined entry has the Lamport time 0, so it comes before all others. This is right because everything that its
+edits rely on was collected with them or earlier.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from icechunk_engine.journal.entries import JournalEntry
 from icechunk_engine.transaction.change_set import ChangeSet
 
 MAX_SEPARATE = 256
-"""Entries are combined when there are this many."""
+"""Number of entries at which they are combined."""
 
 
 def can_be_combined(entry: JournalEntry) -> bool:

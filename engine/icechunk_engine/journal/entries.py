@@ -1,4 +1,4 @@
-"""What a journal entry says: edits of one writer, each with the source that it comes from. Data only."""
+"""The content of a journal entry: edits of one writer, each with its source. Data only."""
 
 from __future__ import annotations
 
@@ -61,20 +61,20 @@ class ArrayEdits(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JournalEntry:
-    """Edits that one writer reports at once.
+    """Edits that one writer reports together.
 
     Attributes
     ----------
     writer
-        The linear history of edits that they belong to: 8 to 64 hexadecimal digits.
+        Id of the linear history of edits that they belong to: 8 to 64 hexadecimal digits.
     seq
-        Number of the entry among those of its writer. No two have the same number.
+        Number of the entry, unique for its writer.
     lamport
         Greater than that of every entry that the writer had seen.
     origin_id
         The committed snapshot that the writer's session is based on.
     fork
-        Id of the explicit fork that the writer is a copy of; None if it is none.
+        Id of the explicit fork that the writer is a copy of; None for a copy of a store.
     sources
         The sources of the edits.
     flush_promise
@@ -82,7 +82,7 @@ class JournalEntry:
     seen
         The last source of edits that each ancestor had when the writer left it. The writer had seen all up to these.
     overwrites
-        Further sources that the writer had seen, as writer and epoch.
+        More sources that the writer had seen, as writer and epoch.
     seen_up_to
         Writers and epochs: the writer had seen the sources of these writers up to these epochs. This holds for all its
         later entries, too.

@@ -19,18 +19,18 @@ bytes    content
 The body holds the columns and strings of each array, then the texts of each node. The sizes in the descriptors add up
 to it exactly.
 
-Anybody who can write to the storage can write an entry, so :func:`decode_entry` trusts nothing. The invariant: *what
-it returns is as safe to use as edits that were made in this process, and its memory is bounded by the entry's size.*
-These rules keep that:
+Anybody who can write to the storage can write an entry, so :func:`decode_entry` trusts nothing. The invariant: *the
+entry that it returns is as safe to use as edits made in this process, and the size of the object bounds its memory.*
+These rules keep it:
 
 - The descriptors are never compressed. So the number of Python objects is bounded by the bytes of the object.
 - A body is compressed only if it shrinks at most 128 times. So the reader can refuse any other without a setting.
-- Every row of an array has an index of its own in the body. So a few bytes cannot stand for millions of rows, although
-  a column of equal values is stored as one value.
+- The body holds one index for each row of an array. So a few bytes cannot become millions of rows, although a column
+  of equal values is stored as one value.
 - Inline payloads do not overlap. So their lengths add up to no more than the body.
 - Documents and paths are parsed by the functions that check those of users.
 
-What the entry alone cannot tell is left to the receiver: whether a node exists and whether an index is in its grid.
+The receiver checks the rest: whether a node exists, and whether an index is in its grid.
 """
 
 from __future__ import annotations
@@ -445,7 +445,7 @@ class _Body:
         self._at = 0
 
     def require(self, size: int) -> None:
-        """Refuse the entry if fewer bytes than that follow."""
+        """Refuse the entry if fewer bytes follow."""
         if size > len(self._data) - self._at:
             _refuse("it claims more edits than it holds")
 
@@ -479,7 +479,7 @@ class _Body:
         return path
 
     def column(self, dtype: np.dtype[Any], n: int, width: int = 0, *, constant: bool = False) -> NDArray[Any]:
-        """Read ``n`` rows, or one row that stands for all."""
+        """Read ``n`` rows, or one row that holds for all."""
         item = dtype.itemsize
         stride = item * (width or 1)
         start = self.skip(stride if constant else n * stride)

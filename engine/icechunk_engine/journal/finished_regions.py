@@ -1,8 +1,8 @@
-"""Which regions of arrays are finished, for jobs that may be interrupted and go on later.
+"""Record which regions of arrays are finished, for jobs that may be interrupted and go on later.
 
-That all chunks of a region are stored would not say it: zarr stores no chunk that holds only the fill value. So a job
-records a region explicitly, as one small object ``journals/<token>/done/<node id>/<box>``. Its name says all, so one
-listing finds the regions of an array, and recording a region twice changes nothing.
+The stored chunks do not tell, because zarr does not store chunks that hold only the fill value. So a job records a
+region explicitly, as one small object ``journals/<token>/done/<node id>/<box>``. The name holds all information, so
+one listing finds the regions of an array, and recording a region twice changes nothing.
 
 The invariant: *all data of a recorded region are stored.* The job stores them first, and reports their references,
 before it records the region; on a local disk it also waits until they survive a crash of the machine.
@@ -22,7 +22,7 @@ from icechunk_engine.journal.regions import Box, box_from_text, box_text
 
 _FOLDER = "done/"
 _MAX_NAME = 180
-"""A longer text would not do as the name of a file. A digest then stands for it, and the object holds the text."""
+"""A longer text is too long for the name of a file. Its digest then replaces it, and the object holds the text."""
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _RANK_0 = "whole"
 
@@ -61,7 +61,7 @@ class FinishedRegions:
         return [box for box in found if box is not None]
 
     def _text(self, prefix: str, digest: str) -> str:
-        """Return the text that a digest stands for; empty if the object was removed or holds another text."""
+        """Return the text behind a digest; empty if the object was removed or holds another text."""
         try:
             text = self._journal.storage.get(prefix + digest).decode("ascii", "replace")
         except ObjectNotFoundError:

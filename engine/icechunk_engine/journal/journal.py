@@ -11,19 +11,19 @@ object                                         meaning
 
 The invariant: *an entry whose writer was told that it is stored is collected before the commit.*
 
-Two rules make it hold, on any storage where a finished write is seen by every later read and listing:
+Two rules make it hold, on any storage where every later read and listing sees a finished write:
 
-- A writer puts its entry, **then** looks at the record. Only if the record is there, the report has succeeded.
+- A writer puts its entry, **then** looks for the record. The report has succeeded only if the record exists.
 - The session deletes the record, **then** lists the entries for the last time.
 
-If the writer found the record, its look came before the deletion; so its entry was there before the listing. If it did
-not, the session may have listed already. The writer then removes its entry and raises. Such an entry can still be part
-of the commit, if the last listing came in between; so the error says only that one must not rely on it.
+If the writer found the record, it looked before the deletion, so its entry existed before the listing. If it did not,
+the session may already have listed. The writer then removes its entry and raises an error. The commit can still
+contain such an entry, if the last listing came in between. So the error only says that you must not rely on it.
 
-What would break it: looking at the record before the entry is put; listing before the record is deleted; giving two
-entries of a writer one number, because the session reads each name only once.
+What would break it: looking for the record before the entry is put, listing before the record is deleted, or giving
+two entries of a writer the same number, because the session reads each name only once.
 
-A session whose commit failed writes its record again. Reports that were refused meanwhile were told so.
+If the commit fails, the session writes its record again. Reports that were refused in between raised an error.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _MAX_RECORD_SIZE = 2**20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionRecord:
-    """What a session says about itself while it takes reports.
+    """The description of a session that takes reports.
 
     Attributes
     ----------
@@ -157,7 +157,7 @@ class Journal:
         self.storage.put(self.record_key, record.to_bytes())
 
     def close(self) -> None:
-        """Take no more reports. One DELETE. Entries stay; list them once more, they are then complete."""
+        """Take no more reports. One DELETE. Entries stay, and the next listing of them is complete."""
         self.storage.delete([self.record_key])
 
     def is_open(self) -> bool:
@@ -215,8 +215,8 @@ class Journal:
             self.storage.delete(written)
             raise SessionStateError(
                 f"this write came too late: its session {self.token} in {self.storage.identity} was committed or "
-                f"given up in the meantime. Do not rely on it being part of the commit. Write it again in a new "
-                f"session; next time commit when all tasks are done",
+                f"discarded in the meantime. Do not rely on it being part of the commit. Write it again in a new "
+                f"session, and commit only when all tasks are done",
                 ErrorKind.SESSION_ENDED,
             )
 
@@ -262,7 +262,7 @@ class Journal:
             return None
         if self.entry_key(entry) != key:
             raise FormatError(
-                f"the journal entry {key} is that of another name ({self.entry_key(entry)}). Somebody renamed or "
+                f"{key} holds another journal entry: {self.entry_key(entry)}. Somebody renamed or "
                 f"copied it. Remove it, and repeat the work of its task in a new session",
                 ErrorKind.DESERIALIZATION,
             )

@@ -1,7 +1,7 @@
-"""Regions of an array: how users write them, how their names in storage read, and what is left without them. Pure.
+"""Regions of an array: as users write them, as names in storage, and what remains without them. Pure.
 
-A *box* is a region in its one form: for each axis, a half-open range of elements. An array of rank 0 has one box, the
-empty tuple.
+A *box* is a region in its canonical form: for each axis, a half-open range of elements. An array of rank 0 has one
+box, the empty tuple.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from icechunk_engine.errors.foreign import describe
 from icechunk_engine.format.zarr_metadata import MAX_ARRAY_LENGTH, ArrayShape
 
 type Box = tuple[tuple[int, int], ...]
-"""For each axis, the first element and the one after the last."""
+"""For each axis, start and stop."""
 
 type Region = dict[str, slice] | tuple[slice, ...]
 """A region as users get it: by names of dimensions, as xarray takes it; for an array without them, by axes."""
 
 type RegionLike = Mapping[str, slice | SupportsIndex] | Sequence[slice | SupportsIndex] | slice | SupportsIndex
-"""A region as users write it. What it does not mention, it contains in full."""
+"""A region as users write it. It contains all of any axis that it does not mention."""
 
 _BOX_TEXT = re.compile(r"(?:[0-9]{1,20}-[0-9]{1,20}(?:_[0-9]{1,20}-[0-9]{1,20})*)?")
 

@@ -1,8 +1,8 @@
-"""What a shared session says to those who know only its token.
+"""Find a shared session by its token.
 
-The record ``journals/<token>/shared`` lets jobs join the session, and lets another process go on in the place of the
-one that shared it. Unlike the record ``session``, it stays until the commit has succeeded: a coordinator may die while
-it commits, and its successor must find the work.
+The record ``journals/<token>/shared`` lets jobs join the session, and lets another process resume it. Unlike the
+record ``session``, it stays until the commit has succeeded: a coordinator may die while it commits, and its successor
+must find the work.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MAX_SIZE = 2**20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SharedRecord:
-    """How to join a session, or to go on with it.
+    """How to join or resume a session.
 
     Attributes
     ----------
@@ -37,9 +37,9 @@ class SharedRecord:
     seen
         The last source of these edits; empty if there were none.
     lamport
-        Jobs count on from this number, so that their entries come after those edits.
+        Jobs start numbering their entries here, so that these come after those edits.
     coordinator
-        Random name of the process that will commit. Another one that goes on in its place writes its own.
+        Random name of the process that will commit. A process that resumes the session writes its own.
     """
 
     session: SessionRecord
@@ -128,7 +128,7 @@ class SessionInfo:
     is_shared
         True if it can be joined and resumed by its token.
     num_reports
-        Number of reports that were not committed yet.
+        Number of reports that are not committed yet.
     size_bytes
         Size of all objects of the journal.
     """
@@ -145,7 +145,7 @@ class SessionInfo:
 
 
 def find_journals(storage: Storage) -> list[SessionInfo]:
-    """Return all journals of a repository, the one that was written last at the end.
+    """Return all journals of a repository, sorted by the time of their last report.
 
     One LIST, and one or two GETs for each journal.
     """
@@ -166,7 +166,7 @@ def _summary(journal: Journal, objects: Iterable[ObjectInfo]) -> SessionInfo:
         shared = read_shared(journal) if is_shared else None
         record = shared.session if shared is not None else journal.record()
     except FormatError:
-        pass  # what can be said without the record
+        pass  # return what is known without the record
     return SessionInfo(
         token=journal.token,
         branch=None if record is None else record.branch,

@@ -36,7 +36,7 @@ from icechunk_engine.workspace.state import WorkspaceState
 from icechunk_engine.workspace.workspace import EditsToken, Workspace
 
 _MAX_EMBEDDED_BYTES = 16 * 1024
-"""Up to this size, the edits of a session travel with the copies of its store. Larger ones are stored once."""
+"""Edits up to this size travel with the copies of the store. Larger ones are stored once."""
 
 UNPICKLABLE = (
     "You must opt-in to pickle writable sessions in a distributed context using Session.fork(), because a copy could "
@@ -79,7 +79,7 @@ class CarriedSession:
     reporting: Reporting
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Bytes and numbers in place of objects, and nothing that equals the default: forks travel by the thousand.
+        # Bytes and numbers instead of objects, and no defaults at the end: thousands of forks may travel.
         state = self.state
         carried = [
             self.context,

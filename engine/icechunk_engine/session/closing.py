@@ -1,7 +1,7 @@
 """Stop taking reports while a session ends, so that no edit of a worker is lost between two snapshots.
 
-The order matters (:mod:`icechunk_engine.journal.journal`): the record goes first, then the last reports are collected,
-then the session ends, then the journal is removed. If the session does not end, it takes reports again.
+The order matters (:mod:`icechunk_engine.journal.journal`): delete the record, collect the last reports, end the
+session, remove the journal. If the session does not end, it takes reports again.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class ReportsClosed:
 
 
 def end_reports(workspace: Workspace, ledger: Ledger) -> None:
-    """Take no more reports, and drop those that were not collected. Later writes of copies raise an error there."""
+    """Take no more reports, and drop those that were not collected. Copies that write later get an error."""
     ledger.close()
     workspace.exchange = None
     with suppress(IcechunkError):  # nothing takes these reports any more; maintenance removes what is left

@@ -22,6 +22,7 @@ from icechunk_engine.catalog.remote_queue import RemoteQueue
 from icechunk_engine.errors import ConflictError, ErrorKind, IcechunkError, SessionStateError
 from icechunk_engine.ids import SnapshotId
 from icechunk_engine.session.lost_commits import CommitAttempts
+from icechunk_engine.session.own_metadata import with_own_metadata
 from icechunk_engine.transaction.change_set import ChangeSet
 from icechunk_engine.transaction.conflicts import ConflictSolver
 from icechunk_engine.transaction.manifest_plans import ManifestMemo
@@ -253,10 +254,7 @@ class Committer:
     def _full_metadata(self, metadata: Metadata | None, num_rebases: int | None = None) -> dict[str, Json]:
         """Return the metadata of a new snapshot; ``num_rebases`` is recorded where official records it."""
         full = {**self._workspace.context.default_commit_metadata, **(metadata or {})}
-        if num_rebases is not None:
-            own = full.get("__icechunk")
-            full["__icechunk"] = {**(own if isinstance(own, dict) else {}), "rebase_attempts": num_rebases}
-        return full
+        return full if num_rebases is None else with_own_metadata(full, "rebase_attempts", num_rebases)
 
 
 def _listed(paths: Sequence[str], max_shown: int = 5) -> str:

@@ -75,9 +75,10 @@ class Copies:
     @property
     def ledger(self) -> Ledger:
         """The journal of the session."""
-        if self._ledger is None:
-            self._ledger = Ledger(self.workspace.context.assets.storage, self.workspace.permissions.branch)
-        return self._ledger
+        with self.workspace.lock:  # all threads must use one journal
+            if self._ledger is None:
+                self._ledger = Ledger(self.workspace.context.assets.storage, self.workspace.permissions.branch)
+            return self._ledger
 
     # --- pickles -------------------------------------------------------------------------------------------------
 
@@ -195,7 +196,7 @@ class Copies:
         if not self.is_shared:
             return metadata
         require_coordinator(self.workspace, self.ledger)
-        return metadata_with_token(dict(metadata or {}), self.ledger.token)
+        return metadata_with_token(metadata or {}, self.ledger.token)
 
     # --- ending --------------------------------------------------------------------------------------------------
 

@@ -81,12 +81,12 @@ def stored_base(workspace: Workspace, state: WorkspaceState) -> SnapshotId:
 
 def _flush_promise(workspace: Workspace, parent_point: ForkPoint | None) -> FlushPromise | None:
     if is_shared(workspace):
-        return None  # the process that has promised to flush may be gone when the session is resumed
+        return None  # when the session is resumed, the process that promised to flush may have ended
     return workspace.context.assets.storage.promise_flush() if parent_point is None else parent_point.flush_promise
 
 
 def origin_id_of(workspace: Workspace, point: ForkPoint | None) -> SnapshotId:
-    """Return the committed snapshot that a session or fork goes back to."""
+    """Return the committed snapshot that a session or fork is based on."""
     return workspace.state.snapshot_id if point is None else point.origin_id
 
 
@@ -101,7 +101,7 @@ class Arrival(NamedTuple):
     workspace
         Its edits.
     point
-        Where it left its parent; None if it is not a fork.
+        The point where it left its parent; None if it is not a fork.
     session
         The session itself, to name it in errors.
     """
@@ -139,7 +139,7 @@ def merge_forks(
 
 
 def _collect_reports(workspace: Workspace, arrivals: Sequence[Arrival], on_overlap: OnOverlap) -> None:
-    """Collect what copies of the forks have reported. Refuse forks whose copies wrote and have not come back."""
+    """Collect what copies of the forks have reported. Refuse forks whose copies wrote and were not returned."""
     known = EditSources(workspace.state.changes.sources.entries)
     for arrival in arrivals:
         for source in arrival.workspace.state.changes.sources.entries:

@@ -1,8 +1,8 @@
-"""The session that copies came from: it collects what they reported.
+"""The session that copies came from: it collects their reports.
 
-The session looks at its journal before each read, status, merge, fork and commit, as long as copies are under way. A
-conflict between two reports is raised there, each time, until the user settles it: with ``merge(on_overlap="last")``
-or by discarding the edits.
+As long as there are copies, the session looks at its journal before each read, status, merge, fork and commit. If two
+reports conflict, each of these calls raises the error until the user settles it, with ``merge(on_overlap="last")`` or
+by discarding the edits.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class HomeReports(Exchange):
     ledger
         The journal of the session.
     fork_id
-        Take the reports of copies of this fork; None: those of copies of the session's own store.
+        Take the reports of copies of this fork; None for copies of the session's own store.
     origin_id
         The committed snapshot that the session is based on. Reports of any other are ignored.
     """
@@ -50,7 +50,7 @@ class HomeReports(Exchange):
         self._origin_id = origin_id
         self._lock = memory_lock()
         self._seen_up_to: dict[str, Mapping[str, int]] = {}
-        self._collected: dict[str, JournalEntry | None] = {}  # the entries of others stay, to ask for them later
+        self._collected: dict[str, JournalEntry | None] = {}  # None if merged; marks and reports of forks stay
         self._separate: list[JournalEntry] = []  # collected, and can be combined
 
     def look(self, *, for_chunks: bool = False) -> None:
@@ -58,12 +58,12 @@ class HomeReports(Exchange):
         self.collect("raise")
 
     def collect(self, on_overlap: OnOverlap) -> None:
-        """Merge new reports of our copies. Raises as a merge does; the reports then stay new."""
+        """Merge new reports of our copies. Raises the errors of a merge; the reports then stay new."""
         if not self._ledger.has_copies or self._workspace.read_only:
             return
         new = self.fetch_new()
         mine = {key: entry for key, entry in new.items() if self._is_mine(entry)}
-        entries = sorted(mine.values(), key=lambda entry: (entry.lamport, entry.writer, entry.seq))
+        entries = list(mine.values())
         seen_up_to = self._seen_by_writer(entries)
         arrivals = [(change_set_of(entry), entry) for entry in entries if entry.has_edits]
 
@@ -81,7 +81,7 @@ class HomeReports(Exchange):
         if arrivals:
             merge_into(self._workspace, incoming, on_overlap)
         with self._lock:
-            # Of others, only the sources matter here.
+            # Only the sources of the others are needed.
             self._collected.update((key, replace(entry, arrays=[], nodes_set=[])) for key, entry in new.items())
             self._collected.update((key, None) for key, entry in mine.items() if entry.has_edits)
             self._separate += [entry for entry in entries if can_be_combined(entry)]
@@ -91,7 +91,7 @@ class HomeReports(Exchange):
     def _combine(self) -> None:
         """Replace many collected entries by one. One PUT, one HEAD and one DELETE.
 
-        Not in a shared session: a process that resumes it needs to know what each single writer had seen.
+        Not in a shared session: a process that resumes it must know what each writer had seen.
         """
         with self._lock:
             if len(self._separate) < MAX_SEPARATE or self.is_shared:
@@ -122,12 +122,12 @@ class HomeReports(Exchange):
 
     @property
     def lamport(self) -> int:
-        """New copies number their entries from here."""
+        """New copies start numbering their entries here."""
         return 0
 
     @property
     def is_shared(self) -> bool:
-        """True if the session's own edits are reported, too, so that another process can resume it."""
+        """True if the session also reports its own edits, so that another process can resume it."""
         return False
 
     def ignore(self, keys: Iterable[str]) -> None:
@@ -142,7 +142,7 @@ class HomeReports(Exchange):
             self._seen_up_to.update(other._seen_up_to)
 
     def fetch_new(self) -> dict[str, JournalEntry]:
-        """Return the entries that have not been collected, by key."""
+        """Return the entries that have not been collected, by key, in the order in which to apply them."""
         with self._lock:
             known = set(self._collected)
         journal = self._ledger.journal
@@ -156,7 +156,7 @@ class HomeReports(Exchange):
         self._forget(lambda entry: self._is_mine(entry) and entry.has_edits)
 
     def forget_all(self) -> None:
-        """Ignore all reports up to now, also those of copies of forks, because the session discards its edits."""
+        """Ignore all reports so far, including those of copies of forks, because the session discards its edits."""
         self._forget(lambda entry: True)
         with self._lock:
             self._collected = dict.fromkeys(self._collected)
@@ -167,12 +167,12 @@ class HomeReports(Exchange):
             with self._lock:
                 self._collected.update((key, None) for key, entry in new.items() if is_meant(entry))
 
-    # --- copies that have not come back --------------------------------------------------------------------------
+    # --- copies that were not merged -----------------------------------------------------------------------------
 
     def missing(self, known: EditSources) -> list[JournalEntry]:
-        """Return reports of copies that wrote, and whose edits are not among ``known`` sources.
+        """Return reports of copies that wrote, if their edits are not among ``known`` sources.
 
-        A copy counts as known if another run of its task is.
+        A copy also counts as known if another run of its task is.
         """
         tasks = {source.task for source in known.entries if source.task is not None}
         with self._lock:
@@ -184,14 +184,14 @@ class HomeReports(Exchange):
         ]
 
     def require_original(self, known: EditSources) -> None:
-        """Refuse to merge a fork without edits, if copies of it wrote and none of them has been merged."""
+        """Refuse to merge a fork without edits if copies of it wrote and were not merged."""
         self.look()
         missing = [entry for entry in self.missing(known) if self._is_mine(entry)]
         if missing:
             raise SessionStateError(
-                f"cannot merge this fork: it has no edits, but copies of it that were sent to other processes have, "
-                f"and they were not returned ({_named(missing)}). Return the fork from each task, and merge what the "
-                f"tasks return: session.merge(*returned)",
+                f"cannot merge this fork: it has no edits, but copies of it in other processes do, and they were not "
+                f"returned ({_named(missing)}). Return the fork from each task, and merge what the tasks return: "
+                f"session.merge(*returned)",
                 ErrorKind.MERGE_FAILED,
             )
 
@@ -213,12 +213,6 @@ def is_shared(workspace: Workspace) -> bool:
 
 
 def _named(entries: Sequence[JournalEntry]) -> str:
-    names = list(
-        dict.fromkeys(
-            f"writer {writer[:8]}" if task is None else f"task {task}"
-            for entry in entries
-            for writer, _, task in entry.sources
-        )
-    )
+    names = list(dict.fromkeys(source.label for entry in entries for source in entry.sources))
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more

@@ -1,8 +1,8 @@
-"""What a session knows about the copies of its forks and stores that other processes got.
+"""Where a copy came from, and the journal that it reports to.
 
 All copies of one session, and their copies, share its *token*. It names the session's journal, where copies report
-what they wrote (:mod:`icechunk_engine.journal.journal`). The record of the session is written before the first copy
-leaves, because a copy may report only while the record exists.
+what they wrote (:mod:`icechunk_engine.journal.journal`). The session writes its record before the first copy is
+pickled, because a copy may report only while the record exists.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ class Reporting(Enum):
     """What a copy reports to the session that it came from."""
 
     nothing = 0
-    """Somebody else makes sure that it comes back."""
+    """Nothing: the sender makes sure that it is returned."""
     mark = 1
-    """That it wrote something. Its edits come back with the copy itself."""
+    """That it wrote something. Its edits are returned with the copy."""
     edits = 2
     """Its edits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForkOrigin:
-    """Which session a copy came from.
+    """The session and fork that a copy came from.
 
     Attributes
     ----------
@@ -66,9 +66,10 @@ class ForkPoint:
     is_for_graph
         True if a graph of tasks returns all copies of the fork, also those of its store.
     lamport
-        Copies number their journal entries from here, so that these come after those that the session had seen.
+        Copies start numbering their journal entries here, so that these come after the entries that the session had
+        seen.
     seen_up_to
-        For a job of a shared session: the last epoch of each writer that had reported something when it joined.
+        For a job of a shared session: the last epoch that each writer had reported when the job joined.
     """
 
     origin_id: SnapshotId
@@ -81,7 +82,7 @@ class ForkPoint:
 
 
 class Ledger:
-    """The journal of a session, which is opened when the first copy leaves.
+    """The journal of a session. It is opened when the first copy is pickled.
 
     Parameters
     ----------
@@ -93,7 +94,7 @@ class Ledger:
     Attributes
     ----------
     has_copies
-        True once a copy may have left.
+        True once a copy may exist.
     is_open
         True while the session takes reports.
     is_ending
@@ -137,7 +138,7 @@ class Ledger:
             )
 
     def record(self, origin_id: SnapshotId) -> SessionRecord:
-        """Return what the session says about itself."""
+        """Return the record of the session."""
         return SessionRecord(
             origin_id=origin_id, branch=self._branch, created_at=self._created_at, host=platform.node()
         )

@@ -1,4 +1,4 @@
-"""Commits whose answer was lost: did they take place?
+"""Find out whether a commit took place after its answer was lost.
 
 A request that publishes a snapshot can succeed although its answer never arrives: the network fails, or Ctrl-C stops
 the caller. Trying again would then find the branch moved, by this session's own commit.
@@ -12,8 +12,8 @@ It holds because
   the whole history, because others can have committed on top. If it finds one, that attempt is the commit.
 
 The edits token of an attempt says which edits it holds. If the session was edited after the attempt, the commit and
-the session's edits differ. Then nothing is right but an error: the published edits cannot be taken back, and
-publishing all edits again would repeat them.
+the session's edits differ. Only an error is right then: the published edits cannot be undone, and publishing all
+edits again would repeat them.
 """
 
 from __future__ import annotations

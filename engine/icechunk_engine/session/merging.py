@@ -23,7 +23,7 @@ _MAX_ATTEMPTS = 100
 def merge_into(
     workspace: Workspace, arrivals: Callable[[WorkspaceState], Sequence[Incoming]], on_overlap: OnOverlap
 ) -> bool:
-    """Merge edits into a workspace. Returns False if it has all of them already.
+    """Merge edits into a workspace. Returns False if it already has all of them.
 
     Parameters
     ----------
@@ -60,5 +60,11 @@ def merge_into(
 
 
 def num_seen(changes: ChangeSet, marks: Sequence[EditSource]) -> int:
-    """Return how many of the first sources of some edits a writer had seen, whose ancestors had seen ``marks``."""
+    """Return how many of the first sources of some edits a writer had seen.
+
+    Parameters
+    ----------
+    marks
+        The last source that each ancestor of the writer had.
+    """
     return max((changes.sources.find(mark) + 1 for mark in marks), default=0)

@@ -1,4 +1,4 @@
-"""Fetching manifests before somebody asks for a chunk (``RepositoryConfig.manifest.preload``).
+"""Fetch manifests before anybody asks for a chunk (``RepositoryConfig.manifest.preload``).
 
 Opening a dataset reads the snapshot, and soon afterwards the coordinates, each through a manifest. Over a network,
 these manifests can arrive while the reader is still busy with metadata. Local files are fast enough without this.
@@ -24,7 +24,7 @@ PRELOAD_THREAD = "icechunk-preload"
 def chosen_manifests(snapshot: Snapshot, preload: ResolvedPreload) -> list[ManifestId]:
     """Choose the manifests to fetch: those of the first arrays in path order that meet the condition. Pure.
 
-    The list ends before the manifest that would bring its references above ``max_total_refs``.
+    The list ends before its references would exceed ``max_total_refs``.
     """
     table, counts = snapshot.nodes, snapshot.manifest_files.counts()
     chosen: dict[ManifestId, None] = {}

@@ -1,4 +1,4 @@
-"""What arrives in place of a session or store that cannot be sent: an object that says why when it is used."""
+"""The object that arrives in place of a session or store that cannot be sent. It raises the reason when it is used."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from icechunk_engine.errors import ErrorKind, InvalidInputError
 
 
 class RefusedCopy:
-    """Stands for a session or store that cannot be sent to another process.
+    """Takes the place of a session or store that cannot be sent to another process.
 
     Raises
     ------
     InvalidInputError
-        ``pickle``: whenever it is used.
+        ``pickle``: at any use.
     """
 
     def __init__(self, reason: str) -> None:

@@ -1,4 +1,4 @@
-"""The methods of a session that independent jobs share: the token, and records of finished regions."""
+"""The methods of a session for independent jobs: its token, and records of finished regions."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class SharedSessionMethods:
     _copies: Copies
 
     def share(self) -> str:
-        """Return a token by which other processes find this session: names in place of pickles.
+        """Return a token by which other processes find this session, without a pickle.
 
-        Jobs write through ``repo.join_session(token)``. Another process can commit, if this one dies, through
+        Jobs write through ``repo.join_session(token)``. If this process dies, another one can commit through
         ``repo.resume_session(token)``. From now on, each edit of this session is stored before the call returns.
 
-        Call it again after you have created arrays, so that jobs that join later start with them.
+        Call it again after you create arrays, so that jobs that join later start with them.
 
         Returns
         -------
@@ -33,21 +33,22 @@ class SharedSessionMethods:
         Raises
         ------
         SessionStateError
-            ``not-allowed``: the copy of an explicit fork, which is merged and not joined.
+            ``not-allowed``: this is a fork, or a copy of one.
         """
         return self._copies.share()
 
     def mark_done(self, array_path: str, region: RegionLike) -> None:
-        """Record that a region of an array is finished. Its data must be written.
+        """Record that a region of an array is finished. Write its data first.
 
-        Jobs that are interrupted go on with the regions that are missing. Which chunks are stored would not tell them:
-        zarr stores no chunk that holds only the fill value. The record lasts until the session is committed.
+        A job that was interrupted goes on with the missing regions. It cannot tell them from the stored chunks,
+        because zarr does not store chunks that hold only the fill value. The record lasts until the session is
+        committed.
 
         Parameters
         ----------
         region
-            A mapping of dimension names to slices, as for xarray's ``region``, or slices for the first axes. What it
-            does not mention, it contains in full.
+            A mapping of dimension names to slices, like xarray's ``region``, or slices for the first axes. It contains
+            all of any axis that it does not mention.
 
         Raises
         ------
@@ -65,7 +66,7 @@ class SharedSessionMethods:
         regions.add(node_id, box)
 
     def regions_done(self, array_path: str) -> list[Region]:
-        """Return the finished regions of an array, sorted, as they were recorded by any job.
+        """Return the finished regions of an array that any job recorded, sorted.
 
         Returns
         -------
@@ -76,10 +77,10 @@ class SharedSessionMethods:
         return [region_of(box, shape) for box in self._boxes(node_id, shape)]
 
     def regions_missing(self, array_path: str) -> list[Region]:
-        """Return regions that together are all of an array that is not finished. They do not overlap.
+        """Return the unfinished part of an array as regions that do not overlap.
 
-        They are as large as possible, not those that the jobs were going to write. See :meth:`regions_done` for their
-        form, and :meth:`is_done` to ask for one region.
+        They are as large as possible, and need not match the regions of your jobs. :meth:`regions_done` describes
+        their form. To ask about one region, call :meth:`is_done`.
         """
         node_id, shape = self._array(array_path)
         whole = tuple([(0, length) for length in shape.lengths])
@@ -100,8 +101,8 @@ class SharedSessionMethods:
         ledger = self._copies.ledger
         if not ledger.is_open:
             raise SessionStateError(
-                "finished regions are recorded for shared sessions only. Call session.share() before you start the "
-                "jobs; they join the session with repo.join_session(token)"
+                "only shared sessions record finished regions. Call session.share() before you start the jobs, and "
+                "let them join with repo.join_session(token)"
             )
         return FinishedRegions(ledger.journal)
 

@@ -1,24 +1,25 @@
-"""Shared sessions: found again by a token, in other processes and after the first one has died.
+"""Shared sessions: other processes find them by a token, even after the first process has died.
 
-Independent jobs of a batch system cannot receive a pickle, and the process that commits may be another one than the
-process that began. So a session can be *shared*. Its token then names everything that others need:
+Independent jobs of a batch system cannot receive a pickle, and the process that commits may not be the one that
+began. So you can *share* a session. Its token then names everything that others need:
 
-- Jobs *join* it. They start from a snapshot that holds the session's edits, and report what they write, as the copies
-  of a store do (:mod:`.worker_reports`).
+- Jobs *join* it. They start from a snapshot that holds the session's edits, and report what they write, like copies
+  of a store (:mod:`.worker_reports`).
 - Another process can *resume* it. It starts from the committed snapshot that the session is based on, and collects
   everything that was reported.
 
-The invariant: *the journal of a shared session holds all its edits, those of its own process too.* So this process
-reports each edit before the call returns. The journal stays until the commit has succeeded.
+The invariant: *the journal of a shared session holds all its edits, including those of its own process.* So this
+process reports each edit before the call returns. The journal stays until the commit has succeeded.
 
-Two processes may resume one session. The last one is its coordinator; the other one is refused when it commits. A
-process that died between its commit and the removal of the journal has left both. The commit therefore stores the
-token, and who resumes the session looks for it first.
+Two processes may resume one session. The last one is its coordinator, and the commit of the other is refused. If a
+process dies after its commit, but before it removes the journal, both exist. So the commit stores the token, and a
+process that resumes the session first looks for it.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 
 from icechunk_engine.catalog.base import Catalog
@@ -31,6 +32,7 @@ from icechunk_engine.session.carried import CarriedSession
 from icechunk_engine.session.forking import stored_base
 from icechunk_engine.session.home_reports import HomeReports
 from icechunk_engine.session.ledger import ForkOrigin, ForkPoint, Ledger, Reporting
+from icechunk_engine.session.own_metadata import own_metadata, with_own_metadata
 from icechunk_engine.session.worker_reports import WorkerReports
 from icechunk_engine.storage.base import Storage
 from icechunk_engine.transaction.change_set import ChangeSet
@@ -43,8 +45,8 @@ from icechunk_engine.workspace.permissions import SessionMode
 from icechunk_engine.workspace.state import WorkspaceState
 from icechunk_engine.workspace.workspace import Workspace
 
-_OWN_METADATA = "__icechunk"
-"""Key of the commit metadata that the library itself writes."""
+_TOKEN_FIELD = "session"
+"""Field of the commit metadata that holds the token."""
 
 
 # --- the process that commits ----------------------------------------------------------------------------------------
@@ -58,7 +60,7 @@ class SharedReports(HomeReports):
     workspace, ledger, origin_id
         As for :class:`HomeReports`.
     lamport
-        Number its own entries from here; None in the process that begins to share the session.
+        Start numbering its own entries here; None in the process that first shares the session.
     """
 
     def __init__(
@@ -118,7 +120,7 @@ class _OwnReports(WorkerReports):
         return 0 if self._is_first and not self.reported_keys else super()._next_lamport()
 
     def _overwrites(self, state: WorkspaceState, own: tuple[EditSource, ...]) -> tuple[tuple[str, int], ...]:
-        return ()  # the numbers of the entries that were collected say the same
+        return ()  # seen_up_to has them
 
     def reported(self, entry: JournalEntry) -> None:
         super().reported(entry)
@@ -126,9 +128,9 @@ class _OwnReports(WorkerReports):
 
 
 def share(workspace: Workspace, ledger: Ledger) -> None:
-    """Make a session known by its token. Calling it again makes later edits known to jobs that join from now on.
+    """Share a session. Call it again to give later edits to the jobs that join from now on.
 
-    Reports the session's edits, and stores them as a snapshot for the jobs to start from.
+    Reports the session's edits, and stores them as a snapshot that jobs start from.
     """
     workspace.look()
     reports = workspace.exchange
@@ -151,7 +153,7 @@ def share(workspace: Workspace, ledger: Ledger) -> None:
 
 
 def _begin(workspace: Workspace, ledger: Ledger) -> SharedReports:
-    """Report all edits from now on, and those that were made before."""
+    """Report all edits from now on, and the earlier ones."""
     ledger.open(workspace.state.snapshot_id)
     reports = SharedReports(workspace, ledger, workspace.state.snapshot_id)
     with workspace.lock:
@@ -199,10 +201,9 @@ def require_coordinator(workspace: Workspace, ledger: Ledger) -> None:
         )
 
 
-def metadata_with_token(metadata: dict[str, Json], token: str) -> dict[str, Json]:
+def metadata_with_token(metadata: Mapping[str, Json], token: str) -> dict[str, Json]:
     """Return the metadata of a commit with the token of the shared session."""
-    own = metadata.get(_OWN_METADATA)
-    return {**metadata, _OWN_METADATA: {**(own if isinstance(own, dict) else {}), "session": token}}
+    return with_own_metadata(metadata, _TOKEN_FIELD, token)
 
 
 # --- others ----------------------------------------------------------------------------------------------------------
@@ -232,7 +233,7 @@ def joined(context: RepositoryContext, token: str) -> CarriedSession:
             origin_id=record.session.origin_id,
             origin=origin,
             seen=record.seen,
-            # A job that repeats the work of one that died replaces what that one has reported, and comes after it.
+            # A job that repeats the work of a dead one replaces its reports, so it comes after them.
             lamport=max(record.lamport, highest),
             seen_up_to=last,
         ),
@@ -264,14 +265,13 @@ def resumable(context: RepositoryContext, catalog: Catalog, token: str) -> Share
 
 
 def _find_commit(catalog: Catalog, record: SharedRecord, token: str) -> str | None:
-    """Return the id of the snapshot on the branch, after the origin, that a session was committed as."""
+    """Return the id of the snapshot that committed a session; None if it was not committed."""
     branch, origin_id = record.session.branch, record.session.origin_id
     assert branch is not None
     for info in catalog.history(catalog.branch_tip(branch)):
         if info.id == origin_id:
             return None
-        own = info.metadata.get(_OWN_METADATA)
-        if isinstance(own, dict) and own.get("session") == token:
+        if own_metadata(info.metadata).get(_TOKEN_FIELD) == token:
             return info.id
     return None
 

@@ -1,8 +1,8 @@
-"""A copy in a worker: it reports its edits to the session that it came from, and finds those of other workers.
+"""A copy in a worker: it reports its edits to its session, and finds those of other workers.
 
-A copy reports before each write returns. So a task that has ended has reported, and whoever waits for the task finds
-its edits. A copy sees the edits of other workers when it first reads a chunk, and when it misses a node or a chunk.
-It does not look before each write: a task that writes whole chunks makes no request to read others' reports.
+A copy reports before each write returns. So when a task has ended, the session finds its edits. A copy sees the edits
+of other workers when it first reads a chunk, and when it misses a node or a chunk. It does not look before each write:
+a task that writes whole chunks makes no request to read others' reports.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class WorkerReports(Exchange):
             state = workspace.state
             parts = entry_parts(self._in_flight, self._array_paths(state))
             overwrites = self._overwrites(state, parts.sources)
-        # Chunks are durable before the home knows them, or the home flushes them at its commit.
+        # Chunks must be durable before the session knows them, unless it flushes them when it commits.
         assets, promise = workspace.context.assets, self._point.flush_promise
         flush_or_leave_it(assets.storage, self._in_flight, lambda: assets.snapshot(state.snapshot_id).nodes, promise)
         self.lamport = self._next_lamport()
@@ -164,7 +164,7 @@ class WorkerReports(Exchange):
         return result
 
     def _overwrites(self, state: WorkspaceState, own: tuple[EditSource, ...]) -> tuple[tuple[str, int], ...]:
-        """Return the sources of others that this copy had seen. They came by reports, so the home has them, too."""
+        """Return the sources of others that this copy had seen. They were reported, so the session has them, too."""
         mine = {(writer, epoch) for writer, epoch, _ in own}
         found = ((source.writer, source.epoch) for source in state.changes.sources.entries)
         return tuple(dict.fromkeys(source for source in found if source not in mine | self._seen.unseen))
@@ -202,7 +202,7 @@ class WorkerReports(Exchange):
             self._collected.update(keys)
             if len(entries) == len(keys):
                 return found
-            # The home has replaced some of them by one that was not in the list.
+            # The session has combined some of them into a new entry. List again.
 
     def _show(self, entry: JournalEntry) -> bool:
         """Merge the edits of others into the copy. Returns True if they are new."""
@@ -215,7 +215,7 @@ class WorkerReports(Exchange):
             waiting = (self._unreported,) if self._in_flight is None else (self._in_flight, self._unreported)
             self._seen.bring_in(changes, waiting)
         try:
-            # Whether it conflicts with other edits is decided at home. Here it is only to be seen.
+            # The session decides whether it conflicts with other edits. Here it only becomes visible.
             return merge_into(self._workspace, partial(_only, incoming), "last")
         except SessionStateError as error:
             if error.kind is not ErrorKind.MERGE_FAILED:

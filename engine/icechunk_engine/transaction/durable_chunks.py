@@ -6,12 +6,11 @@ it reports the error once: a second ``fsync`` of the file can succeed although t
 nothing. The storage therefore remembers each refused file (:mod:`icechunk_engine.catalog.durable_files`), and a commit
 fails until the edits no longer refer to it: until the chunks are written again, as new files.
 
-A commit asks before it publishes. Edits that leave their process must be asked for, too, because the receiver cannot
-know what was lost. So a process flushes before it hands edits on, or leaves that to a process that has promised it
-(:meth:`Storage.promise_flush <icechunk_engine.storage.base.Storage.promise_flush>`). In that case the edits say so, by
-source, for as long as they exist: merges and rebases keep it, and a commit that publishes them first has the promise
-kept. A new way to publish references must call :func:`make_durable`, and a new way to hand edits on must call
-:func:`flush_or_leave_it`.
+A commit checks for lost chunks before it publishes. Edits that leave their process must be checked, too, because the
+receiver cannot know what was lost. So a process flushes before it hands edits on, or leaves that to a process that has
+promised it (:meth:`Storage.promise_flush <icechunk_engine.storage.base.Storage.promise_flush>`). The edits then carry
+the promise, by source, through merges and rebases, and the commit has it kept before it publishes. A new way to
+publish references must call :func:`make_durable`. A new way to hand edits on must call :func:`flush_or_leave_it`.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from icechunk_engine.transaction.change_set import ChangeSet
 def make_durable(
     storage: Storage, changes: ChangeSet, base: Callable[[], NodeTable], keys: Collection[str] = ()
 ) -> None:
-    """Wait until the chunks of some edits, and the objects ``keys``, are sure to survive a crash of the machine.
+    """Wait until the chunks of some edits and the objects ``keys`` will survive a crash of the machine.
 
     Parameters
     ----------
@@ -45,7 +44,7 @@ def make_durable(
     Raises
     ------
     StorageError
-        ``not-durable``: one of them may not survive. Lost objects that the edits do not need raise nothing.
+        ``not-durable``: one of them may not survive. Lost objects that the edits do not need are ignored.
     """
     sources = changes.sources
     if sources.promises:
@@ -63,7 +62,7 @@ def flush_or_leave_it(
 ) -> None:
     """Prepare edits to leave this process: flush their chunks, unless another process has promised to do that.
 
-    If the flush is left to it, the edits say so from now on. Arguments and errors are those of :func:`make_durable`.
+    In that case the edits carry the promise from now on. Arguments and errors are those of :func:`make_durable`.
 
     Parameters
     ----------

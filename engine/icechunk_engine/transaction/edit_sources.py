@@ -1,9 +1,9 @@
 """Who made an edit: the identity of edits across processes, retries and merges. Pure.
 
 A *writer* is one linear history of edits. The copy of a fork that you unpickle continues the writer of the original
-until its first edit; then it becomes a writer of its own. A writer's history is cut into *epochs*: pickling, forking
-and merging end an epoch. So a source (writer, epoch, task) names a set of edits that grows no more once anybody else
-can have it. Two rules follow:
+until its first edit; then it becomes a new writer. A writer's history is divided into *epochs*: pickling, forking and
+merging end an epoch. So a source (writer, epoch, task) names a set of edits that no longer grows once anybody else can
+have it. Two rules follow:
 
 - *A receiver that knows a source has all of its edits.* Merging takes only edits of unknown sources, so merging the
   same copy twice changes nothing, and a fork that made more edits brings only those.
@@ -32,14 +32,19 @@ class EditSource(NamedTuple):
     writer
         Random id of one linear history of edits.
     epoch
-        Number of the stretch of this history.
+        Number of the part of this history.
     task
-        Name that a scheduler gave to the task, None if unknown. A retry has the same name.
+        Name that a scheduler gave to the task; None if unknown. A retry has the same name.
     """
 
     writer: str
     epoch: int
     task: str | None = None
+
+    @property
+    def label(self) -> str:
+        """Name of the task or writer, for errors."""
+        return f"writer {self.writer[:8]}" if self.task is None else f"task {self.task}"
 
 
 class EditSources:
@@ -50,8 +55,8 @@ class EditSources:
     entries
         The sources.
     promises
-        For the number of a source whose chunks its process has not flushed: the promise of another process to do that
-        (a :data:`~icechunk_engine.storage.base.FlushPromise`).
+        By number of a source whose process has not flushed its chunks: the promise of another process to do that (a
+        :data:`~icechunk_engine.storage.base.FlushPromise`).
     """
 
     __slots__ = ("_numbers", "entries", "promises")
@@ -83,7 +88,7 @@ class EditSources:
         return found
 
     def find(self, source: EditSource) -> int:
-        """Return the number of a source, -1 if it is unknown."""
+        """Return the number of a source; -1 if it is unknown."""
         return self._numbers.get(source, -1)
 
     def leave_flush(self, promise: str) -> None:

@@ -1,7 +1,7 @@
-"""Settle doubts of a merge: two stored chunks for one place are no conflict if their bytes are equal.
+"""Settle the doubts of a merge: two chunks at one index do not conflict if their bytes are equal.
 
-A task that ran twice stores each of its chunks twice. If its name is unknown, only the bytes tell a repetition from a
-disagreement. Doubts are rare, so this reads both chunks of each pair, a few pairs at a time.
+A task that ran twice has stored each of its chunks twice. If its name is unknown, only the bytes can tell a retry from
+a conflict. Doubts are rare, so this reads both chunks of each pair, a few pairs at a time.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Merge the edits of forks into the change set of the session that they came from. Pure.
+"""Merge the edits of forks into the change set of their session. Pure.
 
-A fork starts from the state that its parent saw. So both know a node by the same id, whether it is in their common
+A fork starts from the state that its parent had. So both know a node by the same id, whether it is in their common
 base or the parent created it before the fork. Only edits whose source the receiver does not know yet are merged
 (:mod:`.edit_sources`). Each of them follows one rule:
 
@@ -11,7 +11,7 @@ them. If an edit meets any other edit of the same node or chunk, one of the two 
 except in three cases, where nothing is lost:
 
 - A scheduler ran one task twice: the sources have the same task name.
-- Both edits say the same: equal documents, or chunks with equal bytes. To compare the bytes of stored chunks needs
+- Both edits are equal: equal documents, or chunks with equal bytes. Comparing the bytes of stored chunks takes
   requests, so these pairs are returned as :class:`Doubts`.
 - Two forks created equal nodes at one path. The first node stays, and the chunks of the second go to it.
 
@@ -48,7 +48,7 @@ _SHOWN = 3
 """Chunks that an error names."""
 
 _ENOUGH_ROWS = 4096
-"""Edits that are worth the Python objects of a part."""
+"""Parts with at least this many edits are not joined."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,11 +60,11 @@ class Incoming:
     changes
         The edits. Those of sources that the receiver knows are skipped.
     num_seen
-        The writer had seen the first so many sources of the receiver.
+        Number of the receiver's first sources that the writer had seen.
     also_seen
-        Further sources that the writer had seen: writers and epochs.
+        More sources that the writer had seen, as writer and epoch.
     seen_up_to
-        For some other writers an epoch. The writer had seen their sources up to this one.
+        Epochs of some other writers. The writer had seen their sources up to these epochs.
     """
 
     changes: ChangeSet
@@ -119,14 +119,14 @@ def merge_changes(
     base, into
         Base nodes and change set of the session that receives the edits.
     on_overlap
-        ``"raise"``: raise an error if two edits conflict. ``"last"``: the edit that is merged last wins, where that
-        leaves a valid tree.
+        ``"raise"``: raise an error if two edits conflict. ``"last"``: the edit that is merged last wins, if the tree
+        stays valid.
     own_writer
         Writer of the receiver, to name it in errors.
 
     Returns
     -------
-    Pairs of chunks that the caller must compare, and raise the error of any pair that differs.
+    Pairs of chunks. The caller must compare them, and raise the error of any pair that differs.
 
     Raises
     ------
@@ -196,7 +196,7 @@ class _Merge:
     def _names(self, *numbers: int) -> str:
         sources = [self.into.sources.entries[number] for number in numbers]
         return " and ".join(
-            dict.fromkeys("this session" if one.writer == self.own_writer else _name(one) for one in sources)
+            dict.fromkeys("this session" if one.writer == self.own_writer else one.label for one in sources)
         )
 
     # --- nodes -------------------------------------------------------------------------------------------------
@@ -222,7 +222,7 @@ class _Merge:
     def _delete(self, node: Node, source: int) -> None:
         present = find_node(self.base, self.into, node.path)
         if present is None or present.node_id != self._id_here(node.node_id):
-            return  # deleted here too, and perhaps created again
+            return  # also deleted here, and perhaps created again
         self._apply_chunks_of(present.node_id)
         others = self._unseen_edits(present.node_id, source)
         if others and self.on_overlap == "raise":
@@ -397,7 +397,7 @@ class _Merge:
             edits.set_many(refs, sources)
 
     def _check_overlaps(self, array: Node, edits: ChunkEdits, parts: Sequence[_Part]) -> None:
-        """Check the edits that parts replace: edits of the receiver, and those of the parts before."""
+        """Check which edits the parts replace: those of the receiver and of earlier parts."""
         ordered = SortedParts(edits.ndim, [refs for refs, _ in parts])
         for chosen in ordered.slices(ordered.borders()):
             if chosen:
@@ -424,7 +424,7 @@ class _Merge:
     def _check(
         self, array: Node, old: ChunkRefs, old_sources: SourceNumbers, new: ChunkRefs, new_sources: SourceNumbers
     ) -> None:
-        """Raise an error if edits ``new`` must not replace ``old``, row by row; note pairs whose bytes decide."""
+        """Raise an error if a row of ``new`` must not replace that of ``old``; note pairs that may be equal."""
         if self.on_overlap == "last" or not len(old):
             return
         pairs, which = np.unique(np.stack([old_sources, new_sources], axis=1), axis=0, return_inverse=True)
@@ -468,7 +468,7 @@ def _join(parts: Sequence[_Part]) -> _Part:
 
 
 def _joined(parts: Sequence[_Part]) -> Iterator[_Part]:
-    """Yield the same edits in fewer parts. Large ones stay as they are, so that their columns need not be copied."""
+    """Yield the same edits in fewer parts. Large parts stay as they are, to avoid copying their columns."""
     small: list[_Part] = []
     for part in parts:
         small.append(part)
@@ -480,7 +480,7 @@ def _joined(parts: Sequence[_Part]) -> Iterator[_Part]:
 
 
 def _compare(old: ChunkRefs, new: ChunkRefs) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return which references name the same bytes, and which may do so: stored chunks of one length."""
+    """Return which references name the same bytes, and which may do so: stored chunks of equal length."""
     same_kind = (old.kinds == new.kinds) & (old.lengths == new.lengths)
     equal = same_kind & (new.kinds == DELETED)
     native = same_kind & (new.kinds == NATIVE)
@@ -493,10 +493,6 @@ def _compare(old: ChunkRefs, new: ChunkRefs) -> tuple[NDArray[np.bool_], NDArray
 
 def _shape_of(array: Node) -> object:
     return json.loads(array.user_data).get("shape")
-
-
-def _name(source: EditSource) -> str:
-    return f"writer {source.writer[:8]}" if source.task is None else f"task {source.task}"
 
 
 def _listed(refs: ChunkRefs, rows: I64) -> str:

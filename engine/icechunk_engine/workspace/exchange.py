@@ -1,11 +1,11 @@
-"""How a workspace exchanges edits with other processes. An interface: what it does is decided in the session layer.
+"""How a workspace exchanges edits with other processes: an interface that the session layer implements.
 
-A workspace without an exchange is alone. One that shares its edits calls its exchange at these moments:
+A workspace that shares its edits calls its exchange at these moments:
 
-- before a read, so that the edits of others can be brought in, and after it, to note what was seen;
-- after it missed something that others may have made since;
+- before a read, to bring in the edits of others, and after it, to note what was read;
+- after it misses something that others may have made since;
 - with each edit, under the lock;
-- after an operation with edits, before it returns to its caller, so that others can be told.
+- after an operation with edits, before it returns to its caller, to tell others.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ type Edit = Callable[[ChangeSet, int], None]
 
 
 class Exchange:
-    """What a workspace tells and asks other processes. Each method does nothing unless a subclass needs it.
+    """The base class of exchanges. Each method does nothing unless a subclass overrides it.
 
     Methods make requests unless they say otherwise.
     """
@@ -36,7 +36,7 @@ class Exchange:
         return False
 
     def forget(self) -> None:
-        """Ignore what others have reported since the last look, because the edits are being undone."""
+        """Ignore reports of others since the last look, because the edits are being undone."""
 
     def note_chunk_read(self, array: Node, index: ChunkIndex, ref: ChunkRef | None) -> None:
         """Note that a chunk is read at this reference, None if it is not stored. Makes no request."""

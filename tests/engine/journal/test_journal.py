@@ -138,7 +138,7 @@ def test_other_objects_are_no_entries(journal: Journal) -> None:
 def test_an_entry_of_another_name_is_refused(journal: Journal) -> None:
     key = journal.entry_key(entry(0, writer=OTHER_WRITER))
     journal.storage.put(key, encode_entry(entry()))
-    with pytest.raises(FormatError, match=f"{key} is that of another name"):
+    with pytest.raises(FormatError, match=f"{key} holds another journal entry"):
         journal.fetch_entries([key])
     journal.storage.put(key, b"nonsense")
     with pytest.raises(FormatError, match=key):
