@@ -207,7 +207,8 @@ class WorkerReports(Exchange):
     def _show(self, entry: JournalEntry) -> bool:
         """Merge the edits of others into the copy. Returns True if they are new."""
         self.lamport = max(self.lamport, entry.lamport)
-        if entry.fork != self._point.origin.fork_id or entry.origin_id != self._point.origin_id:
+        is_ours = entry.fork == self._point.origin.fork_id and entry.origin_id == self._point.origin_id
+        if not (is_ours and entry.has_edits):  # a mark names sources whose edits it does not bring
             return False
         changes = change_set_of(entry)
         incoming = Incoming(changes=changes, num_seen=0)
