@@ -1,8 +1,8 @@
 """Record which regions of arrays are finished, for jobs that may be interrupted and go on later.
 
-The stored chunks do not tell, because zarr does not store chunks that hold only the fill value. So a job records a
-region explicitly, as one small object ``journals/<token>/done/<node id>/<box>``. The name holds all information, so
-one listing finds the regions of an array, and recording a region twice changes nothing.
+The stored chunks do not tell, because zarr does not store chunks that hold only the fill value. So a job stores a
+small object for each region: ``journals/<token>/done/<node id>/<box>``. The name holds all information, so one listing
+finds the regions of an array, and recording a region twice changes nothing.
 
 The invariant: *all data of a recorded region are stored.* The job stores them first, and reports their references,
 before it records the region; on a local disk it also waits until they survive a crash of the machine.
@@ -67,11 +67,6 @@ class FinishedRegions:
         except ObjectNotFoundError:
             return ""
         return text if _name(text) == digest else ""
-
-    def clear(self) -> None:
-        """Forget all regions. One LIST, and one DELETE for 1 000 objects."""
-        storage = self._journal.storage
-        storage.delete([found.key for found in storage.list(self._journal.prefix + _FOLDER)])
 
     def _prefix(self, node_id: NodeId) -> str:
         return f"{self._journal.prefix}{_FOLDER}{node_id}/"

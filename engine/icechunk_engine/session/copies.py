@@ -27,7 +27,7 @@ from icechunk_engine.workspace.workspace import EditsToken, Workspace
 
 
 class Copies:
-    """Sends the edits of a session to other processes, and gets back what they wrote.
+    """Sends the edits of a session to other processes, and collects and merges theirs.
 
     Parameters
     ----------
@@ -56,14 +56,14 @@ class Copies:
 
     @classmethod
     def unpacked(cls, carried: CarriedSession) -> Copies:
-        """Return those of a session that arrived in this process. Does no I/O."""
+        """Unpack a session that arrived in this process. Does no I/O."""
         point = carried.fork_point
         ledger = None if point is None else Ledger(carried.context.assets.storage, token=point.origin.token)
         return cls(carried.unpack(), point, carried.reporting, ledger)
 
     @classmethod
     def resumed(cls, context: RepositoryContext, catalog: Catalog, token: str) -> Copies:
-        """Return those of a shared session that goes on in this process, with everything that was reported."""
+        """Resume a shared session in this process, with everything that was reported."""
         record = resumable(context, catalog, token)
         origin_id, branch = record.session.origin_id, record.session.branch
         permissions = Permissions(SessionMode.writable, branch=branch)
@@ -108,7 +108,7 @@ class Copies:
         """Return what a pickle of the store carries. One LIST, and a GET for each new report."""
         self.workspace.permissions.require_forkable()
         self._watch(Reporting.edits)
-        with suppress(SessionStateError):  # a conflict is raised at the next look, and not while this is pickled
+        with suppress(SessionStateError):  # the next look raises a conflict; pickling does not
             self.workspace.look()  # a new task may replace what finished tasks wrote
         known = self._store_copy
         if known is None or known[0] != self.workspace.edits_token:
@@ -133,7 +133,7 @@ class Copies:
     # --- forks ---------------------------------------------------------------------------------------------------
 
     def fork(self, reporting: Reporting, *, is_for_graph: bool = False) -> Copies:
-        """Return those of a new fork. Stores the edits of the session, if there are any."""
+        """Fork the session. Stores its edits first, if there are any."""
         ledger, context = self.ledger, self.workspace.context
         self.workspace.look()
         base_id, point = start_fork(self.workspace, self.point, ledger.token)
@@ -142,7 +142,7 @@ class Copies:
         return Copies(workspace, replace(point, is_for_graph=is_for_graph), reporting, ledger)
 
     def merge(self, arrivals: Sequence[Arrival], on_overlap: OnOverlap) -> None:
-        """Merge forks, all or none, after all that copies of the store have reported."""
+        """Merge forks, all or none. First collects the reports of copies of the store."""
         workspace = self.workspace
         workspace.permissions.require_writable()
         if isinstance(workspace.exchange, HomeReports):
@@ -205,7 +205,7 @@ class Copies:
         return ReportsClosed(self.workspace, self.ledger, allow_unmerged=allow_unmerged)
 
     def discard(self) -> None:
-        """Drop all reports up to now, because the session discards its edits."""
+        """Drop all reports so far, because the session discards its edits."""
         workspace, ledger = self.workspace, self._ledger
         if ledger is None:
             return

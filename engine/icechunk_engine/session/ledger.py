@@ -118,7 +118,7 @@ class Ledger:
         SessionStateError
             ``concurrency``: the session ends.
         """
-        # In this order, an ending that begins meanwhile sees has_copies, or is seen here.
+        # The order matters: an ending that begins in between sees has_copies, or is seen here.
         self.has_copies = True
         self.require_going_on("sent to other processes")
         if not self.is_open:

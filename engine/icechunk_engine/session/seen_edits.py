@@ -1,10 +1,10 @@
 """Which edits of others a copy had seen when it replaced them. Pure.
 
-A copy brings in the edits of others at any time: another thread of it, or another chunk of the same write, may look at
-the journal between the read and the write of one chunk. So the copy *has* an edit of others although the bytes that it
-writes were computed without it. The invariant: *an edit of others counts as seen by a write only if the copy has read
-that chunk or document since the edit was brought in.* An edit that is replaced unseen is a conflict, which the session
-raises when it collects the report.
+A copy can bring in the edits of others at any time: between the read and the write of one chunk, another thread or
+another chunk of the same write may look at the journal. Then the copy *has* an edit of others, but the bytes that it
+writes were computed without that edit. The invariant: *an edit of others counts as seen by a write only if the copy
+has read that chunk or document since the edit was brought in.* An edit that is replaced unseen is a conflict, which
+the session raises when it collects the report.
 
 The methods are called under the lock of the workspace.
 """

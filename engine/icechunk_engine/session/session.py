@@ -418,12 +418,12 @@ def fork_for_graph(session: Session, *, is_merged: bool = True) -> ForkSession:
 
 
 def join_shared_session(context: RepositoryContext, token: str) -> ForkSession:
-    """Return a session for a job. Not part of the public API: see :meth:`Repository.join_session`."""
+    """Join a session. Not part of the public API: see :meth:`Repository.join_session`."""
     return ForkSession._of(Copies.unpacked(joined(context, token)))
 
 
 def resume_shared_session(context: RepositoryContext, catalog: Catalog, token: str) -> Session:
-    """Return a session that goes on. Not part of the public API: see :meth:`Repository.resume_session`."""
+    """Resume a session. Not part of the public API: see :meth:`Repository.resume_session`."""
     return Session._of(Copies.resumed(context, catalog, token))
 
 

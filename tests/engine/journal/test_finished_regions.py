@@ -47,11 +47,6 @@ def test_regions_are_found_again(journal: Journal) -> None:
     assert regions.boxes(OTHER) == [()]
     journal.put_entry(entry())
     assert len(journal.list_entries()) == 1
-    regions.clear()
-    assert regions.boxes(ARRAY) == regions.boxes(OTHER) == []
-    assert journal.is_open()
-    assert len(journal.list_entries()) == 1
-    regions.add(ARRAY, LONG)
     assert journal.remove_all() >= 2
     assert list(journal.storage.list("journals/")) == []
 
