@@ -128,7 +128,8 @@ class Copies:
         ledger.has_copies = True
         if workspace.exchange is None:
             fork_id = None if point is None else point.origin.fork_id
-            workspace.exchange = HomeReports(workspace, ledger, fork_id, origin_id)
+            depth = 0 if point is None else len(point.seen)
+            workspace.exchange = HomeReports(workspace, ledger, fork_id, origin_id, depth)
 
     # --- forks ---------------------------------------------------------------------------------------------------
 

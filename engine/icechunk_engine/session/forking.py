@@ -30,7 +30,7 @@ from icechunk_engine.errors import ErrorKind, SessionStateError
 from icechunk_engine.ids import SnapshotId
 from icechunk_engine.session.home_reports import HomeReports, is_shared
 from icechunk_engine.session.ledger import ForkOrigin, ForkPoint
-from icechunk_engine.session.merging import merge_into, num_seen
+from icechunk_engine.session.merging import NOTHING_SEEN, merge_into, num_seen, seen_of_ancestors
 from icechunk_engine.storage.base import FlushPromise
 from icechunk_engine.transaction.edit_sources import EditSources
 from icechunk_engine.transaction.merge import Incoming, OnOverlap
@@ -61,11 +61,11 @@ def leave(
         workspace.permissions.require_forkable()
         workspace.end_epoch()
         state = workspace.state.copy()
-    inherited = () if parent_point is None else parent_point.seen
+    inherited = () if parent_point is None else parent_point.seen or (NOTHING_SEEN,)
     return state, ForkPoint(
         origin_id=state.snapshot_id if parent_point is None else parent_point.origin_id,
         origin=ForkOrigin(token=token, fork_id=fork_id),
-        seen=(*inherited, *state.changes.sources.entries[-1:]),
+        seen=(*inherited, *(state.changes.sources.entries[-1:] or [NOTHING_SEEN])),
         flush_promise=_flush_promise(workspace, parent_point),
     )
 
@@ -125,11 +125,17 @@ def merge_forks(
         _require_fork_of(workspace, own_point, arrival)
     _collect_reports(workspace, arrivals, on_overlap)
     loaded = [(arrival, _complete_copy(arrival.workspace)) for arrival in arrivals]
+    depth = 0 if own_point is None else len(own_point.seen)
+    seen = [(() if arrival.point is None else arrival.point.seen, theirs) for arrival, theirs in loaded]
 
     def incoming(state: WorkspaceState) -> Sequence[Incoming]:
         return [
-            Incoming(changes=theirs.changes, num_seen=num_seen(state.changes, () if point is None else point.seen))
-            for (_, point, _), theirs in loaded
+            Incoming(
+                changes=theirs.changes,
+                num_seen=num_seen(state.changes, marks, depth),
+                seen_up_to=seen_of_ancestors(marks),
+            )
+            for marks, theirs in seen
         ]
 
     if merge_into(workspace, incoming, on_overlap) and workspace.exchange is not None:

@@ -18,7 +18,7 @@ from icechunk_engine.journal.change_entries import change_set_of
 from icechunk_engine.journal.combining import MAX_SEPARATE, can_be_combined, combine
 from icechunk_engine.journal.entries import JournalEntry
 from icechunk_engine.session.ledger import Ledger
-from icechunk_engine.session.merging import merge_into, num_seen
+from icechunk_engine.session.merging import merge_into, num_seen, seen_of_ancestors
 from icechunk_engine.transaction.edit_sources import EditSources
 from icechunk_engine.transaction.merge import Incoming, OnOverlap
 from icechunk_engine.workspace.exchange import Exchange
@@ -41,13 +41,18 @@ class HomeReports(Exchange):
         Take the reports of copies of this fork; None for copies of the session's own store.
     origin_id
         The committed snapshot that the session is based on. Reports of any other are ignored.
+    depth
+        Number of ancestors: 0 for a session, 1 for its fork, and so on.
     """
 
-    def __init__(self, workspace: Workspace, ledger: Ledger, fork_id: str | None, origin_id: SnapshotId) -> None:
+    def __init__(
+        self, workspace: Workspace, ledger: Ledger, fork_id: str | None, origin_id: SnapshotId, depth: int = 0
+    ) -> None:
         self._workspace = workspace
         self._ledger = ledger
         self._fork_id = fork_id
         self._origin_id = origin_id
+        self._depth = depth
         self._lock = memory_lock()
         self._seen_up_to: dict[str, Mapping[str, int]] = {}
         self._collected: dict[str, JournalEntry | None] = {}  # None if merged; marks and reports of forks stay
@@ -71,9 +76,9 @@ class HomeReports(Exchange):
             return [
                 Incoming(
                     changes=changes,
-                    num_seen=num_seen(state.changes, entry.seen),
+                    num_seen=num_seen(state.changes, entry.seen, self._depth),
                     also_seen=entry.overwrites,
-                    seen_up_to=seen_up_to.get(entry.writer, {}),
+                    seen_up_to={**seen_of_ancestors(entry.seen), **seen_up_to.get(entry.writer, {})},
                 )
                 for changes, entry in arrivals
             ]

@@ -19,6 +19,9 @@ from icechunk_engine.workspace.workspace import Workspace
 _MAX_ATTEMPTS = 100
 """Attempts to merge while other threads keep editing the session."""
 
+NOTHING_SEEN = EditSource("0" * 32, 0)
+"""The mark of an ancestor that had no edits."""
+
 
 def merge_into(
     workspace: Workspace, arrivals: Callable[[WorkspaceState], Sequence[Incoming]], on_overlap: OnOverlap
@@ -59,12 +62,22 @@ def merge_into(
     )
 
 
-def num_seen(changes: ChangeSet, marks: Sequence[EditSource]) -> int:
+def num_seen(changes: ChangeSet, marks: Sequence[EditSource], depth: int = 0) -> int:
     """Return how many of the first sources of some edits a writer had seen.
 
     Parameters
     ----------
     marks
-        The last source that each ancestor of the writer had.
+        The last source that each ancestor of the writer had, oldest ancestor first.
+    depth
+        Which of these ancestors has the edits. The marks of others say nothing about the order of its sources.
     """
-    return max((changes.sources.find(mark) + 1 for mark in marks), default=0)
+    return max((changes.sources.find(mark) + 1 for mark in marks[depth : depth + 1]), default=0)
+
+
+def seen_of_ancestors(marks: Sequence[EditSource]) -> dict[str, int]:
+    """Return up to which epoch a writer had seen its ancestors, by their writers."""
+    seen: dict[str, int] = {}
+    for mark in marks:
+        seen[mark.writer] = max(seen.get(mark.writer, 0), mark.epoch)
+    return seen

@@ -43,6 +43,9 @@ def sent[T](thing: T) -> T:
 
 @settings(max_examples=by_profile(quick=40, thorough=1500), deadline=None)
 @example([("fork", 0, 0, 0), ("store", 1, 0, 0), ("set", 1, 0, 0), ("set", 2, 0, 0)])  # marks are no edits
+@example(
+    [("store", 0, 0, 0), ("set", 0, 0, 0), ("set", 1, 1, 0), ("fork", 1, 0, 0), ("set", 2, 0, 0)]
+)  # a fork's fork
 @given(st.lists(steps, min_size=4, max_size=25))
 def test_no_bit_is_lost(plan: list[tuple[str, int, int, int]]) -> None:
     repo = Repository.create(ic.in_memory_storage())
