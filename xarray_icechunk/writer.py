@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from icechunk_engine.errors import ErrorKind, InvalidInputError
 from icechunk_engine.session import Session, fork_for_graph, workspace_of
 from icechunk_engine.transaction.conflicts import ConflictDetector, ConflictSolver
-from icechunk_engine.transaction.merge import OnOverlap
+from icechunk_engine.transaction.merge import OnOverlap, require_on_overlap
 from icechunk_engine.types import Json
 
 from .datasets_to_write import (
@@ -226,8 +226,7 @@ class _Job:
     dask_options: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        if self.on_overlap not in ("raise", "last"):
-            raise _refusal(f"on_overlap={self.on_overlap!r} is not supported: choose 'raise' or 'last'")
+        require_on_overlap(self.on_overlap)
         if self.compute:
             return
         if self.template:

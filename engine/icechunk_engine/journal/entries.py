@@ -104,6 +104,10 @@ class JournalEntry:
     nodes_deleted: list[NodeDeleted]
     arrays: list[ArrayEdits]
 
+    def is_of(self, origin_id: SnapshotId, fork: str | None) -> bool:
+        """Return True if the writer is a copy of this fork, or of the store, of a session with this origin."""
+        return self.fork == fork and self.origin_id == origin_id
+
     @property
     def has_edits(self) -> bool:
         """False for a mark, which only says that its writer wrote."""

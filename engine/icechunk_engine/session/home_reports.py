@@ -154,7 +154,7 @@ class HomeReports(Exchange):
         return {journal.entry_key(entry): entry for entry in journal.fetch_entries(journal.list_entries(after=known))}
 
     def _is_mine(self, entry: JournalEntry) -> bool:
-        return entry.fork == self._fork_id and entry.origin_id == self._origin_id
+        return entry.is_of(self._origin_id, self._fork_id)
 
     def forget(self) -> None:
         """Ignore all new reports of our copies. One LIST, and a GET for each."""

@@ -21,7 +21,7 @@ from icechunk_engine._runtime.observing import operation
 from icechunk_engine._runtime.pools import async_twin
 from icechunk_engine.catalog.base import Catalog
 from icechunk_engine.config import RepositoryConfig
-from icechunk_engine.errors import ErrorKind, InvalidInputError, ReadOnlyError, SessionStateError
+from icechunk_engine.errors import ErrorKind, ReadOnlyError, SessionStateError
 from icechunk_engine.errors.foreign import describe
 from icechunk_engine.ids import SnapshotId
 from icechunk_engine.session.carried import CarriedSession
@@ -34,7 +34,7 @@ from icechunk_engine.session.shared_methods import SharedSessionMethods
 from icechunk_engine.session.sharing import joined
 from icechunk_engine.transaction.change_set import ChangeSet
 from icechunk_engine.transaction.conflicts import ConflictSolver
-from icechunk_engine.transaction.merge import OnOverlap
+from icechunk_engine.transaction.merge import OnOverlap, require_on_overlap
 from icechunk_engine.types import Json
 from icechunk_engine.workspace.context import RepositoryContext
 from icechunk_engine.workspace.permissions import Permissions, SessionMode
@@ -246,10 +246,7 @@ class Session(HierarchyMethods, SharedSessionMethods):
             ``merge-not-allowed``: an argument is not a fork of this session's snapshot. ``merge-failed``: two writers
             disagree. The error names the node, the chunks and the tasks. The session is unchanged.
         """
-        if on_overlap not in ("raise", "last"):
-            raise InvalidInputError(
-                f"on_overlap={on_overlap!r} is not supported: choose 'raise' or 'last'", ErrorKind.NOT_ALLOWED
-            )
+        require_on_overlap(on_overlap)
         for other in others:
             if not isinstance(other, Session):
                 raise TypeError(

@@ -207,7 +207,7 @@ class WorkerReports(Exchange):
     def _show(self, entry: JournalEntry) -> bool:
         """Merge the edits of others into the copy. Returns True if they are new."""
         self.lamport = max(self.lamport, entry.lamport)
-        is_ours = entry.fork == self._point.origin.fork_id and entry.origin_id == self._point.origin_id
+        is_ours = entry.is_of(self._point.origin_id, self._point.origin.fork_id)
         if not (is_ours and entry.has_edits):  # a mark names sources whose edits it does not bring
             return False
         changes = change_set_of(entry)

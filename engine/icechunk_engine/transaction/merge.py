@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from icechunk_engine.columns.chunk_refs import DELETED, INLINE, NATIVE, VIRTUAL, ChunkRefs, concat
 from icechunk_engine.columns.sorted_parts import SortedParts
 from icechunk_engine.columns.tables import I64, U8, lex_order, rows_differ
-from icechunk_engine.errors import ErrorKind, SessionStateError
+from icechunk_engine.errors import ErrorKind, InvalidInputError, SessionStateError
 from icechunk_engine.format.nodes import Node, NodeTable
 from icechunk_engine.format.zarr_metadata import chunk_encoding
 from icechunk_engine.ids import NodeId
@@ -43,6 +43,7 @@ from icechunk_engine.transaction.edit_sources import EditSource, SourceNumbers
 from icechunk_engine.transaction.hierarchy import find_node, placement_problem
 
 type OnOverlap = Literal["raise", "last"]
+"""What to do if two edits conflict: raise an error, or let the edit win that is merged last."""
 
 _SHOWN = 3
 """Chunks that an error names."""
@@ -103,6 +104,14 @@ class Doubts(NamedTuple):
     first_ids: U8
     second_ids: U8
     conflicts: Sequence[SessionStateError]
+
+
+def require_on_overlap(value: object) -> None:
+    """Raise InvalidInputError unless a value is an :data:`OnOverlap`."""
+    if value not in ("raise", "last"):
+        raise InvalidInputError(
+            f"on_overlap={value!r} is not supported: choose 'raise' or 'last'", ErrorKind.NOT_ALLOWED
+        )
 
 
 def merge_changes(
