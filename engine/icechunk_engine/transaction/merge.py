@@ -419,15 +419,19 @@ class _Merge:
     def _without_repeats(
         self, array: Node, refs: ChunkRefs, sources: SourceNumbers
     ) -> tuple[ChunkRefs, SourceNumbers]:
-        """Return the last edit of each chunk, sorted by index, after checking those that it replaces."""
+        """Return the first edit of each chunk, sorted by index, after checking that each may replace the one before.
+
+        The caller compares it with the edits of the receiver. The last one may hide them from the first: its writer
+        can have seen both, and not that they conflict.
+        """
         if refs.is_sorted:
             return refs, sources
         order = lex_order(refs.indices)
-        is_last = np.append(rows_differ(refs.indices[order]), True)
-        if not bool(is_last.all()):
-            old, new = order[:-1][~is_last[:-1]], order[1:][~is_last[:-1]]
+        is_first = np.concatenate([[True], rows_differ(refs.indices[order])])
+        if not bool(is_first.all()):
+            old, new = order[:-1][~is_first[1:]], order[1:][~is_first[1:]]
             self._check(array, refs.take(old), sources[old], refs.take(new), sources[new])
-        rows = order[is_last]
+        rows = order[is_first]
         return refs.take(rows), sources[rows]
 
     def _check(

@@ -46,6 +46,7 @@ def sent[T](thing: T) -> T:
 @example(
     [("store", 0, 0, 0), ("set", 0, 0, 0), ("set", 1, 1, 0), ("fork", 1, 0, 0), ("set", 2, 0, 0)]
 )  # a fork's fork
+@example([("store", 0, 0, 0), ("set", 0, 0, 0), ("store", 0, 0, 0), ("set", 1, 0, 0), ("set", 2, 0, 0)])  # hidden
 @given(st.lists(steps, min_size=4, max_size=25))
 def test_no_bit_is_lost(plan: list[tuple[str, int, int, int]]) -> None:
     repo = Repository.create(ic.in_memory_storage())
