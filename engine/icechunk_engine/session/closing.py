@@ -54,7 +54,7 @@ class ReportsClosed:
         ledger, workspace = self._ledger, self._workspace
         reports = workspace.exchange
         if not isinstance(reports, HomeReports):
-            reports = HomeReports(workspace, ledger, None, self._origin_id)
+            reports = HomeReports(workspace, ledger)
         self._must_reopen = ledger.is_open
         ledger.close()
         reports.collect("raise")

@@ -12,9 +12,9 @@ from icechunk_engine.catalog.base import Catalog
 from icechunk_engine.errors import SessionStateError
 from icechunk_engine.session.carried import UNPICKLABLE, CarriedSession, pack, pack_for_store
 from icechunk_engine.session.closing import ReportsClosed, end_reports
-from icechunk_engine.session.forking import Arrival, merge_forks, origin_id_of, start_fork
+from icechunk_engine.session.forking import Arrival, merge_forks, start_fork
 from icechunk_engine.session.home_reports import HomeReports, is_shared
-from icechunk_engine.session.ledger import ForkPoint, Ledger, Reporting
+from icechunk_engine.session.ledger import ForkPoint, Ledger, Reporting, origin_id_of
 from icechunk_engine.session.refusals import RefusedCopy
 from icechunk_engine.session.sharing import metadata_with_token, require_coordinator, resumable, resume, share
 from icechunk_engine.transaction.change_set import ChangeSet
@@ -122,14 +122,11 @@ class Copies:
         The first copy of a store costs a PUT, copies of forks nothing.
         """
         workspace, point, ledger = self.workspace, self.point, self.ledger
-        origin_id = origin_id_of(workspace, point)
         if reporting is Reporting.edits:
-            ledger.open(origin_id)
+            ledger.open(origin_id_of(workspace, point))
         ledger.has_copies = True
         if workspace.exchange is None:
-            fork_id = None if point is None else point.origin.fork_id
-            depth = 0 if point is None else len(point.seen)
-            workspace.exchange = HomeReports(workspace, ledger, fork_id, origin_id, depth)
+            workspace.exchange = HomeReports(workspace, ledger, point)
 
     # --- forks ---------------------------------------------------------------------------------------------------
 

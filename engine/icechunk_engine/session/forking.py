@@ -29,7 +29,7 @@ from typing import NamedTuple
 from icechunk_engine.errors import ErrorKind, SessionStateError
 from icechunk_engine.ids import SnapshotId
 from icechunk_engine.session.home_reports import HomeReports, is_shared
-from icechunk_engine.session.ledger import ForkOrigin, ForkPoint
+from icechunk_engine.session.ledger import ForkOrigin, ForkPoint, depth_of, origin_id_of
 from icechunk_engine.session.merging import NOTHING_SEEN, merge_into, num_seen, seen_of_ancestors
 from icechunk_engine.storage.base import FlushPromise
 from icechunk_engine.transaction.edit_sources import EditSources
@@ -85,11 +85,6 @@ def _flush_promise(workspace: Workspace, parent_point: ForkPoint | None) -> Flus
     return workspace.context.assets.storage.promise_flush() if parent_point is None else parent_point.flush_promise
 
 
-def origin_id_of(workspace: Workspace, point: ForkPoint | None) -> SnapshotId:
-    """Return the committed snapshot that a session or fork is based on."""
-    return workspace.state.snapshot_id if point is None else point.origin_id
-
-
 # --- merging ---------------------------------------------------------------------------------------------------------
 
 
@@ -125,7 +120,7 @@ def merge_forks(
         _require_fork_of(workspace, own_point, arrival)
     _collect_reports(workspace, arrivals, on_overlap)
     loaded = [(arrival, _complete_copy(arrival.workspace)) for arrival in arrivals]
-    depth = 0 if own_point is None else len(own_point.seen)
+    depth = depth_of(own_point)
     seen = [(() if arrival.point is None else arrival.point.seen, theirs) for arrival, theirs in loaded]
 
     def incoming(state: WorkspaceState) -> Sequence[Incoming]:

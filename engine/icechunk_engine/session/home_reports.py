@@ -13,11 +13,10 @@ from dataclasses import replace
 
 from icechunk_engine._runtime.locks import memory_lock
 from icechunk_engine.errors import ErrorKind, IcechunkError, SessionStateError
-from icechunk_engine.ids import SnapshotId
 from icechunk_engine.journal.change_entries import change_set_of
 from icechunk_engine.journal.combining import MAX_SEPARATE, can_be_combined, combine
 from icechunk_engine.journal.entries import JournalEntry
-from icechunk_engine.session.ledger import Ledger
+from icechunk_engine.session.ledger import ForkPoint, Ledger, depth_of, origin_id_of
 from icechunk_engine.session.merging import merge_into, num_seen, seen_of_ancestors
 from icechunk_engine.transaction.edit_sources import EditSources
 from icechunk_engine.transaction.merge import Incoming, OnOverlap
@@ -37,22 +36,17 @@ class HomeReports(Exchange):
         The session or fork.
     ledger
         The journal of the session.
-    fork_id
-        Take the reports of copies of this fork; None for copies of the session's own store.
-    origin_id
-        The committed snapshot that the session is based on. Reports of any other are ignored.
-    depth
-        Number of ancestors: 0 for a session, 1 for its fork, and so on.
+    point
+        Where the fork left its parent: take the reports of copies of this fork. None for a session: take the reports
+        of copies of its store.
     """
 
-    def __init__(
-        self, workspace: Workspace, ledger: Ledger, fork_id: str | None, origin_id: SnapshotId, depth: int = 0
-    ) -> None:
+    def __init__(self, workspace: Workspace, ledger: Ledger, point: ForkPoint | None = None) -> None:
         self._workspace = workspace
         self._ledger = ledger
-        self._fork_id = fork_id
-        self._origin_id = origin_id
-        self._depth = depth
+        self._fork_id = None if point is None else point.origin.fork_id
+        self._origin_id = origin_id_of(workspace, point)
+        self._depth = depth_of(point)
         self._lock = memory_lock()
         self._seen_up_to: dict[str, Mapping[str, int]] = {}
         self._collected: dict[str, JournalEntry | None] = {}  # None if merged; marks and reports of forks stay

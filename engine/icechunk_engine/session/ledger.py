@@ -19,6 +19,7 @@ from icechunk_engine.ids import SnapshotId, encode_base32
 from icechunk_engine.journal.journal import Journal, SessionRecord
 from icechunk_engine.storage.base import FlushPromise, Storage
 from icechunk_engine.transaction.edit_sources import EditSource
+from icechunk_engine.workspace.workspace import Workspace
 
 
 class Reporting(Enum):
@@ -79,6 +80,16 @@ class ForkPoint:
     is_for_graph: bool = False
     lamport: int = 0
     seen_up_to: Mapping[str, int] = field(default_factory=dict)
+
+
+def origin_id_of(workspace: Workspace, point: ForkPoint | None) -> SnapshotId:
+    """Return the committed snapshot that a session or fork is based on."""
+    return workspace.state.snapshot_id if point is None else point.origin_id
+
+
+def depth_of(point: ForkPoint | None) -> int:
+    """Return the number of ancestors: 0 for a session, 1 for its fork, and so on."""
+    return 0 if point is None else len(point.seen)
 
 
 class Ledger:

@@ -72,7 +72,7 @@ def num_seen(changes: ChangeSet, marks: Sequence[EditSource], depth: int = 0) ->
     depth
         Which of these ancestors has the edits. The marks of others say nothing about the order of its sources.
     """
-    return max((changes.sources.find(mark) + 1 for mark in marks[depth : depth + 1]), default=0)
+    return changes.sources.find(marks[depth]) + 1 if depth < len(marks) else 0
 
 
 def seen_of_ancestors(marks: Sequence[EditSource]) -> dict[str, int]:

@@ -66,7 +66,7 @@ class SharedReports(HomeReports):
     def __init__(
         self, workspace: Workspace, ledger: Ledger, origin_id: SnapshotId, *, lamport: int | None = None
     ) -> None:
-        super().__init__(workspace, ledger, None, origin_id)
+        super().__init__(workspace, ledger)
         self.coordinator = os.urandom(8).hex()
         origin = ForkOrigin(token=ledger.token, fork_id=None)
         point = ForkPoint(origin_id=origin_id, origin=origin, seen=(), lamport=lamport or 0)
