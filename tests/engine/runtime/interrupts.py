@@ -222,13 +222,12 @@ def of_sessions() -> int:
         with suppress(KeyError), session.all_or_nothing():
             raise KeyError
 
-    later: dict[int, str] = {}
+    later: list[ic.Session] = []  # not its id, which another session may get
 
     def require_later_edits(session: ic.Session) -> None:
         """What an interrupt leaves behind takes nothing back when it is collected."""
-        if id(session) not in later:
-            later.clear()
-            later[id(session)] = "/later"
+        if not any(session is known for known in later):
+            later[:] = [session]
             workspace_of(session).set_metadata("/later", GROUP)
         assert workspace_of(session).get_node("/later") is not None
 
