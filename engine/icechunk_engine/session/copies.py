@@ -58,7 +58,10 @@ class Copies:
     def unpacked(cls, carried: CarriedSession) -> Copies:
         """Unpack a session that arrived in this process. Does no I/O."""
         point = carried.fork_point
-        ledger = None if point is None else Ledger(carried.context.assets.storage, token=point.origin.token)
+        if point is None:
+            return cls(carried.unpack())
+        may_open = carried.reporting is Reporting.edits
+        ledger = Ledger(carried.context.assets.storage, token=point.origin.token, may_open=may_open)
         return cls(carried.unpack(), point, carried.reporting, ledger)
 
     @classmethod

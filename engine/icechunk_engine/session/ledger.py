@@ -101,6 +101,9 @@ class Ledger:
         The branch that the session will commit to, for the record.
     token
         The token of the session that a copy came from; a new one by default.
+    may_open
+        False for the copy of a fork: only the session's own process may open the journal, or a copy could open it
+        again after the commit.
 
     Attributes
     ----------
@@ -112,12 +115,15 @@ class Ledger:
         True while the session ends. It then sends no copies: nobody would collect their reports.
     """
 
-    def __init__(self, storage: Storage, branch: str | None = None, token: str | None = None) -> None:
+    def __init__(
+        self, storage: Storage, branch: str | None = None, token: str | None = None, *, may_open: bool = True
+    ) -> None:
         self.token = token or encode_base32(os.urandom(12))
         self.journal = Journal(storage, self.token)
         self.has_copies = token is not None
         self._branch = branch
-        self.is_open = token is not None
+        self.is_open = token is not None and may_open
+        self._may_open = may_open
         self.is_ending = False
         self._created_at = datetime.now(UTC)
 
@@ -127,17 +133,29 @@ class Ledger:
         Raises
         ------
         SessionStateError
-            ``concurrency``: the session ends.
+            ``concurrency``: the session ends. ``not-allowed``: a copy cannot open the journal, and it is closed.
         """
         # The order matters: an ending that begins in between sees has_copies, or is seen here.
         self.has_copies = True
         self.require_going_on("sent to other processes")
+        if not self.is_open and not self._may_open:
+            self._require_open_elsewhere()
         if not self.is_open:
             self.journal.open(self.record(origin_id))
             self.is_open = True
             if self.is_ending:
                 self.close()
             self.require_going_on("sent to other processes")
+
+    def _require_open_elsewhere(self) -> None:
+        if not self.journal.is_open():
+            raise SessionStateError(
+                "the store of this fork cannot be sent on, because its session takes no reports: it has ended, or "
+                "only forks of it were sent. Send fork.fork() to your tasks, return it and merge it with "
+                "fork.merge(...). Or send session.store from the process of the session",
+                ErrorKind.NOT_ALLOWED,
+            )
+        self.is_open = True
 
     def require_going_on(self, what: str) -> None:
         """Raise SessionStateError (``concurrency``) if a thread is ending the session; it then cannot be ``what``."""

@@ -329,6 +329,20 @@ def test_nested_copies(repo: Repository, session: ic.Session) -> None:
     assert values(repo.readonly_session("main").store) == [1, 1, 2, 2, 3, 3, 0, 0]
 
 
+def test_the_store_of_a_fork_is_not_sent_on(repo: Repository, session: ic.Session) -> None:
+    """Nobody would collect what is written through it. It is refused before anything is written."""
+    worker = sent(session.fork())
+    for fork in (worker, worker.fork()):
+        with pytest.raises(ic.SessionStateError, match=r"cannot be sent on.*fork\.fork\(\)"):
+            pickle.dumps(fork.store)
+    inner = sent(worker.fork())
+    opened(inner.store)[:2] = 1
+    worker.merge(sent(inner))
+    session.merge(sent(worker))
+    session.commit("nested")
+    assert values(repo.readonly_session("main").store)[:2] == [1, 1]
+
+
 def test_reports_and_returned_copies_are_the_same_edits(session: ic.Session) -> None:
     copy = sent(session.store)
     opened(copy)[:2] = 1
