@@ -16,6 +16,7 @@ a move changes a copy of the state that replaces the original in one step.
 from __future__ import annotations
 
 import uuid
+import warnings
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -86,12 +87,14 @@ class Workspace(SnapshotView):
         self._epoch = 0
         self._source: EditSource | None = None  # of edits that are made now, if one was made
         self._names_tasks = self._is_copy and permissions.is_fork
+        self._is_inherited = False
         if not permissions.read_only:
             forget_in_child(self)
 
     def forget(self) -> None:
         """Become a copy. Called in a forked child: its edits must not have the same sources as its parent's."""
         self._is_copy = True
+        self._is_inherited = not self.permissions.is_fork
         self._source = None
 
     @property
@@ -178,6 +181,8 @@ class Workspace(SnapshotView):
 
     def _advance_token(self) -> None:
         if self._is_copy:
+            if self._is_inherited:
+                _warn_of_inheritance()
             self._lineage, self._is_copy = _new_lineage(self.permissions), False
             self._source = None
         self._revision += 1
@@ -506,6 +511,16 @@ def _set_many(edits: ChunkEdits, source: int, *, refs: ChunkRefs) -> None:
 def _new_lineage(permissions: Permissions) -> str:
     """Return a new random lineage. A session that never takes edits has none, so equal ones have equal pickles."""
     return "" if permissions.read_only else uuid.uuid4().hex
+
+
+def _warn_of_inheritance() -> None:
+    warnings.warn(
+        "this process inherited a writable session from its parent by os.fork, and now edits it. The parent will not "
+        "see these edits: commit them in this process. To bring them to the parent, pass session.store to this "
+        "process as an argument",
+        UserWarning,
+        stacklevel=2,
+    )
 
 
 def _require_regular(node: Node) -> None:

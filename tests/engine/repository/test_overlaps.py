@@ -296,3 +296,29 @@ def test_children_of_os_fork_edit_one_fork(tmp_path: Path) -> None:
         [sys.executable, "-W", "ignore", "-c", _FORKED, str(tmp_path)], capture_output=True, text=True, timeout=60
     )
     assert done.stdout.split("\n")[0] == "[True, True, True]", done.stderr
+
+
+_INHERITED = """
+import os, sys, warnings
+import icechunk_engine as ic
+warnings.simplefilter("error")
+session = ic.Repository.open(ic.local_filesystem_storage(sys.argv[1])).writable_session("main")
+if os.fork() == 0:
+    try:
+        session._workspace.set_chunk("/a", (1,), bytes(16))
+    except UserWarning as warning:
+        os._exit(7 if "session.store" in str(warning) else 8)
+    os._exit(9)
+print(os.waitstatus_to_exitcode(os.wait()[1]), session.has_uncommitted_changes)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_a_child_that_edits_the_session_of_its_parent_is_warned(tmp_path: Path) -> None:
+    with Repository.create(ic.local_filesystem_storage(str(tmp_path))).transaction("main", message="start") as store:
+        zarr.create_array(store, name="a", shape=(8,), chunks=(2,), dtype="int64", compressors=None)
+    command = [sys.executable, "-c", _INHERITED, str(tmp_path)]
+    found = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    )
+    assert found.stdout.split() == ["7", "False"], found.stderr
