@@ -27,7 +27,7 @@ def choose_examples() -> None:
     is_ci = bool(os.environ.get("CI"))
     settings.register_profile(
         "icechunk",
-        max_examples=by_profile(quick=40 if is_ci else 25, thorough=1000),
+        max_examples=by_profile(quick=25, thorough=1000),
         derandomize=is_ci,
         deadline=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
