@@ -14,14 +14,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
+from numpy.typing import NDArray
 
-from icechunk_engine.columns.chunk_refs import DELETED, ChunkRef
+from icechunk_engine.columns.chunk_refs import DELETED, ChunkRef, ChunkRefs
 from icechunk_engine.format.nodes import Node
 from icechunk_engine.ids import NodeId
 from icechunk_engine.journal.change_entries import add_changes
 from icechunk_engine.keys import ChunkIndex
-from icechunk_engine.transaction.change_set import ChangeSet
+from icechunk_engine.transaction.change_set import ChangeSet, ChunkEdits
 from icechunk_engine.workspace.exchange import Edit
+
+_ANY_REF = ChunkRef(kind=DELETED)
 
 
 class SeenEdits:
@@ -36,7 +39,8 @@ class SeenEdits:
     def __init__(self) -> None:
         self.unseen: set[tuple[str, int]] = set()
         self._others = ChangeSet()
-        self._read: dict[tuple[NodeId, ChunkIndex | None], int] = {}
+        self._read_documents: dict[NodeId, int] = {}  # each with the source that it was read from
+        self._read_chunks: dict[NodeId, ChunkEdits] = {}  # only their indices and sources matter
 
     def bring_in(self, changes: ChangeSet, waiting: Iterable[ChangeSet]) -> None:
         """Note edits of others that the copy has from now on.
@@ -57,14 +61,15 @@ class SeenEdits:
         if edits:
             _, refs, sources = edits.overlap(np.array([index], np.uint32).reshape(1, -1))
             if len(refs) and (refs.kinds[0] == DELETED if ref is None else refs.row(0) == ref):
-                self._read[node_id, index] = int(sources[0])
+                read = self._read_chunks.setdefault(node_id, ChunkEdits(len(index)))
+                read.set(index, _ANY_REF, int(sources[0]))
 
     def note_document_read(self, node: Node) -> None:
         """Note that the copy has read the document of a node."""
         number = self._others.node_sources.get(node.node_id)
         theirs = self._others.updated_nodes.get(node.node_id) or self._others.new_nodes.get(node.path)
         if number is not None and theirs is not None and theirs.user_data == node.user_data:
-            self._read[node.node_id, None] = number
+            self._read_documents[node.node_id] = number
 
     def note_edit(self, edit: Edit) -> None:
         """Note an edit of the copy. Nodes that it deletes count as read."""
@@ -76,15 +81,25 @@ class SeenEdits:
     def _check(self, touched: ChangeSet) -> None:
         others = self._others
         for node_id in touched.updated_nodes:
-            self._require_read(node_id, None, others.node_sources.get(node_id))
+            number = others.node_sources.get(node_id)
+            if number is not None and self._read_documents.get(node_id) != number:
+                self._add_unseen(number)
         for node_id, edits in touched.chunks.items():
             theirs = others.chunks.get(node_id)
             if theirs:
                 _, refs, sources = theirs.overlap(edits.collapse().indices)
-                for index, number in zip(map(tuple, refs.indices.tolist()), sources.tolist(), strict=True):
-                    self._require_read(node_id, index, number)
+                for number in np.unique(sources[self._read_from(node_id, refs) != sources]).tolist():
+                    self._add_unseen(number)
 
-    def _require_read(self, node_id: NodeId, index: ChunkIndex | None, number: int | None) -> None:
-        if number is not None and self._read.get((node_id, index)) != number:
-            source = self._others.sources.entries[number]
-            self.unseen.add((source.writer, source.epoch))
+    def _read_from(self, node_id: NodeId, refs: ChunkRefs) -> NDArray[np.int32]:
+        """Return the source that each chunk was read from, -1 if it was not read."""
+        found = np.full(len(refs), -1, np.int32)
+        read = self._read_chunks.get(node_id)
+        if read:
+            positions, _, sources = read.overlap(refs.indices)
+            found[positions] = sources
+        return found
+
+    def _add_unseen(self, number: int) -> None:
+        source = self._others.sources.entries[number]
+        self.unseen.add((source.writer, source.epoch))

@@ -23,13 +23,13 @@ _PAIRS_AT_A_TIME = 8
 def require_equal_chunks(storage: Storage, doubts: Iterable[Doubts]) -> None:
     """Raise the conflict of the first pair of chunks with different bytes. Makes two requests a pair."""
     for doubt in doubts:
-        pairs = zip(doubt.first_ids, doubt.second_ids, doubt.conflicts, strict=True)
-        for batch in batched(pairs, _PAIRS_AT_A_TIME):
-            keys = [layout.chunk_key(ChunkId(one.tobytes())) for *ids, _ in batch for one in ids]
+        for batch in batched(range(len(doubt.first_ids)), _PAIRS_AT_A_TIME):
+            ids = [column[pair] for pair in batch for column in (doubt.first_ids, doubt.second_ids)]
+            keys = [layout.chunk_key(ChunkId(one.tobytes())) for one in ids]
             contents = map_requests(storage, partial(_read, storage), keys)
             for pair, first, second in zip(batch, contents[::2], contents[1::2], strict=True):
                 if first is None or first != second:
-                    raise pair[2]
+                    raise doubt.conflict(pair)
 
 
 def _read(storage: Storage, key: str) -> bytes | None:

@@ -24,14 +24,15 @@ The merge relies on the common start. In unrelated sessions, one path can be two
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from icechunk_engine.columns.chunk_refs import DELETED, INLINE, NATIVE, VIRTUAL, ChunkRefs, concat
+from icechunk_engine.columns.chunk_refs import DELETED, NATIVE, ChunkRefs, concat
+from icechunk_engine.columns.equal_refs import equal_rows
 from icechunk_engine.columns.sorted_parts import SortedParts
 from icechunk_engine.columns.tables import I64, U8, lex_order, rows_differ
 from icechunk_engine.errors import ErrorKind, InvalidInputError, SessionStateError
@@ -97,13 +98,13 @@ class Doubts(NamedTuple):
     ----------
     first_ids, second_ids
         ``uint8 (k, 12)``: ids of the chunks.
-    conflicts
-        For each pair, the error to raise if the bytes differ.
+    conflict
+        Returns the error to raise if the bytes of a pair, given by its row, differ.
     """
 
     first_ids: U8
     second_ids: U8
-    conflicts: Sequence[SessionStateError]
+    conflict: Callable[[int], SessionStateError]
 
 
 def require_on_overlap(value: object) -> None:
@@ -446,16 +447,20 @@ class _Merge:
         if not len(rows):
             return
         old, new, old_sources, new_sources = old.take(rows), new.take(rows), old_sources[rows], new_sources[rows]
-        is_equal, is_doubtful = _compare(old, new)
+        is_equal = equal_rows(old, new)
+        # Stored chunks of one length may hold equal bytes.
+        is_doubtful = ~is_equal & (old.kinds == NATIVE) & (new.kinds == NATIVE) & (old.lengths == new.lengths)
         bad = np.flatnonzero(~(is_equal | is_doubtful))
         if len(bad):
             raise self._overlap(array, new, bad, old_sources, new_sources)
         rows = np.flatnonzero(is_doubtful)
         if len(rows):
-            conflicts = [
-                self._overlap(array, new, rows[i : i + 1], old_sources, new_sources) for i in range(len(rows))
-            ]
-            self.doubts.append(Doubts(old.chunk_ids[rows], new.chunk_ids[rows], conflicts))
+            doubtful, old_sources, new_sources = new.take(rows), old_sources[rows], new_sources[rows]
+
+            def conflict(pair: int) -> SessionStateError:
+                return self._overlap(array, doubtful, np.array([pair]), old_sources, new_sources)
+
+            self.doubts.append(Doubts(old.chunk_ids[rows], doubtful.chunk_ids, conflict))
 
     def _overlap(
         self, array: Node, refs: ChunkRefs, rows: I64, old_sources: SourceNumbers, new_sources: SourceNumbers
@@ -490,18 +495,6 @@ def _joined(parts: Sequence[_Part]) -> Iterator[_Part]:
             small = []
     if small:
         yield _join(small)
-
-
-def _compare(old: ChunkRefs, new: ChunkRefs) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return which references name the same bytes, and which may do so: stored chunks of equal length."""
-    same_kind = (old.kinds == new.kinds) & (old.lengths == new.lengths)
-    equal = same_kind & (new.kinds == DELETED)
-    native = same_kind & (new.kinds == NATIVE)
-    same_object = native & (old.chunk_ids == new.chunk_ids).all(axis=1) & (old.offsets == new.offsets)
-    equal |= same_object
-    for row in np.flatnonzero(same_kind & ((new.kinds == INLINE) | (new.kinds == VIRTUAL))).tolist():
-        equal[row] = old.row(row) == new.row(row)
-    return equal, native & ~same_object
 
 
 def _shape_of(array: Node) -> object:
