@@ -97,6 +97,18 @@ class Workspace(SnapshotView):
         self._is_inherited = not self.permissions.is_fork
         self._source = None
 
+    def _warn_if_inherited(self) -> None:
+        """Warn a child of os.fork before its first edit. Not under the lock: the user may handle warnings."""
+        if self._is_inherited:
+            warnings.warn(
+                "this process inherited a writable session from its parent by os.fork, and now edits it. The parent "
+                "will not see these edits: commit them in this process. To bring them to the parent, pass "
+                "session.store to this process as an argument",
+                UserWarning,
+                stacklevel=3,
+            )
+            self._is_inherited = False
+
     @property
     def read_only(self) -> bool:
         """True if nothing can be edited, or no longer."""
@@ -118,6 +130,7 @@ class Workspace(SnapshotView):
         # Not a context manager made from a generator: an interrupt on entry or exit would leave the lock taken.
         require = require or self.permissions.require_writable
         require()
+        self._warn_if_inherited()
         while True:
             state = self.loaded_state()
             with self.lock:
@@ -181,8 +194,6 @@ class Workspace(SnapshotView):
 
     def _advance_token(self) -> None:
         if self._is_copy:
-            if self._is_inherited:
-                _warn_of_inheritance()
             self._lineage, self._is_copy = _new_lineage(self.permissions), False
             self._source = None
         self._revision += 1
@@ -351,6 +362,7 @@ class Workspace(SnapshotView):
         self, path: str, require: Callable[[ArrayReader], None], edit: Callable[[ChunkEdits, int], None]
     ) -> None:
         """Edit the chunks of an array under the lock. ``require`` raises if the array does not allow the edit."""
+        self._warn_if_inherited()
         while True:
             reader = self.state.readers.get(path)
             if reader is None:
@@ -463,6 +475,7 @@ class Workspace(SnapshotView):
         """Replace references of an array by what ``rearranged`` makes of all of them, as one edit."""
         path = paths.normalize(array_path)
         self.permissions.require_writable()
+        self._warn_if_inherited()
         for _ in range(_MAX_REARRANGE_ATTEMPTS):
             reader = self.require_array_reader(path)
             _require_regular(reader.node)
@@ -511,16 +524,6 @@ def _set_many(edits: ChunkEdits, source: int, *, refs: ChunkRefs) -> None:
 def _new_lineage(permissions: Permissions) -> str:
     """Return a new random lineage. A session that never takes edits has none, so equal ones have equal pickles."""
     return "" if permissions.read_only else uuid.uuid4().hex
-
-
-def _warn_of_inheritance() -> None:
-    warnings.warn(
-        "this process inherited a writable session from its parent by os.fork, and now edits it. The parent will not "
-        "see these edits: commit them in this process. To bring them to the parent, pass session.store to this "
-        "process as an argument",
-        UserWarning,
-        stacklevel=2,
-    )
 
 
 def _require_regular(node: Node) -> None:

@@ -26,7 +26,9 @@ from icechunk_engine import (
 from icechunk_engine.storage import LocalStorage
 from icechunk_engine.storage.local import disk_sync, durability, flush_domain
 
-pytestmark = pytest.mark.skipif(not disk_sync.SYNCFS_REPORTS_ERRORS, reason="needs syncfs")
+pytestmark = pytest.mark.skipif(
+    not disk_sync.SYNCFS_REPORTS_ERRORS, reason="before Linux 5.8, syncfs reports no errors"
+)
 
 WORKER = """
 import os, pickle, sys, zarr

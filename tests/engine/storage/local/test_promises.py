@@ -18,7 +18,9 @@ from icechunk_engine.storage.local import disk_sync, durability, flush_domain
 
 from .support import failing, failing_for, run
 
-pytestmark = pytest.mark.skipif(not disk_sync.SYNCFS_REPORTS_ERRORS, reason="needs syncfs")
+pytestmark = pytest.mark.skipif(
+    not disk_sync.SYNCFS_REPORTS_ERRORS, reason="before Linux 5.8, syncfs reports no errors"
+)
 
 WRITE = """
 import sys
@@ -74,7 +76,7 @@ def test_another_process_leaves_the_flush(tmp_path: Path) -> None:
     storage = LocalStorage(tmp_path / "root")
     promise = promised(storage)
     if flush_domain.flush_domain(storage.root) is None or disk_sync.kind_of_file_system(str(tmp_path)) != 0xEF53:
-        pytest.skip("not on ext4")
+        pytest.skip("only ext4 is known to report errors to another process")
     assert run(WRITE, storage.root, promise, "chunks/A") == "True\n"
     assert not storage.leaves_flush_to(promise)  # nobody else does it for this process
     keep(storage, promise, "chunks/A")
